@@ -1,0 +1,26 @@
+# `make demo` and `make test` do all set-up in .venv on a machine with Python 3.11, git and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: demo test lint
+
+# Remade only when what is to be installed has changed.
+$(READY): requirements.txt requirements-dev.txt setup.py
+	@echo "Setting up $(VENV): PyTorch is large, the first time takes a few minutes."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --progress-bar on -r requirements-dev.txt -e .
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/ipython scripts/demo.py
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy

@@ -1,0 +1,1 @@
+"""Training k-space cascades, and training the banding out of them."""

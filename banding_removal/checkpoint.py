@@ -1,0 +1,160 @@
+"""Checkpoints: written whole or not at all, read as data and never as code."""
+
+import contextlib
+import io
+import os
+import pickle
+import re
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+FORMAT = 1
+FOLDER = "checkpoints"
+_NAME = re.compile(r"epoch(\d+)\.pt")
+
+
+class CheckpointError(Exception):
+    """A checkpoint that is missing, damaged, or made for another model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """State of a run after `epoch` epochs; plain data and tensors throughout."""
+
+    epoch: int
+    step: int
+    predictor: dict[str, Any]
+    optimizer: dict[str, Any]
+    rng: dict[str, Any]
+    history: list[dict[str, Any]]
+    settings: dict[str, Any]
+
+
+def random_state() -> dict[str, Any]:
+    """State of torch's generators. Nothing else draws from a global generator."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Set torch's generators; those of GPUs only if their number is the same."""
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write a file so that it is there in full or, after any failure, unchanged.
+
+    Raises:
+        OSError: as the system says (disk full, no permission); nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write <run>/checkpoints/epochNNN.pt, then remove all but the newest `keep` (0: none).
+
+    Raises:
+        CheckpointError: it could not be written; earlier checkpoints are intact.
+    """
+    folder = run_folder / FOLDER
+    path = folder / f"epoch{checkpoint.epoch:03d}.pt"
+    # Through memory: torch's own file writer turns a full disk into an unspecific RuntimeError.
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **vars(checkpoint)}, buffer)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, buffer.getvalue())
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {path}: {error}. Earlier checkpoints are intact; make room and resume."
+        ) from error
+    if keep:
+        for old in list_checkpoints(run_folder)[:-keep]:
+            old.unlink()
+    return path
+
+
+def list_checkpoints(run_folder: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first."""
+    found = [
+        (int(m[1]), p) for p in run_folder.glob(f"{FOLDER}/*.pt") if (m := _NAME.fullmatch(p.name))
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path names: the file itself, or the newest one of a run's folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if path.is_file():
+        return path
+    found = list_checkpoints(path)
+    if not found:
+        state = f"holds no {FOLDER}/epochNNN.pt" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"no checkpoint: {path} {state}")
+    return found[-1]
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint, on the CPU. Tensors and plain data only: nothing in it is executed.
+
+    Raises:
+        CheckpointError: damaged, not a checkpoint of this project, or holding Python objects.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is refused: it is damaged, or holds Python objects, which could run code"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+    names = set(Checkpoint.__dataclass_fields__)
+    if (
+        not isinstance(content, dict)
+        or content.pop("format", None) != FORMAT
+        or set(content) != names
+    ):
+        raise CheckpointError(f"{path} is not a checkpoint of this version of the project")
+    return Checkpoint(**content)
+
+
+def load_weights(model: nn.Module, weights: dict[str, Any], path: Path) -> None:
+    """Load a state dict, all of it.
+
+    Raises:
+        CheckpointError: keys or shapes differ; they are listed.
+    """
+    own = model.state_dict()
+    problems = [f"  {key}: only in the model" for key in own if key not in weights]
+    problems += [f"  {key}: only in the checkpoint" for key in weights if key not in own]
+    problems += [
+        f"  {key}: {tuple(weights[key].shape)} in the checkpoint, "
+        f"{tuple(own[key].shape)} in the model"
+        for key in own
+        if key in weights and weights[key].shape != own[key].shape
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{path} does not fit the model (check cascades, chans, pools, sens_chans); "
+            f"{len(problems)} difference(s):\n" + "\n".join(problems)
+        )
+    model.load_state_dict(weights)

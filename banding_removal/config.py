@@ -1,0 +1,190 @@
+"""Settings of a run, and how the command line overrides them."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from data.filters import VolumeFilter
+from data.masks import MaskKind, MaskSampler
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class ConfigError(Exception):
+    """A setting that cannot be: unknown, of the wrong type, or out of range."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything a run can be told. The defaults are the paper's pretraining (section 5)."""
+
+    # --- run ---
+    name: str = "pretrain"  # the run's folder under `logs`; a number is added when it is taken
+    logs: Path = REPOSITORY / "logs"
+    resume: Path | None = None  # go on with everything: a run's folder or one of its checkpoints
+    restart: Path | None = None  # new run from the weights only of such a folder or checkpoint
+    seed: int = 0
+    device: str = "auto"  # auto: the GPU if there is one; or cpu, cuda, cuda:1, ...
+
+    # --- data ---
+    data_path: Path = Path("/path/to/fastmri/knee")  # holds <challenge>_train and <challenge>_val
+    challenge: Literal["multicoil", "singlecoil"] = "multicoil"
+    train_filter: VolumeFilter = field(
+        default_factory=lambda: VolumeFilter(magnet=1.5, width=(None, 740), square_target=True)
+    )
+    val_filter: VolumeFilter = field(
+        default_factory=lambda: VolumeFilter(magnet=1.5, square_target=True)
+    )
+    train_slices: tuple[int | None, int | None] = (None, None)  # of each volume, [first, stop)
+    val_slices: tuple[int | None, int | None] = (None, None)
+    skip_bad_volumes: bool = False  # warn of unreadable files and go on without them
+    batch_size: int = 1
+    workers: int = 4  # loading processes; 0: none beside the training process
+
+    # --- undersampling ---
+    mask: MaskKind = "magic"
+    accelerations: tuple[int, ...] = (4,)
+    acs_lines: tuple[int, ...] = (16,)  # fully sampled centre columns
+    acs_fractions: tuple[float, ...] = ()  # instead of acs_lines for the *_fraction masks
+    offsets_from_data: bool = True  # acquired columns from the zeros of k-space, not the header
+    redraw_masks: bool = True  # in training a new mask every time; validation's never change
+    rotate_probability: float = 0.5  # transpose a training slice before it is undersampled
+
+    # --- predictor ---
+    cascades: int = 12
+    chans: int = 18
+    pools: int = 4
+    sens_chans: int = 8
+    dropout: float = 0.0
+
+    # --- optimisation ---
+    epochs: int = 100
+    lr: float = 3e-4
+    lr_drop_every: int | None = 40  # epochs between drops of the learning rate; null: never
+    lr_drop_factor: float = 0.1
+    l1_weight: float = 0.01
+    clip_grad_norm: float | None = None  # largest norm of the whole gradient; null: as it is
+
+    # --- what one looks at ---
+    log_every: int = 50  # steps between lines of metrics.jsonl
+    keep_checkpoints: int = 3  # newest ones kept; 0: all
+    grid_slices: int = 8  # validation slices in the picture grid
+    grid_every: int = 1  # epochs between grids
+    grid_zero_filled: bool = False  # add a column with the zero-filled input
+    grid_window: float | None = 0.25  # add columns windowed to this part of the range; null: none
+
+    def __post_init__(self) -> None:
+        positive = ("batch_size", "cascades", "epochs", "lr", "log_every", "grid_every")
+        for name in (*positive, "lr_drop_every", "clip_grad_norm", "grid_window"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} must be positive, got {value}")
+        for name in ("workers", "keep_checkpoints", "grid_slices", "l1_weight"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("rotate_probability", "dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is a probability, got {getattr(self, name)}")
+        if self.resume and self.restart:
+            raise ConfigError(
+                "resume goes on with a run, restart begins a new one: set one of them"
+            )
+        if not self.name or Path(self.name).name != self.name or self.name == "run":
+            raise ConfigError(
+                f"name must be a plain folder name other than 'run', got {self.name!r}"
+            )
+        try:
+            self.mask_sampler()
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def mask_sampler(self) -> MaskSampler:
+        """The sampler that the undersampling settings describe."""
+        fraction = self.mask.endswith("_fraction")
+        acs = self.acs_fractions if fraction else self.acs_lines
+        return MaskSampler(kind=self.mask, accelerations=self.accelerations, acs=acs)
+
+
+SettingsT = TypeVar("SettingsT")
+
+
+def from_words(defaults: SettingsT, words: Sequence[str]) -> SettingsT:
+    """`defaults` (a dataclass instance) with `key=value` words merged in and types checked.
+
+    Words rather than --flags, which IPython takes for itself. Values are YAML: `lr=1e-4`,
+    `accelerations=[4,8]`, `resume=null`, `train_filter.magnet=3`.
+
+    Raises:
+        ConfigError: a word without `=`, an unknown key, a value of the wrong type or out of range.
+            The message lists the valid keys.
+    """
+    lost = [word for word in words if "=" not in word or word.startswith("-")]
+    if lost:
+        raise ConfigError(f"expected key=value, got {' '.join(lost)}\n{_valid_keys(defaults)}")
+    try:
+        merged = OmegaConf.merge(
+            OmegaConf.structured(defaults), OmegaConf.from_dotlist(list(words))
+        )
+        settings = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        key = f" ({error.full_key})" if error.full_key else ""
+        message = str(error.msg or error).splitlines()[0]
+        raise ConfigError(f"{message}{key}\n{_valid_keys(defaults)}") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if not isinstance(settings, type(defaults)):
+        raise TypeError(f"expected {type(defaults).__name__}, got {type(settings).__name__}")
+    return _expand_paths(settings)
+
+
+def _expand_paths(settings: SettingsT) -> SettingsT:
+    """Home folders written as ~ in full; the shell leaves them alone behind `key=`."""
+    fields = {k: v.expanduser() for k, v in vars(settings).items() if isinstance(v, Path)}
+    return dataclasses.replace(settings, **fields)  # type: ignore[type-var]
+
+
+def _valid_keys(defaults: Any) -> str:
+    return "Valid keys:\n" + "\n".join(f"  {line}" for line in describe(defaults))
+
+
+def describe(settings: Any, prefix: str = "") -> list[str]:
+    """One line `key: type = value` for every setting, nested ones with their full key."""
+    lines = []
+    hints = get_type_hints(type(settings))
+    for item in dataclasses.fields(settings):
+        value = getattr(settings, item.name)
+        if dataclasses.is_dataclass(value):
+            lines += describe(value, f"{prefix}{item.name}.")
+        else:
+            lines.append(f"{prefix}{item.name}: {_type_name(hints[item.name])} = {value}")
+    return lines
+
+
+def _type_name(hint: Any) -> str:
+    # A plain class prints as <class 'int'>; tuple[int, ...] and unions print as they are written.
+    text = hint.__name__ if type(hint) is type else str(hint)
+    return text.replace("typing.", "").replace("pathlib.", "")
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """The settings as nested dictionaries of numbers, strings and lists, safe to save."""
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: convert(item) for key, item in value.items()}
+        if isinstance(value, tuple | list):
+            return [convert(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return convert(dataclasses.asdict(settings))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`key: old -> new` for every key whose plain values differ."""
+    keys = sorted({*old, *new})
+    return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k)]

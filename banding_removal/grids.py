@@ -1,0 +1,205 @@
+"""Picture grids: fixed validation slices, one a row, and the raw input of one example."""
+
+import io
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from banding_removal.checkpoint import atomic_write
+from banding_removal.validation import DisplaySlice
+from data.dataset import Batch
+from data.operators import center_crop, rss, to_image
+
+GAP = 6  # pixels between pictures
+TEXT = 13  # font size
+LINE = 17  # height of a line of text
+SMALLEST = 240  # pictures are enlarged by a whole factor to at least this many pixels
+BACKGROUND, INK = 255, 0
+Pixels = NDArray[np.uint8]
+
+
+def write_grid(
+    path: Path,
+    slices: Sequence[DisplaySlice],
+    *,
+    header: Sequence[str],
+    zero_filled: bool,
+    window: float | None,
+) -> None:
+    """Write a grid: target | reconstruction | error for each slice, its figures below.
+
+    All pictures of a row are scaled by the target's minimum and maximum; the error is
+    0.5 + 4 |difference| / (maximum - minimum), so that middle grey is none.
+
+    Args:
+        path: of the PNG; written whole or not at all.
+        slices: what to show.
+        header: lines above the pictures; long ones are wrapped.
+        zero_filled: add the zero-filled input after the target.
+        window: if given, add target and reconstruction with white at this part of the range,
+            where streaks in low-signal regions show.
+    """
+    rows = []
+    for item in slices:
+        low, high = float(item.target.min()), float(item.target.max())
+        scale = high - low if high > low else 1.0
+        error = 0.5 + 4 * (item.reconstruction - item.target).abs() / scale
+        pictures = {"target": _grey(item.target, low, scale)}
+        if zero_filled:
+            pictures["zero-filled"] = _grey(item.zero_filled, low, scale)
+        pictures["reconstruction"] = _grey(item.reconstruction, low, scale)
+        pictures["error x 4"] = _grey(error, 0, 1)
+        if window is not None:
+            part = f"(white at {window:.0%})"
+            pictures[f"target {part}"] = _grey(item.target, low, scale * window)
+            pictures[f"reconstruction {part}"] = _grey(item.reconstruction, low, scale * window)
+        q = item.quality
+        caption = (
+            f"{item.name} slice {item.slice_index} {item.acquisition}   "
+            f"NMSE {_number(q.nmse, '.4f')}   SSIM {q.ssim:.4f}   MSE {q.mse:.3g}"
+        )
+        rows.append((pictures, caption))
+    _save(path, _page(rows, header))
+
+
+def write_raw_grid(path: Path, batch: Batch) -> None:
+    """Write what one example looks like before the network: k-space, mask, images, coils.
+
+    The first row is log |k-space| of the first coil as measured, the zero-filled RSS and the
+    target (where there is one); the following rows are the magnitudes of the coil images.
+    """
+    kspace, target = batch.masked_kspace[0].cpu(), batch.target
+    coil_images = to_image(kspace)
+    zero_filled = rss(coil_images)[0]
+    first = {
+        "log |masked k-space|, coil 0": _fit(_log_magnitude(kspace[0])),
+        "zero-filled RSS": _fit(zero_filled),
+    }
+    if target is not None:
+        size = (
+            min(target.shape[-2], zero_filled.shape[-2]),
+            min(target.shape[-1], zero_filled.shape[-1]),
+        )
+        first["zero-filled RSS, cropped"] = _fit(center_crop(zero_filled, size))
+        first["target"] = _fit(target[0, 0].cpu())
+    measured = int(batch.mask[0].sum())
+    width = batch.mask.shape[-1]
+    caption = (
+        f"{batch.describe()}: {measured} of {width} phase-encode columns measured "
+        f"(1 in {width / max(measured, 1):.2f}), {int(batch.acs_lines[0])} of them the centre"
+    )
+    rows = [(first, caption)]
+    magnitudes = [_fit(image) for image in coil_images.abs()]
+    for start in range(0, len(magnitudes), 4):
+        group = magnitudes[start : start + 4]
+        rows.append(({f"coil {start + i}": image for i, image in enumerate(group)}, ""))
+    _save(path, _page(rows, ["Raw input of one training example: H is readout, W phase encode."]))
+
+
+def _grey(image: Tensor, low: float, scale: float) -> Pixels:
+    scaled = ((image - low) / scale).clamp(0, 1)
+    return (255 * scaled).round().to(torch.uint8).numpy()
+
+
+def _fit(image: Tensor) -> Pixels:
+    """Grey values from the image's own minimum to its 99.8th percentile."""
+    low = float(image.min())
+    high = float(np.percentile(image.numpy(), 99.8))
+    return _grey(image, low, high - low if high > low else 1.0)
+
+
+def _log_magnitude(kspace: Tensor) -> Tensor:
+    """log10 |k| over five decades below the largest value; what was not measured is darkest."""
+    magnitude = kspace.abs()
+    peak = float(magnitude.max())
+    floor = peak * 1e-5 if peak > 0 else 1.0
+    return magnitude.clamp(min=floor).log10()
+
+
+def _number(value: float, form: str) -> str:
+    return "n/a" if math.isnan(value) else format(value, form)
+
+
+def _page(rows: Sequence[tuple[dict[str, Pixels], str]], header: Sequence[str]) -> Image.Image:
+    """Lay out titled pictures in rows with a caption below each and a header on top.
+
+    Every picture is enlarged by a whole factor, so that no pixel is smoothed; texts are wrapped
+    to the width there is, and rows are as high as their texts need.
+    """
+    font = ImageFont.truetype(f"{mpl.get_data_path()}/fonts/ttf/DejaVuSans.ttf", TEXT)
+    laid_out, width = [], 480
+    for pictures, caption in rows:
+        shown = {title: _enlarge(picture) for title, picture in pictures.items()}
+        # A column is never narrower than its title.
+        columns = [max(p.shape[1], _text_width(font, t)) for t, p in shown.items()]
+        laid_out.append((shown, columns, caption))
+        width = max(width, sum(columns) + GAP * (len(columns) + 1))
+
+    canvas_parts: list[tuple[int, int, str | Pixels]] = []
+    y = GAP
+    for line in header:
+        for piece in _wrap(font, line, width - 2 * GAP):
+            canvas_parts.append((GAP, y, piece))
+            y += LINE
+    y += GAP
+    titles: list[str] = []
+    for shown, columns, caption in laid_out:
+        if list(shown) != titles:
+            titles = list(shown)
+            x = GAP
+            for title, column in zip(shown, columns, strict=True):
+                canvas_parts.append((x, y, title))
+                x += column + GAP
+            y += LINE
+        x = GAP
+        for picture, column in zip(shown.values(), columns, strict=True):
+            canvas_parts.append((x, y, picture))
+            x += column + GAP
+        y += max(picture.shape[0] for picture in shown.values()) + 2
+        for piece in _wrap(font, caption, width - 2 * GAP) if caption else []:
+            canvas_parts.append((GAP, y, piece))
+            y += LINE
+        y += GAP
+
+    page = Image.new("L", (width, y + GAP), BACKGROUND)
+    draw = ImageDraw.Draw(page)
+    for x, top, part in canvas_parts:
+        if isinstance(part, str):
+            draw.text((x, top), part, fill=INK, font=font)
+        else:
+            page.paste(Image.fromarray(part), (x, top))
+    return page
+
+
+def _enlarge(picture: Pixels) -> Pixels:
+    factor = max(1, math.ceil(SMALLEST / max(picture.shape)))
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _text_width(font: ImageFont.FreeTypeFont, text: str) -> int:
+    return math.ceil(font.getlength(text))
+
+
+def _wrap(font: ImageFont.FreeTypeFont, text: str, width: int) -> list[str]:
+    """Lines of `text` no wider than `width` pixels."""
+    characters = max(20, int(width / font.getlength("n")))
+    pieces = textwrap.wrap(text, characters) or [""]
+    while characters > 10 and any(_text_width(font, piece) > width for piece in pieces):
+        characters -= 2
+        pieces = textwrap.wrap(text, characters)
+    return pieces
+
+
+def _save(path: Path, page: Image.Image) -> None:
+    buffer = io.BytesIO()
+    page.save(buffer, format="PNG")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, buffer.getvalue())

@@ -1,0 +1,38 @@
+"""Folders of runs: each run has its own, and `logs/run` shows the newest."""
+
+import os
+import uuid
+from itertools import count
+from pathlib import Path
+
+LATEST = "run"
+
+
+def new_run_folder(logs: Path, name: str) -> Path:
+    """Make <logs>/<name>, or <name>_2, <name>_3, ... where that is taken.
+
+    Making a folder is atomic, so that two runs started together get different ones.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        folder = logs / (name if number == 1 else f"{name}_{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("unreachable")
+
+
+def show_as_latest(folder: Path) -> None:
+    """Point <logs>/run at the folder of a run, whatever it pointed at before.
+
+    Raises:
+        FileExistsError: something that is not a link is there; it is left alone.
+    """
+    link = folder.parent / LATEST
+    if link.exists() and not link.is_symlink():
+        raise FileExistsError(f"{link} is not a link to a run; move it away, so that it can be one")
+    temporary = folder.parent / f".{LATEST}-{uuid.uuid4().hex}"
+    temporary.symlink_to(folder.name, target_is_directory=True)
+    os.replace(temporary, link)

@@ -1,0 +1,78 @@
+"""What a run says: console, log.txt, metrics.jsonl and TensorBoard."""
+
+import json
+import logging
+import math
+import resource
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+log = logging.getLogger(__name__)
+
+
+class MetricsWriter:
+    """Figures of a run, one JSON object a line, and the same in TensorBoard's files."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, kind: str, *, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        """Add a line. A figure that is not finite is written as null, which JSON can hold."""
+        row = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        line = {"kind": kind, "epoch": epoch, "step": step, **row}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()  # a run that is killed keeps what it wrote
+        for key, value in values.items():
+            self._board.add_scalar(f"{kind}/{key}", value, step)
+
+    def close(self) -> None:
+        """Write everything out."""
+        self._file.close()
+        self._board.close()
+
+
+@contextmanager
+def logging_to(folder: Path) -> Iterator[None]:
+    """Send log records to console and <folder>/log.txt, which ends with how the run ended."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.INFO)
+    file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    console = logging.StreamHandler(sys.stdout)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    root.addHandler(console)
+    root.addHandler(file)
+    try:
+        with logging_redirect_tqdm(loggers=[root]):
+            yield
+        log.info("the run is complete")
+    except KeyboardInterrupt:
+        log.warning("the run was interrupted from the keyboard")
+        raise
+    except BaseException as error:
+        # Into the file in full; the console shows the exception itself.
+        root.removeHandler(console)
+        log.exception("the run ended with %s", type(error).__name__)
+        raise
+    finally:
+        root.removeHandler(console)
+        root.removeHandler(file)
+        root.setLevel(level)
+        file.close()
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory used so far, GB: of the GPU, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Kilobytes, but bytes on macOS.
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9

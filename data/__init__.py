@@ -1,0 +1,1 @@
+"""fastMRI volumes, undersampling, and the Fourier and coil operators."""

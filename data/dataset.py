@@ -1,0 +1,299 @@
+"""Slices of volumes as training examples: read, transpose or not, mask, batch.
+
+`h5 slice -> (transpose?) -> mask -> Example -> Batch`
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data.handles import HandleCache
+from data.index import Volume, VolumeError
+from data.masks import Mask, MaskSampler, seeded_by_draw, seeded_by_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """Which slice, in which epoch: the key of a `SliceDataset`."""
+
+    epoch: int
+    index: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One slice, undersampled. H is always readout, W the axis that was undersampled."""
+
+    masked_kspace: Tensor  # complex64 (coil, H, W)
+    mask: Tensor  # bool (1, 1, W)
+    acs_lines: int
+    target: Tensor | None  # float32 (1, h, w)
+    data_range: float  # largest target value of the volume; NaN without target
+    rotated: bool  # k-space and target were transposed before masking
+    name: str
+    slice_index: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Examples of one size, stacked."""
+
+    masked_kspace: Tensor  # complex64 (B, coil, H, W)
+    mask: Tensor  # bool (B, 1, 1, W)
+    acs_lines: Tensor  # int64 (B,)
+    target: Tensor | None  # float32 (B, 1, h, w)
+    data_range: Tensor  # float32 (B,)
+    rotated: Tensor  # float32 (B,), 1 where transposed: the adversary's label
+    names: tuple[str, ...]
+    slices: tuple[int, ...]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch with its tensors on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory; the data loader calls this."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Any) -> "Batch":
+        tensors = {k: function(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **tensors)
+
+    def describe(self) -> str:
+        """Where the examples come from, for messages."""
+        return ", ".join(
+            f"{name} slice {index}{' (transposed)' if rotated else ''}"
+            for name, index, rotated in zip(
+                self.names, self.slices, self.rotated.tolist(), strict=True
+            )
+        )
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Stack examples of one size.
+
+    Raises:
+        ValueError: sizes differ, or only some have a target; the files are named.
+    """
+    shapes = {
+        (tuple(e.masked_kspace.shape), None if e.target is None else tuple(e.target.shape))
+        for e in examples
+    }
+    if len(shapes) > 1:
+        files = ", ".join(f"{e.name} {tuple(e.masked_kspace.shape)}" for e in examples)
+        raise ValueError(f"a batch needs examples of one size, got {files}")
+    targets = [e.target for e in examples if e.target is not None]
+    return Batch(
+        masked_kspace=torch.stack([e.masked_kspace for e in examples]),
+        mask=torch.stack([e.mask for e in examples]),
+        acs_lines=torch.tensor([e.acs_lines for e in examples]),
+        target=torch.stack(targets) if targets else None,
+        data_range=torch.tensor([e.data_range for e in examples]),
+        rotated=torch.tensor([float(e.rotated) for e in examples]),
+        names=tuple(e.name for e in examples),
+        slices=tuple(e.slice_index for e in examples),
+    )
+
+
+class SliceDataset(Dataset[Example]):
+    """Every slice of the given volumes, keyed by `Draw(epoch, index)` or by index (epoch 0).
+
+    All draws are functions of (seed, epoch, file name, slice): the same for any number of workers
+    and processes, and after a resume. Volumes that were undersampled by the scanner bring their
+    own mask, are used with it and are never transposed.
+
+    Args:
+        volumes: from `index_folder`, filtered.
+        masks: the mask sampler.
+        seed: of the draws.
+        rotate_probability: orientation augmentation, 1/2 in training, else 0.
+        redraw_masks: new mask for each (epoch, slice); False: one per volume, by its name.
+        offsets_from_data: find the acquired columns from the zeros of the k-space, and start the
+            mask's lines at the first one (as the paper's runs did); False: take the columns from
+            the header and draw the start.
+        slice_range: slices [first, stop) of each volume, None: from its first, to its last.
+        require_target: a volume without a target is an error.
+
+    Raises:
+        VolumeError: volumes without target, or without acquired columns, where these are needed.
+        ValueError: no slice is left.
+    """
+
+    def __init__(
+        self,
+        volumes: Sequence[Volume],
+        masks: MaskSampler,
+        *,
+        seed: int,
+        rotate_probability: float = 0.0,
+        redraw_masks: bool = False,
+        offsets_from_data: bool = True,
+        slice_range: tuple[int | None, int | None] = (None, None),
+        require_target: bool = True,
+    ) -> None:
+        problems = []
+        if require_target:
+            problems += [f"{v.path}: has no target image" for v in volumes if v.target_key is None]
+        if not offsets_from_data:
+            problems += [
+                f"{v.path}: its header does not give the acquired phase-encode columns"
+                for v in volumes
+                if v.acquired is None and v.measured is None
+            ]
+        if problems:
+            raise VolumeError.of_all(problems)
+        self.volumes = list(volumes)
+        self.masks = masks
+        self.seed = seed
+        self.rotate_probability = rotate_probability
+        self.redraw_masks = redraw_masks
+        self.offsets_from_data = offsets_from_data
+        self.places = [
+            (v, s)
+            for v, volume in enumerate(volumes)
+            for s in range(volume.slices)[slice(*slice_range)]
+        ]
+        if not self.places:
+            raise ValueError(f"slices {slice_range} leave nothing of {len(volumes)} volumes")
+        self._handles = HandleCache()
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def rotated(self, draw: Draw) -> bool:
+        """Whether this draw is transposed; depends on (seed, epoch, file name, slice) alone."""
+        return self._draw_rotation(draw, self._generator(draw))
+
+    def size(self, draw: Draw) -> tuple[int, ...]:
+        """Shape of the example's k-space and target: what must agree within a batch."""
+        volume = self.volumes[self.places[draw.index][0]]
+        kspace, target = (volume.height, volume.width), volume.target_size or ()
+        if self.rotated(draw):
+            kspace, target = kspace[::-1], target[::-1]
+        return (volume.coils or 1, *kspace, *target)
+
+    def __getitem__(self, key: Draw | int) -> Example:
+        """Read one slice.
+
+        Raises:
+            VolumeError: the file cannot be read, or its k-space or target is not finite.
+        """
+        draw = key if isinstance(key, Draw) else Draw(epoch=0, index=key)
+        volume_index, slice_index = self.places[draw.index]
+        volume = self.volumes[volume_index]
+        kspace, target = self._read(volume, slice_index)
+
+        rng = self._generator(draw)
+        rotated = self._draw_rotation(draw, rng)
+        if rotated:
+            kspace = kspace.swapaxes(-2, -1)
+            target = None if target is None else target.swapaxes(-2, -1)
+        largest = _largest_per_column(kspace)
+        if not np.isfinite(largest).all():
+            raise VolumeError(f"{volume.path}: k-space of slice {slice_index} has NaN or Inf")
+
+        mask = self._mask(volume, rng, rotated, largest)
+        # One pass masks and writes a contiguous array, whichever way the view runs.
+        masked = np.multiply(kspace, mask.columns.astype(np.float32), order="C")
+        return Example(
+            masked_kspace=torch.from_numpy(masked),
+            mask=torch.from_numpy(mask.columns)[None, None],
+            acs_lines=mask.acs_lines,
+            target=None if target is None else torch.from_numpy(np.ascontiguousarray(target))[None],
+            data_range=float("nan") if volume.data_range is None else volume.data_range,
+            rotated=rotated,
+            name=volume.name,
+            slice_index=slice_index,
+        )
+
+    def close(self) -> None:
+        """Close this process's open files; they are opened again when needed."""
+        self._handles.close()
+
+    def _generator(self, draw: Draw) -> np.random.RandomState:
+        volume_index, slice_index = self.places[draw.index]
+        return seeded_by_draw(self.seed, draw.epoch, self.volumes[volume_index].name, slice_index)
+
+    def _draw_rotation(self, draw: Draw, rng: np.random.RandomState) -> bool:
+        volume = self.volumes[self.places[draw.index][0]]
+        return volume.measured is None and bool(rng.uniform() < self.rotate_probability)
+
+    def _read(
+        self, volume: Volume, slice_index: int
+    ) -> tuple[NDArray[np.complex64], NDArray[np.float32] | None]:
+        """K-space (coil, H, W) and target (h, w) of a slice: datasets of fixed-size numbers."""
+        try:
+            file = self._handles.open(volume.path)
+            kspace = _read_slice(file, "kspace", slice_index)
+            target = None
+            if volume.target_key is not None:
+                target = _read_slice(file, volume.target_key, slice_index).astype(np.float32)
+        except (OSError, KeyError, ValueError) as error:
+            raise VolumeError(f"{volume.path}: slice {slice_index}: {error}") from error
+        if target is not None and not np.isfinite(target).all():
+            raise VolumeError(f"{volume.path}: target of slice {slice_index} has NaN or Inf")
+        return kspace.reshape(-1, volume.height, volume.width), target
+
+    def _mask(
+        self,
+        volume: Volume,
+        rng: np.random.RandomState,
+        rotated: bool,
+        largest: NDArray[np.float32],
+    ) -> Mask:
+        if volume.measured is not None:
+            columns = np.array([column == "1" for column in volume.measured])
+            return Mask(columns=columns, acs_lines=_center_run(columns))
+        if self.offsets_from_data:
+            acquired: tuple[int, int] | None = _extent(largest)
+        else:
+            # Readout, the phase-encode axis of a transposed slice, is measured in full.
+            acquired = (0, len(largest)) if rotated else volume.acquired
+        rng = rng if self.redraw_masks else seeded_by_name(volume.name)
+        offset = acquired[0] if self.offsets_from_data and acquired is not None else None
+        return self.masks.draw(len(largest), rng, offset=offset, acquired=acquired)
+
+
+def _read_slice(file: h5py.File, key: str, slice_index: int) -> NDArray[Any]:
+    return file[key][slice_index]
+
+
+def _largest_per_column(kspace: NDArray[np.complex64]) -> NDArray[np.float32]:
+    """Largest |real| or |imaginary| part of each column, (coil, H, W) -> (W,); NaN and Inf show.
+
+    Serves both the check for damaged values and the search for columns that were not acquired,
+    in one pass over the data.
+    """
+    width = kspace.shape[-1]
+    if kspace.flags.c_contiguous:
+        # Long rows first: a reduction over the pairs of parts alone is fifty times slower.
+        parts = np.abs(kspace.view(np.float32).reshape(-1, 2 * width)).max(axis=0)
+        return parts.reshape(width, 2).max(axis=1)
+    # A transposed slice: its columns are rows in memory.
+    rows = kspace.swapaxes(-2, -1)
+    return np.abs(rows.view(np.float32)).max(axis=(0, 2))
+
+
+def _extent(largest: NDArray[np.float32]) -> tuple[int, int]:
+    """First and one past the last column that is not zero; all columns where everything is zero."""
+    columns = np.flatnonzero(largest)
+    return (int(columns[0]), int(columns[-1]) + 1) if columns.size else (0, len(largest))
+
+
+def _center_run(columns: NDArray[np.bool_]) -> int:
+    """Number of measured columns around the centre without a gap, as a centred block (ACS)."""
+    count = 0
+    width = len(columns)
+    while count < width:
+        first = (width - (count + 1) + 1) // 2
+        if not columns[first : first + count + 1].all():
+            break
+        count += 1
+    return max(count, 1)

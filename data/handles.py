@@ -1,0 +1,46 @@
+"""Open HDF5 files of this process: a small cache that neither forks nor pickles."""
+
+import os
+from collections import OrderedDict
+from typing import Any
+
+import h5py
+
+CAPACITY = 16
+
+
+class HandleCache:
+    """Least-recently-used cache of files opened for reading.
+
+    A handle must not cross into another process: HDF5's state is not shared, and a worker that
+    inherits one may read wrong bytes. So handles belong to the process that opened them, a forked
+    child starts with none, and pickling leaves them behind.
+    """
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[str, h5py.File] = OrderedDict()
+        self._pid = os.getpid()
+
+    def open(self, path: str) -> h5py.File:
+        """The open file; raises OSError as h5py does."""
+        if self._pid != os.getpid():
+            self._files, self._pid = OrderedDict(), os.getpid()
+        if path in self._files:
+            self._files.move_to_end(path)
+            return self._files[path]
+        # Without locking: many processes read the same volumes, and some cluster file systems
+        # have no locks at all.
+        file = h5py.File(path, "r", locking=False)
+        self._files[path] = file
+        while len(self._files) > CAPACITY:
+            self._files.popitem(last=False)[1].close()
+        return file
+
+    def close(self) -> None:
+        """Close what this process has open, for instance before it forks."""
+        if self._pid == os.getpid():
+            while self._files:
+                self._files.popitem()[1].close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_files": OrderedDict(), "_pid": -1}

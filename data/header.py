@@ -1,0 +1,57 @@
+"""The ISMRMRD XML header that each fastMRI volume carries."""
+
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanHeader:
+    """What the project reads of a header; None where the header does not say."""
+
+    scanner: str  # systemModel, "unknown" where missing
+    field_strength: float | None  # tesla
+    acquired: tuple[int, int] | None  # phase-encode columns [left, right) that were measured
+
+
+def parse_header(xml: bytes) -> ScanHeader:
+    """Parse an ISMRMRD header (namespace ignored).
+
+    The acquired columns are left = encoded_y // 2 - center and right = left + maximum + 1, with
+    center and maximum of `encodingLimits/kspace_encoding_step_1`.
+
+    Raises:
+        ValueError: the text is not well-formed XML, declares a document type (no ISMRMRD header
+            does, and entity bombs must), or holds a number that is none.
+    """
+    if b"<!DOCTYPE" in xml:
+        raise ValueError("the ISMRMRD header declares a document type, which is refused")
+    try:
+        root = ElementTree.fromstring(xml)  # no document type, hence no entities
+    except ElementTree.ParseError as error:
+        raise ValueError(f"the ISMRMRD header is not well-formed XML: {error}") from error
+
+    def text(path: str) -> str | None:
+        # {*} matches any namespace, and none.
+        return root.findtext("/".join("{*}" + tag for tag in path.split("/")))
+
+    def number(path: str) -> float | None:
+        value = text(path)
+        if value is None:
+            return None
+        try:
+            return float(value)
+        except ValueError as error:
+            raise ValueError(f"{path} of the ISMRMRD header is {value!r}, not a number") from error
+
+    encoded_y = number("encoding/encodedSpace/matrixSize/y")
+    center = number("encoding/encodingLimits/kspace_encoding_step_1/center")
+    maximum = number("encoding/encodingLimits/kspace_encoding_step_1/maximum")
+    acquired = None
+    if encoded_y is not None and center is not None and maximum is not None:
+        left = int(encoded_y) // 2 - int(center)
+        acquired = (left, left + int(maximum) + 1)
+    return ScanHeader(
+        scanner=(text("acquisitionSystemInformation/systemModel") or "unknown").strip(),
+        field_strength=number("acquisitionSystemInformation/systemFieldStrength_T"),
+        acquired=acquired,
+    )

@@ -1,0 +1,253 @@
+"""The volume index: what each HDF5 file of a folder holds, read once and cached on disk.
+
+Header and attributes are variable-length strings. HDF5 keeps something for every reopening of
+those, which over days of training is the memory leak that fastMRI users know; here they are read
+once per file and version, and never again while slices are loaded.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from data.header import parse_header
+
+log = logging.getLogger(__name__)
+
+CACHE_VERSION = 1
+SUFFIX = ".h5"
+
+
+class VolumeError(Exception):
+    """Files that cannot be used; the message names each and says why."""
+
+    @classmethod
+    def of_all(cls, problems: Sequence[str]) -> "VolumeError":
+        """One error for several files, a line each."""
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        return cls(f"{len(problems)} unusable volume(s):\n{lines}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Volume:
+    """One HDF5 file in the fastMRI layout (Zbontar et al., arXiv 1811.08839)."""
+
+    path: str
+    bytes: int
+    mtime_ns: int
+    slices: int
+    coils: int | None  # None: single-coil file, k-space without a coil axis
+    height: int  # readout
+    width: int  # phase encode
+    target_key: str | None
+    target_size: tuple[int, int] | None
+    data_range: float | None  # largest value of the target
+    acquisition: str
+    scanner: str
+    field_strength: float | None  # tesla
+    acquired: tuple[int, int] | None  # phase-encode columns [left, right), by the header
+    measured: str | None  # one 0 or 1 a column: the file's own mask, if it was undersampled
+
+    @property
+    def name(self) -> str:
+        """File name, from which masks are seeded."""
+        return Path(self.path).name
+
+    @property
+    def group(self) -> str:
+        """Key of the per-contrast validation figures, scanner_acquisition."""
+        return f"{self.scanner}_{self.acquisition}"
+
+    @property
+    def acceleration(self) -> int | None:
+        """Factor by which the file itself is undersampled, columns / measured, rounded."""
+        if self.measured is None or "1" not in self.measured:
+            return None
+        return round(len(self.measured) / self.measured.count("1"))
+
+
+def read_volume(path: Path) -> Volume:
+    """Read and check everything about a file but its pixels.
+
+    Raises:
+        VolumeError: not an HDF5 file, truncated, or not in the fastMRI layout.
+    """
+    stat = path.stat()
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            fields = _read_fields(file)
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        # h5py reports damage below the first bytes as any of these.
+        why = str(error.args[0]) if error.args else repr(error)
+        raise VolumeError(f"{path}: {why}") from error
+    return Volume(path=str(path.resolve()), bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, **fields)
+
+
+def _read_fields(file: h5py.File) -> dict[str, Any]:
+    kspace = _dataset(file, "kspace")
+    if kspace.ndim not in (3, 4):
+        raise ValueError(
+            f"kspace has shape {kspace.shape}; expected [slice, coil, H, W] (or [slice, H, W])"
+        )
+    if kspace.dtype != np.complex64:
+        raise ValueError(f"kspace has dtype {kspace.dtype}; expected complex64")
+    if 0 in kspace.shape:
+        raise ValueError(f"kspace is empty, shape {kspace.shape}")
+    slices, *coil_axis, height, width = map(int, kspace.shape)
+
+    preferred = (
+        ["reconstruction_rss"] if coil_axis else ["reconstruction_esc", "reconstruction_rss"]
+    )
+    target_key = next((key for key in preferred if key in file), None)
+    target_size, data_range = None, None
+    if target_key is not None:
+        target = _dataset(file, target_key)
+        if target.ndim != 3 or target.shape[0] != slices or target.dtype.kind != "f":
+            raise ValueError(
+                f"{target_key} is {target.dtype} {target.shape}; "
+                f"expected real [{slices}, h, w] for {slices} slices of k-space"
+            )
+        target_size = (int(target.shape[1]), int(target.shape[2]))
+        data_range = float(file.attrs["max"]) if "max" in file.attrs else float(np.max(target[()]))
+        if not (np.isfinite(data_range) and data_range > 0):
+            raise ValueError(f"the largest value of {target_key} is {data_range}")
+
+    header = parse_header(_header_bytes(file))
+    acquired = header.acquired
+    if acquired is not None and not (0 <= acquired[0] < acquired[1] <= width):
+        raise ValueError(f"the header's acquired columns {acquired} are outside 0..{width}")
+    return {
+        "slices": slices,
+        "coils": coil_axis[0] if coil_axis else None,
+        "height": height,
+        "width": width,
+        "target_key": target_key,
+        "target_size": target_size,
+        "data_range": data_range,
+        "acquisition": _acquisition(file),
+        "scanner": header.scanner,
+        "field_strength": header.field_strength,
+        "acquired": acquired,
+        "measured": _measured(file, width),
+    }
+
+
+def _dataset(file: h5py.File, key: str) -> h5py.Dataset:
+    found = file.get(key)
+    if not isinstance(found, h5py.Dataset):
+        raise ValueError(f"no dataset {key!r}; the file holds: {', '.join(file) or 'nothing'}")
+    return found
+
+
+def _header_bytes(file: h5py.File) -> bytes:
+    value = _dataset(file, "ismrmrd_header")[()]
+    if isinstance(value, str):
+        return value.encode()
+    if not isinstance(value, bytes):
+        raise ValueError(f"ismrmrd_header is {type(value).__name__}, not a byte string")
+    return value
+
+
+def _acquisition(file: h5py.File) -> str:
+    value = file.attrs.get("acquisition", "unknown")
+    name = value.decode() if isinstance(value, bytes) else str(value)
+    # Pre-contrast T1 is the same acquisition for every purpose here.
+    return "AXT1" if name == "AXT1PRE" else name
+
+
+def _measured(file: h5py.File, width: int) -> str | None:
+    if "mask" not in file:
+        return None
+    mask = np.asarray(_dataset(file, "mask")[()])
+    if mask.shape != (width,):
+        raise ValueError(f"mask has shape {mask.shape}; expected one value for {width} columns")
+    return "".join("1" if column else "0" for column in mask.astype(bool))
+
+
+def index_folder(folder: Path, *, cache_folder: Path, skip_bad: bool = False) -> list[Volume]:
+    """Index every *.h5 file of a folder, by name; only new or changed ones are opened.
+
+    Args:
+        folder: for instance <data_path>/multicoil_train.
+        cache_folder: where the index is kept; made if missing.
+        skip_bad: leave unusable files out, with a warning, instead of raising.
+
+    Raises:
+        FileNotFoundError: no such folder, or no *.h5 file in it.
+        VolumeError: one or more files are unusable (all are named).
+    """
+    paths = sorted(folder.glob("*" + SUFFIX)) if folder.is_dir() else []
+    if not paths:
+        state = "holds no *.h5 file" if folder.is_dir() else "is not a folder"
+        raise FileNotFoundError(f"{folder} {state}")
+    folder = folder.resolve()
+    cache_path = cache_folder / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.json"
+    cached = _load_cache(cache_path)
+
+    volumes: list[Volume] = []
+    problems: list[str] = []
+    opened = 0
+    for path in tqdm(paths, desc=f"index {folder.name}", unit="file", leave=False, delay=1):
+        stat = path.stat()
+        known = cached.get(str(path.resolve()))
+        if known and (known.bytes, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
+            volumes.append(known)
+            continue
+        try:
+            volumes.append(read_volume(path))
+            opened += 1
+        except VolumeError as error:
+            problems.append(str(error))
+    if opened or len(volumes) != len(cached):
+        _save_cache(cache_path, volumes)
+    if problems:
+        bad = VolumeError.of_all(problems)
+        if not skip_bad or not volumes:
+            raise bad
+        log.warning("left out: %s", bad)
+    return volumes
+
+
+def _load_cache(path: Path) -> dict[str, Volume]:
+    """The cached index; empty where there is none or it cannot be used (it is only a cache)."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+        if content["version"] != CACHE_VERSION:
+            return {}
+        volumes = [Volume(**_tuples(record)) for record in content["volumes"]]
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("the index cache %s is damaged (%s): reading the files again", path, error)
+        return {}
+    return {volume.path: volume for volume in volumes}
+
+
+def _tuples(record: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no tuples: give them back, so that cached and fresh records are equal."""
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in record.items()}
+
+
+def _save_cache(path: Path, volumes: Iterable[Volume]) -> None:
+    content = json.dumps(
+        {"version": CACHE_VERSION, "volumes": [asdict(volume) for volume in volumes]}
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Several processes may index one folder at once; each replaces the file as a whole.
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_text(content)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()

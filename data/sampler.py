@@ -1,0 +1,44 @@
+"""The order of an epoch."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from data.dataset import Draw, SliceDataset
+
+
+class EpochSampler(Sampler[list[Draw]]):
+    """Batches of draws for one epoch after another; set `epoch` before iterating.
+
+    The order depends on (seed, epoch) alone. The epoch travels inside each draw, so that workers
+    that live for the whole run need not be told of it. Volumes differ in size; batches larger than
+    one gather slices of equal size in order of appearance, and what is left over at the end comes
+    as smaller batches.
+    """
+
+    def __init__(self, dataset: SliceDataset, *, batch_size: int, seed: int, shuffle: bool) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        if self.batch_size == 1:
+            return len(self.dataset)
+        return sum(1 for _ in self)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        order = np.arange(len(self.dataset))
+        if self.shuffle:
+            np.random.default_rng([self.seed, self.epoch]).shuffle(order)
+        waiting: dict[tuple[int, ...], list[Draw]] = defaultdict(list)
+        for index in order.tolist():
+            draw = Draw(epoch=self.epoch, index=index)
+            size = self.dataset.size(draw) if self.batch_size > 1 else ()
+            waiting[size].append(draw)
+            if len(waiting[size]) == self.batch_size:
+                yield waiting.pop(size)
+        yield from waiting.values()

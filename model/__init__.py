@@ -1,0 +1,1 @@
+"""The networks: the predictor, and in `classifiers` the adversaries."""

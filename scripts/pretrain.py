@@ -1,0 +1,36 @@
+"""Stage 1: pretrain the predictor on fastMRI knee data, with the paper's settings.
+
+    ipython scripts/pretrain.py
+    ipython scripts/pretrain.py data_path=/data/knee lr=1e-4 workers=8
+    ipython scripts/pretrain.py resume=logs/pretrain
+
+Every setting (banding_removal/config.py lists them) can be overridden as key=value. Pictures,
+curves, log and checkpoints go to logs/pretrain, and logs/run shows the newest run.
+"""
+
+DATA_PATH = "/path/to/fastmri/knee"  # edit: holds multicoil_train/*.h5 and multicoil_val/*.h5
+
+from pathlib import Path
+
+from banding_removal.command_line import run
+from banding_removal.config import Settings
+from data.filters import VolumeFilter
+
+SETTINGS = Settings(
+    name="pretrain",
+    data_path=Path(DATA_PATH),
+    cascades=12,
+    epochs=100,
+    lr=3e-4,
+    lr_drop_every=40,
+    rotate_probability=0.5,
+    mask="magic",
+    accelerations=(4,),
+    acs_lines=(16,),
+    offsets_from_data=True,
+    train_filter=VolumeFilter(magnet=1.5, width=(None, 740), square_target=True),
+    val_filter=VolumeFilter(magnet=1.5, square_target=True),
+)
+
+if __name__ == "__main__":
+    run(SETTINGS)

@@ -1,0 +1,24 @@
+"""Stage 1 for development: six cascades in one process, otherwise as scripts/pretrain.py.
+
+ipython scripts/pretrain_dev.py
+ipython scripts/pretrain_dev.py data_path=datasets/phantom epochs=2
+"""
+
+DATA_PATH = "/path/to/fastmri/knee"  # edit: holds multicoil_train/*.h5 and multicoil_val/*.h5
+
+from pathlib import Path
+
+from banding_removal.command_line import run
+from banding_removal.config import Settings
+
+# What is not named here is the paper's (see Settings and scripts/pretrain.py).
+SETTINGS = Settings(
+    name="pretrain_dev",
+    data_path=Path(DATA_PATH),
+    cascades=6,
+    lr=1e-4,
+    workers=2,
+)
+
+if __name__ == "__main__":
+    run(SETTINGS)

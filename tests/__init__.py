@@ -1,0 +1,1 @@
+"""Tests of the project; they need nothing but what is in this folder."""

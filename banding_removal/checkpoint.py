@@ -126,7 +126,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path} is refused: it is damaged, or holds Python objects, which could run code"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path} is damaged: {reason or type(error).__name__}") from error
     names = set(Checkpoint.__dataclass_fields__)
     if (
         not isinstance(content, dict)

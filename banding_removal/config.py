@@ -76,7 +76,7 @@ class Settings:
     grid_slices: int = 8  # validation slices in the picture grid
     grid_every: int = 1  # epochs between grids
     grid_zero_filled: bool = False  # add a column with the zero-filled input
-    grid_window: float | None = 0.25  # add columns windowed to this part of the range; null: none
+    grid_window: float | None = 0.25  # low-signal columns: white at this part of the volume's max
 
     def __post_init__(self) -> None:
         positive = ("batch_size", "cascades", "epochs", "lr", "log_every", "grid_every")
@@ -140,6 +140,21 @@ def from_words(defaults: SettingsT, words: Sequence[str]) -> SettingsT:
     if not isinstance(settings, type(defaults)):
         raise TypeError(f"expected {type(defaults).__name__}, got {type(settings).__name__}")
     return _expand_paths(settings)
+
+
+def from_plain(content: dict[str, Any]) -> Settings:
+    """Settings from what `plain` made of them, for instance those in a checkpoint.
+
+    Raises:
+        ConfigError: keys or types are not those of this version.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.create(content))
+        settings = OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"settings of another version: {str(error).splitlines()[0]}") from error
+    assert isinstance(settings, Settings)
+    return settings
 
 
 def _expand_paths(settings: SettingsT) -> SettingsT:

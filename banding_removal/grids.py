@@ -24,6 +24,7 @@ LINE = 17  # height of a line of text
 SMALLEST = 240  # pictures are enlarged by a whole factor to at least this many pixels
 BACKGROUND, INK = 255, 0
 Pixels = NDArray[np.uint8]
+Row = tuple[dict[str, Pixels], str]  # titled pictures side by side, and the caption below them
 
 
 def write_grid(
@@ -44,30 +45,31 @@ def write_grid(
         slices: what to show.
         header: lines above the pictures; long ones are wrapped.
         zero_filled: add the zero-filled input after the target.
-        window: if given, add target and reconstruction with white at this part of the range,
-            where streaks in low-signal regions show.
+        window: if given, add target and reconstruction with white at this part of the volume's
+            largest target value, where streaks in low-signal regions show.
     """
-    rows = []
+    rows: list[Row] = []
     for item in slices:
         low, high = float(item.target.min()), float(item.target.max())
         scale = high - low if high > low else 1.0
         error = 0.5 + 4 * (item.reconstruction - item.target).abs() / scale
-        pictures = {"target": _grey(item.target, low, scale)}
+        pictures = {"target": grey(item.target, low, scale)}
         if zero_filled:
-            pictures["zero-filled"] = _grey(item.zero_filled, low, scale)
-        pictures["reconstruction"] = _grey(item.reconstruction, low, scale)
-        pictures["error x 4"] = _grey(error, 0, 1)
+            pictures["zero-filled"] = grey(item.zero_filled, low, scale)
+        pictures["reconstruction"] = grey(item.reconstruction, low, scale)
+        pictures["error x 4"] = grey(error, 0, 1)
         if window is not None:
-            part = f"(white at {window:.0%})"
-            pictures[f"target {part}"] = _grey(item.target, low, scale * window)
-            pictures[f"reconstruction {part}"] = _grey(item.reconstruction, low, scale * window)
+            # One scale for all slices of a volume: an empty slice stays as dark as it is.
+            white = item.data_range * window
+            pictures["target, low signal"] = grey(item.target, 0, white)
+            pictures["reconstruction, low signal"] = grey(item.reconstruction, 0, white)
         q = item.quality
         caption = (
             f"{item.name} slice {item.slice_index} {item.acquisition}   "
             f"NMSE {_number(q.nmse, '.4f')}   SSIM {q.ssim:.4f}   MSE {q.mse:.3g}"
         )
         rows.append((pictures, caption))
-    _save(path, _page(rows, header))
+    write_page(path, rows, header)
 
 
 def write_raw_grid(path: Path, batch: Batch) -> None:
@@ -96,15 +98,16 @@ def write_raw_grid(path: Path, batch: Batch) -> None:
         f"{batch.describe()}: {measured} of {width} phase-encode columns measured "
         f"(1 in {width / max(measured, 1):.2f}), {int(batch.acs_lines[0])} of them the centre"
     )
-    rows = [(first, caption)]
+    rows: list[Row] = [(first, caption)]
     magnitudes = [_fit(image) for image in coil_images.abs()]
     for start in range(0, len(magnitudes), 4):
         group = magnitudes[start : start + 4]
         rows.append(({f"coil {start + i}": image for i, image in enumerate(group)}, ""))
-    _save(path, _page(rows, ["Raw input of one training example: H is readout, W phase encode."]))
+    write_page(path, rows, ["Raw input of one training example: H is readout, W phase encode."])
 
 
-def _grey(image: Tensor, low: float, scale: float) -> Pixels:
+def grey(image: Tensor, low: float, scale: float) -> Pixels:
+    """Grey values of an image (h, w): black at `low`, white at `low + scale`."""
     scaled = ((image - low) / scale).clamp(0, 1)
     return (255 * scaled).round().to(torch.uint8).numpy()
 
@@ -113,7 +116,7 @@ def _fit(image: Tensor) -> Pixels:
     """Grey values from the image's own minimum to its 99.8th percentile."""
     low = float(image.min())
     high = float(np.percentile(image.numpy(), 99.8))
-    return _grey(image, low, high - low if high > low else 1.0)
+    return grey(image, low, high - low if high > low else 1.0)
 
 
 def _log_magnitude(kspace: Tensor) -> Tensor:
@@ -128,8 +131,19 @@ def _number(value: float, form: str) -> str:
     return "n/a" if math.isnan(value) else format(value, form)
 
 
-def _page(rows: Sequence[tuple[dict[str, Pixels], str]], header: Sequence[str]) -> Image.Image:
-    """Lay out titled pictures in rows with a caption below each and a header on top.
+def write_page(path: Path, rows: Sequence[Row], header: Sequence[str]) -> None:
+    """Write titled pictures in rows, a caption below each and a header on top, as PNG.
+
+    The file is written whole or not at all; its folder is made if missing.
+    """
+    buffer = io.BytesIO()
+    _page(rows, header).save(buffer, format="PNG")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, buffer.getvalue())
+
+
+def _page(rows: Sequence[Row], header: Sequence[str]) -> Image.Image:
+    """The page as a picture.
 
     Every picture is enlarged by a whole factor, so that no pixel is smoothed; texts are wrapped
     to the width there is, and rows are as high as their texts need.
@@ -196,10 +210,3 @@ def _wrap(font: ImageFont.FreeTypeFont, text: str, width: int) -> list[str]:
         characters -= 2
         pieces = textwrap.wrap(text, characters)
     return pieces
-
-
-def _save(path: Path, page: Image.Image) -> None:
-    buffer = io.BytesIO()
-    page.save(buffer, format="PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, buffer.getvalue())

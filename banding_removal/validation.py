@@ -27,6 +27,7 @@ class DisplaySlice:
     target: Tensor
     reconstruction: Tensor
     zero_filled: Tensor
+    data_range: float  # largest target value of the volume
     quality: Quality
 
 
@@ -108,6 +109,7 @@ def validate(
                 target=target[0, 0].cpu(),
                 reconstruction=reconstruction[0, 0].cpu(),
                 zero_filled=center_crop(zero_filled, _size(target))[0, 0].cpu(),
+                data_range=float(batch.data_range),
                 quality=quality,
             )
     results = {name: volume.result() for name, volume in volumes.items()}

@@ -3,6 +3,7 @@
 `h5 slice -> (transpose?) -> mask -> Example -> Batch`
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -87,7 +88,11 @@ def collate(examples: Sequence[Example]) -> Batch:
         for e in examples
     }
     if len(shapes) > 1:
-        files = ", ".join(f"{e.name} {tuple(e.masked_kspace.shape)}" for e in examples)
+        files = ", ".join(
+            f"{e.name}: k-space {tuple(e.masked_kspace.shape)}, "
+            f"{'no target' if e.target is None else f'target {tuple(e.target.shape)}'}"
+            for e in examples
+        )
         raise ValueError(f"a batch needs examples of one size, got {files}")
     targets = [e.target for e in examples if e.target is not None]
     return Batch(
@@ -143,7 +148,7 @@ class SliceDataset(Dataset[Example]):
             problems += [f"{v.path}: has no target image" for v in volumes if v.target_key is None]
         if not offsets_from_data:
             problems += [
-                f"{v.path}: its header does not give the acquired phase-encode columns"
+                f"{v.path}: its header does not give acquired phase-encode columns within k-space"
                 for v in volumes
                 if v.acquired is None and v.measured is None
             ]
@@ -213,6 +218,12 @@ class SliceDataset(Dataset[Example]):
             slice_index=slice_index,
         )
 
+    def with_rotation(self, probability: float) -> "SliceDataset":
+        """The same slices and masks, transposed with this probability."""
+        other = copy.copy(self)
+        other.rotate_probability = probability
+        return other
+
     def close(self) -> None:
         """Close this process's open files; they are opened again when needed."""
         self._handles.close()
@@ -230,12 +241,16 @@ class SliceDataset(Dataset[Example]):
     ) -> tuple[NDArray[np.complex64], NDArray[np.float32] | None]:
         """K-space (coil, H, W) and target (h, w) of a slice: datasets of fixed-size numbers."""
         try:
+            # A file truncated while it is open reads as zeros, and one that was replaced may have
+            # any shape: both are noticed here and not in the pictures.
+            if not volume.unchanged():
+                raise OSError("the file was changed or removed after it was indexed")
             file = self._handles.open(volume.path)
             kspace = _read_slice(file, "kspace", slice_index)
             target = None
             if volume.target_key is not None:
                 target = _read_slice(file, volume.target_key, slice_index).astype(np.float32)
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise VolumeError(f"{volume.path}: slice {slice_index}: {error}") from error
         if target is not None and not np.isfinite(target).all():
             raise VolumeError(f"{volume.path}: target of slice {slice_index} has NaN or Inf")

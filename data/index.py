@@ -63,6 +63,14 @@ class Volume:
         """File name, from which masks are seeded."""
         return Path(self.path).name
 
+    def unchanged(self) -> bool:
+        """Whether the file still has the size and time it was indexed with."""
+        try:
+            stat = Path(self.path).stat()
+        except OSError:
+            return False
+        return (stat.st_size, stat.st_mtime_ns) == (self.bytes, self.mtime_ns)
+
     @property
     def group(self) -> str:
         """Key of the per-contrast validation figures, scanner_acquisition."""
@@ -82,15 +90,17 @@ def read_volume(path: Path) -> Volume:
     Raises:
         VolumeError: not an HDF5 file, truncated, or not in the fastMRI layout.
     """
-    stat = path.stat()
     try:
+        stat = path.stat()
         with h5py.File(path, "r", locking=False) as file:
             fields = _read_fields(file)
     except (OSError, KeyError, RuntimeError, ValueError) as error:
         # h5py reports damage below the first bytes as any of these.
-        why = str(error.args[0]) if error.args else repr(error)
+        why = " ".join(str(error).split()) or repr(error)
         raise VolumeError(f"{path}: {why}") from error
-    return Volume(path=str(path.resolve()), bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, **fields)
+    return Volume(
+        path=str(path.absolute()), bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, **fields
+    )
 
 
 def _read_fields(file: h5py.File) -> dict[str, Any]:
@@ -125,7 +135,7 @@ def _read_fields(file: h5py.File) -> dict[str, Any]:
     header = parse_header(_header_bytes(file))
     acquired = header.acquired
     if acquired is not None and not (0 <= acquired[0] < acquired[1] <= width):
-        raise ValueError(f"the header's acquired columns {acquired} are outside 0..{width}")
+        acquired = None  # they are not about this matrix; a user who needs them is told
     return {
         "slices": slices,
         "coils": coil_axis[0] if coil_axis else None,
@@ -190,17 +200,16 @@ def index_folder(folder: Path, *, cache_folder: Path, skip_bad: bool = False) ->
     if not paths:
         state = "holds no *.h5 file" if folder.is_dir() else "is not a folder"
         raise FileNotFoundError(f"{folder} {state}")
-    folder = folder.resolve()
-    cache_path = cache_folder / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.json"
+    key = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
+    cache_path = cache_folder / f"{key}.json"
     cached = _load_cache(cache_path)
 
     volumes: list[Volume] = []
     problems: list[str] = []
     opened = 0
     for path in tqdm(paths, desc=f"index {folder.name}", unit="file", leave=False, delay=1):
-        stat = path.stat()
-        known = cached.get(str(path.resolve()))
-        if known and (known.bytes, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
+        known = cached.get(str(path.absolute()))
+        if known and known.unchanged():
             volumes.append(known)
             continue
         try:
@@ -227,7 +236,7 @@ def _load_cache(path: Path) -> dict[str, Volume]:
         if content["version"] != CACHE_VERSION:
             return {}
         volumes = [Volume(**_tuples(record)) for record in content["volumes"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("the index cache %s is damaged (%s): reading the files again", path, error)
         return {}
     return {volume.path: volume for volume in volumes}
@@ -242,12 +251,14 @@ def _save_cache(path: Path, volumes: Iterable[Volume]) -> None:
     content = json.dumps(
         {"version": CACHE_VERSION, "volumes": [asdict(volume) for volume in volumes]}
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Several processes may index one folder at once; each replaces the file as a whole.
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(content)
         os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
+    except OSError as error:
+        # Slower next time, nothing more.
+        log.warning("the index could not be cached: %s", error)
+        with contextlib.suppress(OSError):
             temporary.unlink()

@@ -98,8 +98,8 @@ class MaskSampler:
         if offset is None and not self.kind.startswith("random"):
             offset = int(rng.randint(acceleration))
         if self.kind.startswith("random"):
+            _check_rate(acs_lines * acceleration < width, width, acceleration, acs_lines)
             probability = (width / acceleration - acs_lines) / (width - acs_lines)
-            _check_rate(probability > 0, width, acceleration, acs_lines)
             columns = rng.uniform(size=width) < probability
         else:
             assert offset is not None  # drawn above

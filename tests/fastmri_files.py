@@ -27,7 +27,12 @@ HEADER = """<?xml version="1.0" encoding="UTF-8"?>
 
 
 def make_kspace(
-    slices: int, coils: int | None, height: int, width: int, acquired: tuple[int, int], seed: int = 0
+    slices: int,
+    coils: int | None,
+    height: int,
+    width: int,
+    acquired: tuple[int, int],
+    seed: int = 0,
 ) -> np.ndarray:
     """K-space of a disc with noise, complex64 [slice, (coil,) H, W], zero outside `acquired`."""
     rng = np.random.default_rng(seed)

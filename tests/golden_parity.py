@@ -64,7 +64,9 @@ def relative_error(ours: Any, golden: Any) -> float:
     """|ours - golden| / |golden| in the 2-norm."""
     if isinstance(ours, Tensor):
         ours = ours.detach()
-        ours = torch.view_as_real(ours.resolve_conj()).numpy() if ours.is_complex() else ours.numpy()
+        ours = (
+            torch.view_as_real(ours.resolve_conj()).numpy() if ours.is_complex() else ours.numpy()
+        )
     ours = np.asarray(ours, dtype=np.float64).ravel()
     golden = np.asarray(golden, dtype=np.float64).ravel()
     distance = float(np.linalg.norm(ours - golden))
@@ -246,7 +248,7 @@ def masks_parity() -> Iterator[Parity]:
             rng = np.random.RandomState(seed)
         if offset is None and kind != "random":
             # Published: drawn by Python's generator.
-            draws = random.Random(entry["python_random_seed"])  # noqa: S311
+            draws = random.Random(entry["python_random_seed"])
             offset = draws.randrange(entry["accelerations"][0])
         sampler = MaskSampler(
             kind=kind, accelerations=tuple(entry["accelerations"]), acs=tuple(entry["num_low"])
@@ -285,7 +287,7 @@ def _golden_example(folder: Path, golden: dict[str, np.ndarray], entry: dict[str
     acceleration, by_data = entry["accel"], entry["calculate_offsets_directly"]
     # Without offsets from the data, ours are drawn by the file's name; published: by Python's
     # generator. Any name that draws the same offset will do.
-    wanted = random.Random(entry["python_random_seed"]).randrange(acceleration)  # noqa: S311
+    wanted = random.Random(entry["python_random_seed"]).randrange(acceleration)
     name = next(
         name
         for name in (f"file{i}.h5" for i in range(1000))

@@ -1,3 +1,5 @@
+from collections.abc import Callable, Iterator
+
 import pytest
 
 from tests import golden_parity
@@ -27,5 +29,5 @@ def test_predictor_loss_and_gradients_equal_the_golden_ones(name: str, dtype: st
         golden_parity.parameter_parity,
     ],
 )
-def test_parts_equal_the_golden_numbers(compare) -> None:
+def test_parts_equal_the_golden_numbers(compare: Callable[[], Iterator[Parity]]) -> None:
     check(list(compare()))

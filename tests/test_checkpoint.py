@@ -1,0 +1,171 @@
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from banding_removal.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    atomic_write,
+    find_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    load_weights,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+)
+from model.predictor import Predictor
+
+
+def tiny_predictor(chans: int = 2) -> Predictor:
+    return Predictor(cascades=1, chans=chans, pools=1, sens_chans=2)
+
+
+def checkpoint_of(predictor: Predictor, epoch: int) -> Checkpoint:
+    optimizer = torch.optim.Adam(predictor.parameters())
+    return Checkpoint(
+        epoch=epoch,
+        step=10 * epoch,
+        predictor=predictor.state_dict(),
+        optimizer=optimizer.state_dict(),
+        rng=random_state(),
+        history=[{"epoch": epoch, "val_ssim": 0.5}],
+        settings={"lr": 1e-3},
+    )
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
+    predictor = tiny_predictor()
+    saved = checkpoint_of(predictor, 3)
+    loaded = load_checkpoint(save_checkpoint(tmp_path, saved, keep=2))
+    assert (loaded.epoch, loaded.step, loaded.settings) == (3, 30, {"lr": 1e-3})
+    assert loaded.history == saved.history
+    for key, value in predictor.state_dict().items():
+        assert torch.equal(loaded.predictor[key], value)
+
+
+def test_the_random_state_goes_on_where_it_was(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, checkpoint_of(tiny_predictor(), 1), keep=1)
+    expected = torch.rand(4)
+    torch.rand(7)
+    restore_random_state(load_checkpoint(path).rng)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_only_the_newest_are_kept_and_the_newest_is_found(tmp_path: Path) -> None:
+    for epoch in (8, 9, 10, 11):
+        save_checkpoint(tmp_path, checkpoint_of(tiny_predictor(), epoch), keep=2)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["epoch010.pt", "epoch011.pt"]
+    assert find_checkpoint(tmp_path).name == "epoch011.pt"
+    named = tmp_path / "checkpoints" / "epoch010.pt"
+    assert find_checkpoint(named) == named
+
+
+def test_none_is_removed_when_all_are_kept(tmp_path: Path) -> None:
+    for epoch in (1, 2, 3, 4):
+        save_checkpoint(tmp_path, checkpoint_of(tiny_predictor(), epoch), keep=0)
+    assert len(list_checkpoints(tmp_path)) == 4
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist"):
+        find_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="holds no checkpoints"):
+        find_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "flipped"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
+    path = save_checkpoint(tmp_path, checkpoint_of(tiny_predictor(), 1), keep=1)
+    content = path.read_bytes()
+    half = len(content) // 2
+    path.write_bytes(
+        {
+            "truncated": content[:half],
+            "empty": b"",
+            "text": b"not a checkpoint",
+            "flipped": content[:-200] + bytes(200),
+        }[damage]
+    )
+    with pytest.raises(CheckpointError, match=r"epoch001\.pt"):
+        load_checkpoint(path)
+
+
+class Exploit:
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (str(self.victim),)
+
+
+@pytest.mark.parametrize("how", ["pickle", "torch"])
+def test_a_checkpoint_with_code_is_refused_and_nothing_runs(tmp_path: Path, how: str) -> None:
+    path, victim = tmp_path / "evil.pt", tmp_path / "victim"
+    if how == "pickle":
+        path.write_bytes(pickle.dumps({"predictor": Exploit(victim)}, protocol=2))
+    else:
+        torch.save({"predictor": Exploit(victim)}, path)
+    with pytest.raises(CheckpointError, match=r"evil\.pt is refused"):
+        load_checkpoint(path)
+    assert not victim.exists()
+
+
+def test_another_projects_checkpoint_is_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="not a checkpoint of this"):
+        load_checkpoint(tmp_path / "other.pt")
+
+
+def test_weights_of_another_model_are_refused_with_the_keys_listed() -> None:
+    weights = tiny_predictor(chans=4).state_dict()
+    weights["extra"] = weights.pop("cascades.0.dc_weight")
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(tiny_predictor(chans=2), weights, Path("some.pt"))
+    message = str(caught.value)
+    assert "cascades.0.dc_weight: only in the model" in message
+    assert "extra: only in the checkpoint" in message
+    assert "cascades.0.unet.unet.head.0.weight: (2, 4, 1, 1) in the checkpoint" in message
+
+
+FILL_THE_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from banding_removal.checkpoint import CheckpointError, save_checkpoint
+from tests.test_checkpoint import checkpoint_of, tiny_predictor
+# No file may grow beyond this: writing more fails as on a full disk.
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    save_checkpoint(Path(sys.argv[1]), checkpoint_of(tiny_predictor(), 2), keep=1)
+except CheckpointError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_and_no_rubbish(tmp_path: Path) -> None:
+    first = save_checkpoint(tmp_path, checkpoint_of(tiny_predictor(), 1), keep=1)
+    before = first.read_bytes()
+    run = subprocess.run(
+        [sys.executable, "-c", FILL_THE_DISK, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert "cannot write" in run.stdout
+    assert "Earlier checkpoints are intact" in run.stdout
+    assert first.read_bytes() == before
+    assert list(first.parent.iterdir()) == [first]
+
+
+def test_an_atomic_write_replaces_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    atomic_write(path, b"old and long")
+    atomic_write(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,127 @@
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from banding_removal.config import (
+    REPOSITORY,
+    ConfigError,
+    Settings,
+    describe,
+    from_plain,
+    from_words,
+    plain,
+)
+from data.filters import VolumeFilter
+
+
+def test_words_override_fields_of_every_type() -> None:
+    settings = from_words(
+        Settings(),
+        [
+            "lr=1e-4",
+            "epochs=3",
+            "data_path=/data/my knees",
+            "accelerations=[4,8]",
+            "skip_bad_volumes=False",
+            "lr_drop_every=null",
+            "mask=random_fraction",
+            "acs_fractions=[0.08]",
+            "train_filter.magnet=3",
+            "train_filter.width=[null,400]",
+            "val_filter.acquisitions=[CORPD_FBK]",
+        ],
+    )
+    assert settings.lr == 1e-4
+    assert settings.epochs == 3
+    assert settings.data_path == Path("/data/my knees")
+    assert settings.accelerations == (4, 8)
+    assert settings.skip_bad_volumes is False
+    assert settings.lr_drop_every is None
+    assert settings.train_filter == VolumeFilter(magnet=3, width=(None, 400), square_target=True)
+    assert settings.val_filter.acquisitions == ("CORPD_FBK",)
+
+
+def test_the_defaults_are_not_changed_by_overrides() -> None:
+    defaults = Settings()
+    before = plain(defaults)
+    from_words(defaults, ["train_filter.magnet=3", "lr=1"])
+    assert plain(defaults) == before
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("lrr=1", "Did you mean: 'lr'"),
+        ("train_filter.magnt=1", "Did you mean: 'magnet'"),
+        ("lr=fast", "could not be converted to Float"),
+        ("epochs=1.5", "could not be converted to Integer"),
+        ("skip_bad_volumes=maybe", "not a valid bool"),
+        ("mask=magical", "expected one of"),
+        ("accelerations=4", "accelerations"),
+        ("accelerations=[a]", "accelerations"),
+        ("--lr=1", "expected key=value"),
+        ("lr", "expected key=value"),
+    ],
+)
+def test_a_wrong_word_ends_with_the_reason_and_the_valid_keys(word: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_words(Settings(), [word])
+    assert message in str(caught.value)
+    assert "lr: float = 0.0003" in str(caught.value)
+    assert "train_filter.magnet: float | None = 1.5" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "lr=0",
+        "epochs=0",
+        "workers=-1",
+        "rotate_probability=1.5",
+        "name=a/b",
+        "name=run",
+        "accelerations=[]",
+        "acs_lines=[0]",
+        "mask=magic_fraction",
+        "train_filter.fraction=0",
+    ],
+)
+def test_a_value_out_of_range_is_refused(word: str) -> None:
+    with pytest.raises(ConfigError):
+        from_words(Settings(), [word])
+
+
+def test_resume_and_restart_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match="one of them"):
+        Settings(resume=Path("a"), restart=Path("b"))
+
+
+def test_settings_survive_being_saved_as_plain_data() -> None:
+    settings = from_words(Settings(), ["accelerations=[4,8]", "train_filter.magnet=3"])
+    assert from_plain(plain(settings)) == settings
+    with pytest.raises(ConfigError, match="another version"):
+        from_plain({**plain(settings), "gone": 1})
+
+
+def test_every_setting_is_read_somewhere() -> None:
+    sources = [
+        path.read_text()
+        for folder in ("banding_removal", "data")
+        for path in (REPOSITORY / folder).glob("*.py")
+    ]
+    # Definitions and checks are not uses: a use is an attribute of an object.
+    text = re.sub(
+        r"(?m)^    def __post_init__.*?(?=^    def |\Z)", "", "\n".join(sources), flags=re.S
+    )
+    for cls in (Settings, VolumeFilter):
+        for field in dataclasses.fields(cls):
+            pattern = rf"\b(settings|self|trained)\.{field.name}\b"
+            assert re.search(pattern, text), f"nothing reads {cls.__name__}.{field.name}"
+
+
+def test_every_setting_is_described_once() -> None:
+    lines = describe(Settings())
+    assert len(lines) == len(set(lines))
+    assert "accelerations: tuple[int, ...] = (4,)" in lines

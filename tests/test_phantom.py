@@ -1,0 +1,389 @@
+"""The phantom: anatomy, physics, file layout, and the making of a data set."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from banding_removal.config import ConfigError, from_words
+from data import phantom_files
+from data.header import parse_header
+from data.operators import center_crop, rss, to_image
+from data.phantom import DEMO, REAL_SIZE, PhantomSpec, PhantomVolume, make_volume
+from data.phantom_files import write_dataset, write_volume
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "scripts" / "make_phantom.py"
+SMALL = replace(
+    DEMO, kspace_size=(64, 64), target_size=(64, 64), coils=4, acquired=(2, 61), slices=5
+)
+TINY = replace(SMALL, kspace_size=(32, 24), target_size=(24, 24), acquired=(1, 22), slices=3)
+
+
+@pytest.fixture(scope="module")
+def volume() -> PhantomVolume:
+    return make_volume(SMALL, seed=3)
+
+
+def dataset_files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.h5"))
+
+
+def make_tiny_dataset(
+    folder: Path,
+    *,
+    train_volumes: int = 2,
+    spec: PhantomSpec = TINY,
+    seed: int = 0,
+) -> list[Path]:
+    return write_dataset(folder, spec, train_volumes=train_volumes, val_volumes=1, seed=seed)
+
+
+# ------------------------------------------------------------------------------------- volumes
+
+
+def test_the_same_seed_gives_the_same_volume_and_another_seed_another(
+    volume: PhantomVolume,
+) -> None:
+    again, other = make_volume(SMALL, seed=3), make_volume(SMALL, seed=4)
+    np.testing.assert_array_equal(again.kspace, volume.kspace)
+    np.testing.assert_array_equal(again.target, volume.target)
+    assert (again.contrast, again.system_model) == (volume.contrast, volume.system_model)
+    assert not np.allclose(other.kspace, volume.kspace)
+
+
+def test_shapes_and_types_are_those_of_the_specification(volume: PhantomVolume) -> None:
+    assert volume.kspace.shape == (5, 4, 64, 64)
+    assert volume.kspace.dtype == np.complex64
+    assert volume.target.shape == (5, 64, 64)
+    assert volume.target.dtype == np.float32
+    assert np.isfinite(volume.kspace).all()
+
+
+def test_only_the_acquired_columns_hold_samples(volume: PhantomVolume) -> None:
+    left, right = SMALL.acquired
+    assert np.all(volume.kspace[..., :left] == 0)
+    assert np.all(volume.kspace[..., right:] == 0)
+    assert np.all(volume.kspace[..., left:right] != 0)
+
+
+@pytest.mark.parametrize("spec", [SMALL, TINY])
+def test_the_target_is_the_rss_of_the_cropped_inverse_fourier_transform(spec: PhantomSpec) -> None:
+    volume = make_volume(spec, seed=5)
+    images = center_crop(to_image(torch.from_numpy(volume.kspace)), spec.target_size)
+    np.testing.assert_allclose(rss(images)[:, 0].numpy(), volume.target, rtol=1e-5)
+
+
+def test_the_outer_slices_hold_noise_of_the_specified_level_and_the_middle_one_a_knee(
+    volume: PhantomVolume,
+) -> None:
+    left, right = SMALL.acquired
+    # mean square of an rss over 4 coils of which a fraction of the columns carries noise
+    level = volume.noise_sigma * np.sqrt(4 * (right - left) / 64)
+    for outer in (0, -1):
+        assert np.sqrt(np.mean(volume.target[outer] ** 2)) == pytest.approx(level, rel=0.02)
+    assert np.sqrt(np.mean(volume.target[2] ** 2)) > 2 * level
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_leg_reaches_the_outer_slices_and_every_middle_slice_has_one(seed: int) -> None:
+    target = make_volume(replace(SMALL, slices=4, noise=(1e-4, 1e-4)), seed).target
+    assert target[[0, -1]].max() < 0.01 * target.max()
+    assert (target[1:-1].max(axis=(1, 2)) > 0.1 * target.max()).all()
+
+
+@pytest.mark.parametrize(("share", "contrast"), [(0.0, "PD"), (1.0, "PDFS")])
+def test_noise_lies_in_its_range_for_either_contrast(share: float, contrast: str) -> None:
+    for seed in range(4):
+        clean_spec = replace(SMALL, fat_suppressed_share=share, noise=(1e-6, 1e-6))
+        clean = np.percentile(make_volume(clean_spec, seed).target, 99.5)
+        volume = make_volume(replace(SMALL, fat_suppressed_share=share), seed)
+        ratio = volume.noise_sigma / clean * (2 if contrast == "PD" else 1)
+        assert volume.contrast == contrast
+        assert 0.04 * 0.98 < ratio < 0.09 * 1.02  # the missing columns change `clean` a little
+
+
+def test_fat_and_marrow_are_bright_without_fat_suppression_and_dark_with_it() -> None:
+    # one knee under both contrasts: only the brightness of the tissues differs
+    pd, pdfs = (make_volume(replace(SMALL, fat_suppressed_share=s), 1).target[2] for s in (0, 1))
+    leg = pd > 0.2 * np.percentile(pd, 99)
+    bright = pd > np.percentile(pd[leg], 60)
+    ratio = pdfs / pd  # the coils' shading cancels
+    assert np.median(ratio[bright]) < 0.5 * np.median(ratio[leg & ~bright])
+
+
+def test_values_are_on_the_scale_of_fastmri() -> None:
+    for seed in range(4):
+        assert 1e-4 < np.percentile(make_volume(TINY, seed).target, 99.5) < 9e-4
+
+
+@pytest.mark.parametrize(
+    ("kspace_size", "target_size"), [((101, 87), (80, 80)), ((33, 20), (17, 19)), ((96, 96),) * 2]
+)
+def test_any_matrix_is_possible(kspace_size: tuple[int, int], target_size: tuple[int, int]) -> None:
+    spec = replace(
+        SMALL,
+        kspace_size=kspace_size,
+        target_size=target_size,
+        acquired=(1, kspace_size[1] - 2),
+        slices=3,
+    )
+    volume = make_volume(spec, seed=0)
+    assert volume.kspace.shape == (3, 4, *kspace_size)
+    assert volume.target.shape == (3, *target_size)
+    assert volume.target[1].mean() > 2 * volume.target[0].mean()
+
+
+def test_a_seed_gives_the_same_knee_at_every_matrix_size() -> None:
+    quiet = replace(SMALL, slices=3, noise=(1e-5, 1e-5), acquired=(0, 64))
+    fine = replace(quiet, kspace_size=(128, 128), target_size=(128, 128), acquired=(0, 128))
+    small = make_volume(quiet, seed=2).target[1]
+    large = make_volume(fine, seed=2).target[1]
+    # pixel (i, j) of the small grid is the point of pixel (2 i, 2 j) of the large one
+    assert np.corrcoef(small.ravel(), large[::2, ::2].ravel())[0, 1] > 0.95
+
+
+def test_with_readout_oversampling_the_leg_fills_the_central_half() -> None:
+    # REAL_SIZE at a tenth of its matrix, without noise
+    spec = replace(
+        REAL_SIZE,
+        kspace_size=(64, 36),
+        target_size=(32, 32),
+        coils=3,
+        acquired=(0, 36),
+        slices=3,
+        noise=(1e-5, 1e-5),
+    )
+    volume = make_volume(spec, seed=0)
+    rows = rss(to_image(torch.from_numpy(volume.kspace[1])))[0].amax(dim=1)
+    assert rows[16:48].min() > 0.2 * rows.max()
+    assert max(rows[:12].max(), rows[52:].max()) < 0.02 * rows.max()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target_size": (65, 64)}, "target_size"),
+        ({"target_size": (0, 64)}, "target_size"),
+        ({"coils": 0}, "coils"),
+        ({"acquired": (40, 64)}, "acquired"),
+        ({"acquired": (0, 65)}, "acquired"),
+        ({"slices": 2}, "slices"),
+        ({"noise": (0.0, 0.1)}, "noise"),
+        ({"noise": (0.2, 0.1)}, "noise"),
+        ({"fat_suppressed_share": 1.5}, "fat_suppressed_share"),
+    ],
+)
+def test_an_impossible_specification_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, **change)
+
+
+# --------------------------------------------------------------------------------------- files
+
+
+def test_a_file_has_the_layout_of_a_fastmri_knee(volume: PhantomVolume, tmp_path: Path) -> None:
+    write_volume(tmp_path / "file1.h5", volume)
+    assert [path.name for path in tmp_path.iterdir()] == ["file1.h5"]
+    with h5py.File(tmp_path / "file1.h5", "r") as file:
+        assert set(file) == {"kspace", "reconstruction_rss", "ismrmrd_header"}
+        assert file["kspace"].dtype == np.complex64
+        assert file["kspace"].compression is None
+        np.testing.assert_array_equal(file["kspace"][()], volume.kspace)
+        np.testing.assert_array_equal(file["reconstruction_rss"][()], volume.target)
+        assert isinstance(file["ismrmrd_header"][()], bytes)
+        assert set(file.attrs) == {"acquisition", "max", "norm", "patient_id"}
+        assert file.attrs["acquisition"] in {"CORPD_FBK", "CORPDFS_FBK"}
+        assert file.attrs["max"] == pytest.approx(volume.target.max())
+        assert file.attrs["norm"] == pytest.approx(np.linalg.norm(volume.target), rel=1e-5)
+        assert isinstance(file.attrs["patient_id"], str)
+
+
+@pytest.mark.parametrize("spec", [SMALL, TINY, DEMO, REAL_SIZE])
+def test_the_header_gives_the_acquired_columns_and_the_sizes(spec: PhantomSpec) -> None:
+    empty = np.zeros((0,), dtype=np.float32)
+    header = phantom_files.ismrmrd_header(
+        PhantomVolume(
+            spec=spec,
+            seed=0,
+            contrast="PD",
+            kspace=empty.astype(np.complex64),
+            target=empty,
+            noise_sigma=0,
+            system_model="Phantom_A",
+        )
+    )
+    read = parse_header(header)
+    assert read.acquired == spec.acquired
+    assert read.scanner == "Phantom_A"
+    assert read.field_strength == pytest.approx(1.494)
+    (height, width), (h, w) = spec.kspace_size, spec.target_size
+    for x, y in ((height, width), (h, w)):
+        assert f"<matrixSize><x>{x}</x><y>{y}</y><z>1</z></matrixSize>" in header.decode()
+    assert f"<x>{160 * h / max(h, w):.6g}</x>" in header.decode()
+
+
+def test_a_killed_write_leaves_the_earlier_file_and_no_half_one(
+    volume: PhantomVolume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    old, new = tmp_path / "old.h5", tmp_path / "new.h5"
+    write_volume(old, volume)
+    before = old.read_bytes()
+    monkeypatch.setattr(h5py.Group, "__setitem__", killed)
+    for path in (old, new):
+        with pytest.raises(KeyboardInterrupt):
+            write_volume(path, volume)
+    assert old.read_bytes() == before
+    assert dataset_files(tmp_path) == [old]
+
+
+# ------------------------------------------------------------------------------------ data sets
+
+
+def test_train_and_val_hold_different_volumes(tmp_path: Path) -> None:
+    written = make_tiny_dataset(tmp_path)
+    names = [path.relative_to(tmp_path).as_posix() for path in written]
+    assert names == [
+        "multicoil_train/file1000001.h5",
+        "multicoil_train/file1000002.h5",
+        "multicoil_val/file2000001.h5",
+    ]
+    volumes = []
+    for path in written:
+        with h5py.File(path, "r") as file:
+            volumes.append((file["kspace"][()], file.attrs["patient_id"]))
+    assert len({patient for _, patient in volumes}) == 3
+    assert not np.allclose(volumes[0][0], volumes[2][0])
+    assert json.loads((tmp_path / "phantom.json").read_text())["seed"] == 0
+
+
+def test_a_second_call_writes_nothing_and_a_larger_one_only_what_is_missing(
+    tmp_path: Path,
+) -> None:
+    make_tiny_dataset(tmp_path)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert make_tiny_dataset(tmp_path) == []
+    assert [path.name for path in make_tiny_dataset(tmp_path, train_volumes=3)] == [
+        "file1000003.h5"
+    ]
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_an_interrupted_generation_is_taken_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(path: Path, volume: PhantomVolume) -> None:
+        if path.name == "file1000002.h5":
+            path.with_name(f".{path.name}.partial").write_bytes(b"half a file")
+            raise KeyboardInterrupt
+        write_volume(path, volume)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(phantom_files, "write_volume", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make_tiny_dataset(tmp_path / "a")
+    assert len(dataset_files(tmp_path / "a")) == 1
+    resumed = make_tiny_dataset(tmp_path / "a")
+    assert [path.name for path in resumed] == ["file1000002.h5", "file2000001.h5"]
+    make_tiny_dataset(tmp_path / "b")
+    contents = [[p.read_bytes() for p in dataset_files(tmp_path / name)] for name in "ab"]
+    assert contents[0] == contents[1]
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_folder_with_other_data_is_refused_and_left_alone(tmp_path: Path) -> None:
+    make_tiny_dataset(tmp_path / "made")
+    for change in ({"spec": replace(TINY, coils=2)}, {"seed": 1}):
+        with pytest.raises(FileExistsError, match="another folder"):
+            make_tiny_dataset(tmp_path / "made", **change)
+    scan = tmp_path / "scans" / "multicoil_train" / "file1000001.h5"
+    scan.parent.mkdir(parents=True)
+    scan.write_bytes(b"a patient")
+    with pytest.raises(FileExistsError, match="not a phantom"):
+        make_tiny_dataset(tmp_path / "scans")
+    assert scan.read_bytes() == b"a patient"
+    assert not (tmp_path / "scans" / "phantom.json").exists()
+
+
+def test_a_full_disk_is_noticed_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = phantom_files.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(phantom_files.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(OSError, match="free"):
+        make_tiny_dataset(tmp_path)
+    assert dataset_files(tmp_path) == []
+
+
+# ----------------------------------------------------------------------------------- the script
+
+
+def test_the_script_runs_under_ipython_from_anywhere(tmp_path: Path) -> None:
+    words = ["folder=made", "train_volumes=1", "val_volumes=1", "slices=3"]
+    run = subprocess.run(
+        [sys.executable, "-m", "IPython", str(SCRIPT), *words],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(tmp_path / "profile")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    folder = tmp_path.resolve() / "made"
+    assert len(dataset_files(folder)) == 2
+    assert f"ipython scripts/pretrain_dev.py data_path={folder}\n" in run.stdout
+    assert f'DATA_PATH = "{folder}"\n' in run.stdout
+
+
+@pytest.fixture(scope="module")
+def script() -> Iterator[ModuleType]:
+    # scripts are not a package
+    spec = importlib.util.spec_from_file_location("make_phantom", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["make_phantom"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["make_phantom"]
+
+
+@pytest.mark.parametrize("word", ["volumes=3", "seed=many", "size=huge", "--size=real"])
+def test_a_wrong_word_is_answered_with_the_valid_ones(script: ModuleType, word: str) -> None:
+    with pytest.raises(ConfigError, match=r"train_volumes: int = 24"):
+        from_words(script.PhantomSettings(), [word])
+
+
+@pytest.mark.parametrize("word", ["seed=-1", "val_volumes=-1", "slices=2"])
+def test_an_impossible_number_ends_the_script_before_it_makes_the_folder(
+    script: ModuleType, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        script.main([f"folder={tmp_path / 'made'}", word])
+    assert exit_.value.code == 2
+    captured = capsys.readouterr()
+    assert word.split("=")[0] in captured.err
+    assert captured.out == ""
+    assert not (tmp_path / "made").exists()
+
+
+def test_words_arrive_in_the_settings(script: ModuleType) -> None:
+    words = ["size=real", "folder=/data/a=b", "slices=7", "seed=5"]
+    settings = from_words(script.PhantomSettings(), words)
+    assert settings.folder == Path("/data/a=b")
+    assert settings.seed == 5
+    assert settings.spec() == replace(REAL_SIZE, slices=7)
+    assert script.PhantomSettings().spec() == DEMO

@@ -1,0 +1,110 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from banding_removal.curves import write_curves
+from banding_removal.grids import GAP, write_grid, write_raw_grid
+from banding_removal.metrics import Quality
+from banding_removal.run_folder import new_run_folder, show_as_latest
+from banding_removal.validation import DisplaySlice
+from data.dataset import SliceDataset, collate
+from data.index import read_volume
+from data.masks import MaskSampler
+from tests.fastmri_files import write_volume
+
+
+def display_slice(size: tuple[int, int], seed: int = 0) -> DisplaySlice:
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.rand(size, generator=generator)
+    return DisplaySlice(
+        name="file1000001.h5",
+        slice_index=seed,
+        acquisition="CORPDFS_FBK",
+        target=target,
+        reconstruction=target + 0.01 * torch.randn(size, generator=generator),
+        zero_filled=target * 0.5,
+        data_range=1.0,
+        quality=Quality(nmse=float("nan"), psnr=30.0, ssim=0.8, mse=1e-10),
+    )
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (97, 61), (320, 320), (640, 368)])
+@pytest.mark.parametrize("zero_filled", [False, True])
+def test_nothing_of_a_grid_is_cut_off_at_any_size(
+    tmp_path: Path, size: tuple[int, int], zero_filled: bool
+) -> None:
+    path = tmp_path / "grid.png"
+    write_grid(
+        path,
+        [display_slice(size, i) for i in range(2)],
+        header=["a long header " * 40, "second line"],
+        zero_filled=zero_filled,
+        window=0.25,
+    )
+    pixels = read(path)
+    factor = max(1, -(-240 // max(size)))
+    assert pixels.shape[1] >= (5 + zero_filled) * (size[1] * factor + GAP)
+    # Text and pictures end before the margins.
+    for margin in (pixels[:, : GAP - 2], pixels[:, -(GAP - 2) :], pixels[:3], pixels[-3:]):
+        assert (margin == 255).all()
+
+
+def test_the_columns_hold_what_they_say(tmp_path: Path) -> None:
+    item = display_slice((240, 240))
+    path = tmp_path / "grid.png"
+    write_grid(path, [item], header=[], zero_filled=False, window=None)
+    pixels = read(path).astype(int)
+    low, high = float(item.target.min()), float(item.target.max())
+    scaled = (255 * (item.target - low) / (high - low)).round().int().numpy()
+    error = (item.reconstruction - item.target).abs() / (high - low)
+    grey_error = (255 * (0.5 + 4 * error).clamp(0, 1)).round().int().numpy()
+    rows = [
+        y for y in range(pixels.shape[0] - 240) if (pixels[y, GAP : GAP + 240] == scaled[0]).all()
+    ]
+    assert rows, "the target is not on the page"
+    top = rows[0]
+    third = 3 * GAP + 2 * 240
+    assert (pixels[top : top + 240, GAP : GAP + 240] == scaled).all()
+    assert (pixels[top : top + 240, third : third + 240] == grey_error).all()
+
+
+def test_a_grid_of_an_all_zero_slice_is_written(tmp_path: Path) -> None:
+    item = display_slice((16, 16))
+    blank = DisplaySlice(**{**vars(item), "target": torch.zeros(16, 16)})
+    write_grid(tmp_path / "grid.png", [blank], header=[], zero_filled=True, window=0.25)
+    assert read(tmp_path / "grid.png").ndim == 2
+
+
+@pytest.mark.parametrize("coils", [1, 3, 9])
+def test_the_raw_grid_shows_every_coil(tmp_path: Path, coils: int) -> None:
+    volume = read_volume(write_volume(tmp_path / "v.h5", coils=coils))
+    dataset = SliceDataset(
+        [volume], MaskSampler(kind="magic", accelerations=(4,), acs=(4,)), seed=0
+    )
+    write_raw_grid(tmp_path / "raw.png", collate([dataset[1]]))
+    height = read(tmp_path / "raw.png").shape[0]
+    rows = 1 + -(-coils // 4)
+    assert height > rows * 240
+
+
+def test_curves_are_drawn_from_the_first_epoch_on(tmp_path: Path) -> None:
+    row = {"epoch": 1, "train_loss": 0.5, "val_loss": 0.4, "val_ssim": 0.7, "lr": 1e-3}
+    write_curves(tmp_path / "curves.png", [row], "one epoch")
+    one = read(tmp_path / "curves.png")
+    write_curves(tmp_path / "curves.png", [row, {**row, "epoch": 2, "lr": 1e-4}], "two epochs")
+    assert not np.array_equal(one, read(tmp_path / "curves.png"))
+
+
+def test_something_that_is_not_a_link_is_not_replaced_by_one(tmp_path: Path) -> None:
+    folder = new_run_folder(tmp_path / "logs", "toy")
+    (tmp_path / "logs" / "run").mkdir()
+    with pytest.raises(FileExistsError, match="move it away"):
+        show_as_latest(folder)

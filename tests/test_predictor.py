@@ -1,0 +1,101 @@
+import pytest
+import torch
+
+from data.operators import rss, to_image
+from model.predictor import Predictor, center_columns
+from model.unet import ComplexUNet, UNet
+
+
+def small_predictor(dtype: torch.dtype = torch.float64) -> Predictor:
+    torch.manual_seed(0)
+    return Predictor(cascades=2, chans=4, pools=2, sens_chans=4).to(dtype)
+
+
+def random_input(
+    coils: int, height: int, width: int, batch: int = 1
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    shape = (batch, coils, height, width)
+    kspace = torch.randn(shape, dtype=torch.complex128, generator=generator)
+    mask = torch.rand(batch, 1, 1, width, generator=generator) < 0.3
+    mask |= center_columns(torch.full((batch,), 6), width)
+    return kspace * mask, mask, torch.full((batch,), 6)
+
+
+@pytest.mark.parametrize(("coils", "height", "width"), [(1, 20, 33), (3, 37, 30), (5, 16, 48)])
+def test_any_number_of_coils_and_any_size_gives_an_image_of_the_kspace_size(
+    coils: int, height: int, width: int
+) -> None:
+    image = small_predictor()(*random_input(coils, height, width))
+    assert image.shape == (1, 1, height, width)
+    assert image.dtype == torch.float64
+    assert (image >= 0).all()
+
+
+def test_a_batch_gives_the_same_as_its_examples_one_by_one_with_their_own_centre_lines() -> None:
+    kspace, mask, _ = random_input(3, 24, 20, batch=2)
+    acs_lines = torch.tensor([4, 8])
+    predictor = small_predictor()
+    together = predictor(kspace, mask, acs_lines)
+    for i in range(2):
+        alone = predictor(kspace[i : i + 1], mask[i : i + 1], acs_lines[i : i + 1])
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-9, atol=1e-12)
+    other = predictor(kspace[:1], mask[:1], acs_lines[1:])
+    assert not torch.allclose(together[:1], other, rtol=1e-3)
+
+
+def test_centre_columns_start_where_the_masks_place_them() -> None:
+    columns = center_columns(torch.tensor([4, 3]), 9)
+    assert columns.shape == (2, 1, 1, 9)
+    assert columns[0, 0, 0].nonzero().flatten().tolist() == [3, 4, 5, 6]
+    assert columns[1, 0, 0].nonzero().flatten().tolist() == [3, 4, 5]
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e6])
+def test_the_output_scales_with_the_data(scale: float) -> None:
+    kspace, mask, acs_lines = random_input(2, 24, 20)
+    predictor = small_predictor()
+    once = predictor(kspace, mask, acs_lines)
+    scaled = predictor(scale * kspace, mask, acs_lines)
+    torch.testing.assert_close(scaled, scale * once, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("empty", ["slice", "coil", "centre"])
+def test_zeros_in_the_input_give_finite_output_and_gradients(empty: str) -> None:
+    kspace, mask, acs_lines = random_input(3, 24, 20)
+    if empty == "slice":
+        kspace = torch.zeros_like(kspace)
+    elif empty == "coil":
+        kspace[:, 1] = 0
+    else:
+        kspace = kspace * ~center_columns(acs_lines, 20)
+    kspace = kspace.to(torch.complex64).requires_grad_()
+    predictor = small_predictor(torch.float32)
+    image = predictor(kspace, mask, acs_lines)
+    image.sum().backward()
+    assert image.isfinite().all()
+    assert kspace.grad is not None and kspace.grad.isfinite().all()
+    for name, weight in predictor.named_parameters():
+        assert weight.grad is not None and weight.grad.isfinite().all(), name
+
+
+def test_without_refinement_the_measured_columns_are_kept() -> None:
+    kspace, mask, acs_lines = random_input(3, 24, 20)
+    predictor = small_predictor()
+    for module in predictor.cascades.modules():
+        if isinstance(module, ComplexUNet):
+            module.register_forward_hook(lambda _module, _input, output: 0 * output)
+    torch.testing.assert_close(predictor(kspace, mask, acs_lines), rss(to_image(kspace)))
+
+
+def test_the_complex_unet_undoes_its_padding_and_normalisation() -> None:
+    net = ComplexUNet(chans=2, pools=1).double()
+    net.unet.register_forward_hook(lambda _module, inputs, _output: inputs[0])
+    image = 3 + torch.randn(2, 21, 35, dtype=torch.complex128)
+    torch.testing.assert_close(net(image), image)
+
+
+@pytest.mark.parametrize(("chans", "pools"), [(3, 2), (0, 2), (4, 0)])
+def test_impossible_unets_are_refused(chans: int, pools: int) -> None:
+    with pytest.raises(ValueError, match="even width"):
+        UNet(chans, pools)

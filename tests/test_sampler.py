@@ -1,0 +1,119 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from data.dataset import Draw, SliceDataset, collate
+from data.index import read_volume
+from data.masks import MaskSampler
+from data.sampler import EpochSampler
+from tests.fastmri_files import write_volume
+
+MASKS = MaskSampler(kind="quadrature", accelerations=(4,), acs=(4,))
+VOLUMES = [
+    ("a.h5", 5, (32, 28)),
+    ("b.h5", 4, (24, 20)),
+    ("c.h5", 6, (32, 28)),
+    ("d.h5", 3, (28, 32)),  # of the size of a transposed a.h5
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sampler")
+    for seed, (name, slices, size) in enumerate(VOLUMES):
+        write_volume(folder / name, slices=slices, size=size, target_size=(16, 16), seed=seed)
+    return folder
+
+
+def make_dataset(folder: Path, *, seed: int = 0, rotate: float = 0.5) -> SliceDataset:
+    volumes = [read_volume(folder / name) for name, _, _ in VOLUMES]
+    return SliceDataset(volumes, MASKS, seed=seed, rotate_probability=rotate)
+
+
+def epoch_of(sampler: EpochSampler, epoch: int) -> list[list[Draw]]:
+    sampler.epoch = epoch
+    return list(sampler)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 100])
+def test_every_draw_comes_once_in_every_epoch(folder: Path, batch_size: int, shuffle: bool) -> None:
+    sampler = EpochSampler(make_dataset(folder), batch_size=batch_size, seed=0, shuffle=shuffle)
+    for epoch in range(4):
+        draws = [draw for batch in epoch_of(sampler, epoch) for draw in batch]
+        assert len(draws) == 18
+        assert set(draws) == {Draw(epoch=epoch, index=i) for i in range(18)}
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 100])
+def test_length_is_the_number_of_batches(folder: Path, batch_size: int, shuffle: bool) -> None:
+    sampler = EpochSampler(make_dataset(folder), batch_size=batch_size, seed=0, shuffle=shuffle)
+    for epoch in range(4):
+        batches = epoch_of(sampler, epoch)
+        assert len(sampler) == len(batches)
+        assert list(sampler) == batches  # asking for the length spends nothing
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 5])
+def test_batches_have_one_size_and_only_the_last_of_a_size_is_smaller(
+    folder: Path, batch_size: int
+) -> None:
+    dataset = make_dataset(folder)
+    sampler = EpochSampler(dataset, batch_size=batch_size, seed=0, shuffle=True)
+    incomplete, seen = 0, set()
+    for epoch in range(4):
+        batches = epoch_of(sampler, epoch)
+        sizes = []
+        for batch in batches:
+            assert 1 <= len(batch) <= batch_size
+            (size,) = {dataset.size(draw) for draw in batch}
+            sizes.append(size)
+            assert len(collate([dataset[draw] for draw in batch]).names) == len(batch)
+        short = Counter(s for s, b in zip(sizes, batches, strict=True) if len(b) < batch_size)
+        assert all(count == 1 for count in short.values())
+        incomplete += len(short)
+        seen.update(sizes)
+    assert incomplete
+    assert len(seen) == 4  # two sizes, upright and transposed
+
+
+def test_order_is_that_of_the_files_without_shuffling(folder: Path) -> None:
+    sampler = EpochSampler(make_dataset(folder), batch_size=1, seed=0, shuffle=False)
+    assert epoch_of(sampler, 7) == [[Draw(epoch=7, index=i)] for i in range(18)]
+
+
+def test_order_depends_on_seed_and_epoch_alone(folder: Path) -> None:
+    def order(seed: int, epoch: int, dataset: SliceDataset) -> tuple[int, ...]:
+        sampler = EpochSampler(dataset, batch_size=1, seed=seed, shuffle=True)
+        return tuple(draw.index for (draw,) in epoch_of(sampler, epoch))
+
+    first = order(0, 3, make_dataset(folder))
+    assert first != tuple(range(18))
+    np.random.seed(5)
+    torch.manual_seed(5)
+    assert order(0, 3, make_dataset(folder, seed=9, rotate=0)) == first
+    orders = {order(seed, epoch, make_dataset(folder)) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9
+
+    # An epoch's order does not depend on the epochs before it: a resume sees the same.
+    sampler = EpochSampler(make_dataset(folder), batch_size=1, seed=0, shuffle=True)
+    for epoch in range(4):
+        batches = epoch_of(sampler, epoch)
+    assert tuple(draw.index for (draw,) in batches) == first
+
+
+def test_loader_collates_what_the_sampler_gathers(folder: Path) -> None:
+    dataset = make_dataset(folder)
+    sampler = EpochSampler(dataset, batch_size=3, seed=0, shuffle=True)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+    )
+    drawn = Counter((name, s) for b in loader for name, s in zip(b.names, b.slices, strict=True))
+    assert drawn == Counter((name, s) for name, slices, _ in VOLUMES for s in range(slices))

@@ -1,0 +1,309 @@
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.metrics import structural_similarity
+from torch import Tensor
+
+from banding_removal.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
+from banding_removal.config import ConfigError, Settings
+from banding_removal.training import (
+    learning_rate,
+    make_datasets,
+    make_loader,
+    train,
+    train_step,
+)
+from banding_removal.validation import choose_display_slices, validate
+from data.dataset import SliceDataset, collate
+from data.filters import VolumeFilter
+from data.index import VolumeError, read_volume
+from data.masks import MaskSampler
+from data.operators import rss, to_image
+from data.sampler import EpochSampler
+from model.predictor import Predictor
+from tests.fastmri_files import write_volume
+
+
+@pytest.fixture
+def data_path(tmp_path: Path) -> Path:
+    """Three training and two validation volumes of different widths, contrasts and scanners."""
+    folder = tmp_path / "data"
+    for i, width in enumerate((28, 28, 33)):
+        path = folder / "multicoil_train" / f"file{i}.h5"
+        write_volume(path, slices=2, size=(32, width), seed=i)
+    for i, (scanner, acquisition) in enumerate((("Aera", "CORPD_FBK"), ("Avanto", "CORPDFS_FBK"))):
+        path = folder / "multicoil_val" / f"val{i}.h5"
+        write_volume(path, slices=3, scanner=scanner, acquisition=acquisition, seed=10 + i)
+    return folder
+
+
+@pytest.fixture
+def settings(tmp_path: Path, data_path: Path) -> Settings:
+    return Settings(
+        name="toy",
+        logs=tmp_path / "logs",
+        data_path=data_path,
+        device="cpu",
+        workers=0,
+        cascades=1,
+        chans=2,
+        pools=1,
+        sens_chans=2,
+        acs_lines=(6,),
+        epochs=2,
+        lr=1e-3,
+        lr_drop_every=3,
+        log_every=1,
+        grid_slices=3,
+    )
+
+
+def weights_of(folder: Path) -> dict[str, Tensor]:
+    return load_checkpoint(find_checkpoint(folder)).predictor
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    first, second = weights_of(a), weights_of(b)
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_epochs_and_two_after_a_resume_equal_four_bit_for_bit(
+    settings: Settings, workers: int
+) -> None:
+    settings = replace(settings, workers=workers, dropout=0.1)  # dropout draws random numbers
+    through = train(replace(settings, epochs=4, name="through"))
+    half = train(replace(settings, name="half"))
+    torch.manual_seed(123)  # whatever the process drew in between
+    resumed = train(replace(settings, epochs=4, name="half", resume=half))
+    assert resumed == half
+    assert_same_weights(through, resumed)
+    a, b = (load_checkpoint(find_checkpoint(f)) for f in (through, resumed))
+    assert a.step == b.step == 24
+    for key in ("train_loss", "val_loss", "val_ssim", "lr", "volumes"):
+        assert [row[key] for row in a.history] == [row[key] for row in b.history]
+    assert [row["epoch"] for row in read_metrics(half) if row["kind"] == "val"] == [1, 2, 3, 4]
+
+
+def test_the_number_of_workers_changes_nothing(settings: Settings) -> None:
+    alone = train(replace(settings, name="alone", epochs=1))
+    helped = train(replace(settings, name="helped", epochs=1, workers=2))
+    assert_same_weights(alone, helped)
+
+
+def test_a_run_writes_everything_one_looks_at(settings: Settings) -> None:
+    folder = train(settings)
+    assert (settings.logs / "run").resolve() == folder.resolve()
+    pictures = [folder / "curves.png"]
+    pictures += [folder / "grids" / n for n in ("epoch001.png", "epoch002.png", "raw_grid.png")]
+    arrays = []
+    for path in pictures:
+        with Image.open(path) as picture:
+            arrays.append(np.asarray(picture))
+    assert not np.array_equal(arrays[1], arrays[2])
+    rows = read_metrics(folder)
+    assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, 13))
+    val = [row for row in rows if row["kind"] == "val"]
+    assert {
+        "loss",
+        "nmse",
+        "psnr",
+        "ssim",
+        "ssim/Aera_CORPD_FBK",
+        "ssim/Avanto_CORPDFS_FBK",
+    } <= set(val[0])
+    assert list((folder / "tensorboard").iterdir())
+    text = (folder / "log.txt").read_text()
+    assert "lr: float = 0.001" in text
+    assert text.rstrip().endswith("the run is complete")
+
+
+def test_runs_never_overwrite_each_other(settings: Settings) -> None:
+    settings = replace(settings, epochs=1)
+    first = train(settings)
+    before = {p: p.read_bytes() for p in first.rglob("*") if p.is_file()}
+    second = train(replace(settings, seed=1))
+    third = train(replace(settings, restart=first))
+    assert [f.name for f in (first, second, third)] == ["toy", "toy_2", "toy_3"]
+    assert (settings.logs / "run").resolve() == third.resolve()
+    assert {p: p.read_bytes() for p in first.rglob("*") if p.is_file()} == before
+
+
+def test_a_restart_takes_the_weights_and_nothing_else(settings: Settings) -> None:
+    first = train(settings)
+    again = train(replace(settings, restart=first, epochs=1, lr=1e-30))
+    assert_same_weights(first, again)
+    checkpoint = load_checkpoint(find_checkpoint(again))
+    assert (checkpoint.epoch, checkpoint.step) == (1, 6)
+
+
+def test_a_resume_says_what_has_changed(settings: Settings) -> None:
+    folder = train(replace(settings, epochs=1))
+    train(replace(settings, resume=folder, lr=5e-4))
+    text = (folder / "log.txt").read_text()
+    assert "setting changed since the checkpoint: lr: 0.001 -> 0.0005" in text
+
+
+def test_a_checkpoint_of_another_model_is_refused_before_a_folder_is_made(
+    settings: Settings,
+) -> None:
+    folder = train(replace(settings, epochs=1))
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        train(replace(settings, restart=folder, chans=4))
+    assert sorted(p.name for p in settings.logs.iterdir()) == ["index", "run", "toy"]
+
+
+def test_batches_of_two_train_although_sizes_and_orientations_differ(settings: Settings) -> None:
+    folder = train(replace(settings, batch_size=2, epochs=1))
+    steps = [row for row in read_metrics(folder) if row["kind"] == "train"]
+    assert 3 <= len(steps) < 6
+
+
+def test_single_coil_data_train(settings: Settings) -> None:
+    for part in ("train", "val"):
+        path = settings.data_path / f"singlecoil_{part}" / "file.h5"
+        write_volume(path, coils=None, slices=2)
+    folder = train(replace(settings, challenge="singlecoil", epochs=1))
+    assert np.isfinite(load_checkpoint(find_checkpoint(folder)).history[0]["val_ssim"])
+
+
+def test_a_missing_path_says_what_to_put_where_and_leaves_nothing_behind(
+    settings: Settings, tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        train(replace(settings, data_path=tmp_path / "nowhere"))
+    for part in ("DATA_PATH", "multicoil_train/*.h5", "multicoil_val/*.h5", "make_phantom.py"):
+        assert part in str(caught.value)
+    assert not settings.logs.exists()
+
+
+def test_filters_that_leave_nothing_say_which(settings: Settings) -> None:
+    nothing = VolumeFilter(magnet=7)
+    with pytest.raises(ConfigError, match="magnet removed 3"):
+        train(replace(settings, train_filter=nothing))
+
+
+def test_bad_volumes_are_all_named_before_anything_starts(settings: Settings) -> None:
+    folder = settings.data_path / "multicoil_train"
+    (folder / "text.h5").write_text("not HDF5")
+    write_volume(folder / "headerless.h5", drop=("ismrmrd_header",))
+    with pytest.raises(VolumeError) as caught:
+        train(settings)
+    assert "text.h5" in str(caught.value)
+    assert "headerless.h5" in str(caught.value)
+    assert not (settings.logs / "toy").exists()
+    train_set, _ = make_datasets(replace(settings, skip_bad_volumes=True))
+    assert len(train_set.volumes) == 3
+
+
+def test_nan_in_kspace_ends_the_run_with_file_and_slice_in_the_log(settings: Settings) -> None:
+    path = settings.data_path / "multicoil_train" / "file1.h5"
+    kspace = np.ones((2, 3, 32, 28), np.complex64)
+    kspace[1, 2, 3, 4] = np.nan
+    write_volume(path, kspace=kspace, attrs={"max": 1.0})
+    with pytest.raises(VolumeError, match="slice 1 has NaN"):
+        train(settings)
+    text = (settings.logs / "toy" / "log.txt").read_text()
+    assert "the run ended with VolumeError" in text
+    assert "file1.h5" in text
+
+
+def test_a_loss_that_is_not_finite_names_the_slice_and_leaves_the_weights(
+    settings: Settings,
+) -> None:
+    train_set, _ = make_datasets(settings)
+    predictor = Predictor(cascades=1, chans=2, pools=1, sens_chans=2)
+    with torch.no_grad():
+        predictor.get_parameter("cascades.0.dc_weight").fill_(float("nan"))
+    before = {key: value.clone() for key, value in predictor.state_dict().items()}
+    optimizer = torch.optim.Adam(predictor.parameters())
+    with pytest.raises(FloatingPointError, match=r"file0\.h5 slice 0"):
+        train_step(settings, predictor, optimizer, collate([train_set[0]]))
+    for key, value in predictor.state_dict().items():
+        assert torch.equal(value, before[key]) or value.isnan().all()
+
+
+def test_the_learning_rate_drops_where_it_is_told_to(settings: Settings) -> None:
+    rates = [learning_rate(settings, epoch) for epoch in range(7)]
+    assert rates == pytest.approx([1e-3] * 3 + [1e-4] * 3 + [1e-5])
+    assert learning_rate(replace(settings, lr_drop_every=None), 1000) == 1e-3
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
+def test_a_device_that_is_not_there_is_refused(settings: Settings, device: str) -> None:
+    with pytest.raises(ConfigError, match="device"):
+        train(replace(settings, device=device))
+
+
+class ZeroFilled(Predictor):
+    """The zero-filled RSS, as a predictor."""
+
+    def forward(self, masked_kspace: Tensor, mask: Tensor, acs_lines: Tensor) -> Tensor:  # noqa: ARG002
+        return rss(to_image(masked_kspace))
+
+
+def test_validation_figures_are_means_over_volumes_and_groups_as_scikit_image_has_them(
+    settings: Settings,
+) -> None:
+    _, val_set = make_datasets(settings)
+    sampler = EpochSampler(val_set, batch_size=1, seed=0, shuffle=False)
+    device = torch.device("cpu")
+    result = validate(
+        ZeroFilled(cascades=1, chans=2, pools=1, sens_chans=2),
+        make_loader(val_set, sampler, 0, device),
+        val_set,
+        device=device,
+        l1_weight=0.01,
+        display=[1, 4],
+    )
+    expected = {}
+    for v, volume in enumerate(val_set.volumes):
+        examples = [val_set[i] for i, place in enumerate(val_set.places) if place[0] == v]
+        values = []
+        for example in examples:
+            assert example.target is not None
+            # 32 x 28 down to the target's 24 x 24
+            image = rss(to_image(example.masked_kspace))[0, 4:28, 2:26].double().numpy()
+            target = example.target[0].double().numpy()
+            values.append(structural_similarity(target, image, data_range=example.data_range))
+        expected[volume.group] = np.mean(values)
+    for group, value in expected.items():
+        assert result.figures[f"ssim/{group}"] == pytest.approx(value, rel=1e-6)
+    assert result.figures["ssim"] == pytest.approx(np.mean(list(expected.values())), rel=1e-6)
+    assert [(s.name, s.slice_index) for s in result.display] == [("val0.h5", 1), ("val1.h5", 1)]
+
+
+def test_display_slices_are_fixed_spread_out_and_begin_with_an_end_slice(tmp_path: Path) -> None:
+    volumes = [
+        read_volume(write_volume(tmp_path / f"v{i}.h5", slices=n))
+        for i, n in enumerate((8, 7, 8, 5))
+    ]
+    dataset = SliceDataset(volumes, MaskSampler(kind="magic", accelerations=(4,), acs=(4,)), seed=0)
+    chosen = choose_display_slices(dataset, 6)
+    assert chosen == choose_display_slices(dataset, 6)
+    assert len(set(chosen)) == 6
+    assert dataset.places[chosen[0]] == (0, 0)
+    assert {dataset.places[i][0] for i in chosen} == {0, 1, 2, 3}
+    assert len(set(choose_display_slices(dataset, 20))) == 20
+    assert sorted(choose_display_slices(dataset, 100)) == list(range(28))
+    assert choose_display_slices(dataset, 0) == []
+
+
+def test_the_front_door_leaves_logging_as_it_was(settings: Settings) -> None:
+    root = logging.getLogger()
+    before = (root.level, list(root.handlers))
+    train(replace(settings, epochs=1))
+    assert (root.level, list(root.handlers)) == before

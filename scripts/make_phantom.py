@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from banding_removal.command_line import user_errors
 from banding_removal.config import REPOSITORY, ConfigError, from_words
 from data.phantom import DEMO, REAL_SIZE, PhantomSpec
 from data.phantom_files import SPLITS, write_dataset
@@ -44,7 +45,7 @@ class PhantomSettings:
 
 def main(words: list[str]) -> None:
     """Make the data set that the `key=value` words ask for, and say how to use it."""
-    try:
+    with user_errors():
         settings = from_words(PhantomSettings(), words)
         folder = settings.folder.resolve()
         written = write_dataset(
@@ -54,9 +55,6 @@ def main(words: list[str]) -> None:
             val_volumes=settings.val_volumes,
             seed=settings.seed,
         )
-    except (ConfigError, OSError) as error:  # what the user can mend
-        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(2)
     print(f"{len(written)} new volumes in {folder}")
     for split in SPLITS:
         sizes = [path.stat().st_size for path in (folder / split).glob("*.h5")]

@@ -8,56 +8,11 @@ background. The settings (data, masks) are those that the checkpoint was trained
 """
 
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
-from banding_removal.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
-from banding_removal.config import REPOSITORY, ConfigError, from_plain, from_words
-from banding_removal.orientations import reconstruct_both, write_orientation_grid
-from banding_removal.training import build_predictor, choose_device, make_datasets
-from banding_removal.validation import choose_display_slices
-from data.index import VolumeError
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShowSettings:
-    """What to show."""
-
-    checkpoint: Path = REPOSITORY / "logs" / "run"  # a run's folder, or one of its checkpoints
-    output: Path | None = None  # of the PNG; null: banding.png in the run's folder
-    count: int = 4  # slices, spread over the validation volumes
-    slices: tuple[int, ...] = ()  # positions in the validation set, instead of `count`
-    window: float = 0.25  # white of the low-signal pictures, of the volume's largest value
-    device: str = "auto"
-
-
-def show(settings: ShowSettings) -> Path:
-    """Write the picture; returns its path."""
-    path = find_checkpoint(settings.checkpoint)
-    checkpoint = load_checkpoint(path)
-    trained = from_plain(checkpoint.settings)
-    device = choose_device(settings.device)
-    predictor = build_predictor(trained, device, checkpoint, path)
-    _, validation = make_datasets(trained)
-    # One more than asked for: the first one is an empty end slice, which shows no anatomy.
-    indices = settings.slices or choose_display_slices(validation, settings.count + 1)[1:]
-    output = settings.output or path.parent.parent / "banding.png"
-    write_orientation_grid(
-        output,
-        reconstruct_both(predictor, validation, indices, device),
-        header=[
-            f"{path.parent.parent.name}, epoch {checkpoint.epoch}: the same slices, undersampled "
-            f"along x and along y. Low signal: white at {settings.window:.0%} of the volume's "
-            f"maximum. Streaks: along x in the third column, along y in the fourth."
-        ],
-        window=settings.window,
-    )
-    return output
-
+from banding_removal.command_line import user_errors
+from banding_removal.config import from_words
+from banding_removal.show_banding import ShowSettings, show
 
 if __name__ == "__main__":
-    try:
+    with user_errors():
         print(f"look at {show(from_words(ShowSettings(), sys.argv[1:]))}")
-    except (ConfigError, CheckpointError, VolumeError, FileNotFoundError) as problem:
-        print(f"{type(problem).__name__}: {problem}", file=sys.stderr)
-        sys.exit(2)

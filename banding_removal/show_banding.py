@@ -1,0 +1,46 @@
+"""A trained predictor's banding as one picture: settings, and the way from checkpoint to PNG."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from banding_removal.checkpoint import find_checkpoint, load_checkpoint
+from banding_removal.config import REPOSITORY, from_plain
+from banding_removal.orientations import reconstruct_both, write_orientation_grid
+from banding_removal.training import build_predictor, choose_device, make_datasets
+from banding_removal.validation import choose_display_slices
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowSettings:
+    """What to show."""
+
+    checkpoint: Path = REPOSITORY / "logs" / "run"  # a run's folder, or one of its checkpoints
+    output: Path | None = None  # of the PNG; null: banding.png in the run's folder
+    count: int = 4  # slices, spread over the validation volumes
+    slices: tuple[int, ...] = ()  # positions in the validation set, instead of `count`
+    window: float = 0.25  # white of the low-signal pictures, of the volume's largest value
+    device: str = "auto"
+
+
+def show(settings: ShowSettings) -> Path:
+    """Write the picture; returns its path."""
+    path = find_checkpoint(settings.checkpoint)
+    checkpoint = load_checkpoint(path)
+    trained = from_plain(checkpoint.settings)
+    device = choose_device(settings.device)
+    predictor = build_predictor(trained, device, checkpoint, path)
+    _, validation = make_datasets(trained)
+    # One more than asked for: the first one is an empty end slice, which shows no anatomy.
+    indices = settings.slices or choose_display_slices(validation, settings.count + 1)[1:]
+    output = settings.output or path.parent.parent / "banding.png"
+    write_orientation_grid(
+        output,
+        reconstruct_both(predictor, validation, indices, device),
+        header=[
+            f"{path.parent.parent.name}, epoch {checkpoint.epoch}: the same slices, undersampled "
+            f"along x and along y. Low signal: white at {settings.window:.0%} of the volume's "
+            f"maximum. Streaks: along x in the third column, along y in the fourth."
+        ],
+        window=settings.window,
+    )
+    return output

@@ -1,0 +1,69 @@
+"""The scripts as users start them: another process, another working folder."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+TOY_MODEL = ("cascades=1", "chans=2", "pools=1", "sens_chans=2", "device=cpu", "workers=1")
+
+
+def start(
+    folder: Path, script: str, *words: str, ipython: bool = True
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *(["-m", "IPython"] if ipython else []), str(SCRIPTS / script)]
+    return subprocess.run(
+        [*command, *words], capture_output=True, text=True, cwd=folder, timeout=300, check=False
+    )
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def test_phantom_and_demo_run_under_ipython_from_any_folder(tmp_path: Path) -> None:
+    data = f"folder={tmp_path / 'my phantom'}"
+    made = start(tmp_path, "make_phantom.py", data, "train_volumes=2", "val_volumes=1", "slices=4")
+    assert made.returncode == 0, made.stderr
+    assert "pretrain_dev.py" in made.stdout
+
+    words = (f"data_path={tmp_path / 'my phantom'}", f"logs={tmp_path / 'logs'}", "epochs=2")
+    demo = start(tmp_path, "demo.py", *words, *TOY_MODEL, "grid_zero_filled=true")
+    assert demo.returncode == 0, demo.stderr
+    run = tmp_path / "logs" / "run"
+    first, second = (read(run / "grids" / f"epoch00{i}.png") for i in (1, 2))
+    assert not np.array_equal(first, second)
+    assert read(run / "grids" / "raw_grid.png").std() > 0
+    assert read(run / "banding.png").std() > 0
+    assert "logs/demo/grids/epoch002.png" in demo.stdout
+    assert (run / "log.txt").read_text().rstrip().endswith("the run is complete")
+
+    resumed = start(
+        tmp_path, "demo.py", *words[:2], "epochs=3", f"resume={run}", *TOY_MODEL, ipython=False
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert (run / "grids" / "epoch003.png").exists()
+
+
+@pytest.mark.parametrize("ipython", [True, False])
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "make the phantom data set with: ipython scripts/make_phantom.py"),
+        (("lrr=1e-4",), "Did you mean: 'lr'"),
+        (("epochs=many",), "could not be converted to Integer"),
+    ],
+)
+def test_a_mistake_ends_with_a_message_and_a_failure(
+    tmp_path: Path, ipython: bool, words: tuple[str, ...], says: str
+) -> None:
+    result = start(tmp_path, "pretrain.py", f"logs={tmp_path}", *words, ipython=ipython)
+    assert result.returncode != 0
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,7 @@ train, validate, write (figures, curves, grid, checkpoint).
 
 import logging
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,15 @@ NOT_COMPARED = ("resume", "restart", "epochs")
 SMOOTHING = 0.98  # of the loss in the progress bar
 
 
+@dataclass(kw_only=True)
+class Progress:
+    """How far a run has come; `history` has one row an epoch."""
+
+    epoch: int = 0
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
 def train(settings: Settings) -> Path:
     """Run the training that `settings` describe and return the run's folder.
 
@@ -78,18 +87,16 @@ def train(settings: Settings) -> Path:
             "training on %d slices of %d volumes, validating on %d of %d",
             *(len(train_set), len(train_set.volumes), len(val_set), len(val_set.volumes)),
         )
-        epoch, step, history = 0, 0, list[dict[str, Any]]()
+        progress = Progress()
         if start is not None and settings.resume is not None:
-            epoch, step, history = start.epoch, start.step, start.history
+            progress = Progress(epoch=start.epoch, step=start.step, history=start.history)
             optimizer.load_state_dict(start.optimizer)
             restore_random_state(start.rng)
             _report_changes(start.settings, plain(settings))
-            log.info("resumed from %s after epoch %d", start_path, epoch)
+            log.info("resumed from %s after epoch %d", start_path, start.epoch)
         elif start is not None:
             log.info("weights from %s (epoch %d)", start_path, start.epoch)
-        _train_epochs(
-            settings, folder, device, train_set, val_set, predictor, optimizer, epoch, step, history
-        )
+        _train_epochs(settings, folder, device, train_set, val_set, predictor, optimizer, progress)
         log.info("look at %s", folder / "grids")
     return folder
 
@@ -102,11 +109,9 @@ def _train_epochs(
     val_set: SliceDataset,
     predictor: Predictor,
     optimizer: torch.optim.Adam,
-    epoch: int,
-    step: int,
-    history: list[dict[str, Any]],
+    progress: Progress,
 ) -> None:
-    """Epochs `epoch` + 1 to the last, each followed by validation and everything written."""
+    """The epochs that are left, each followed by validation and everything written."""
     sampler = EpochSampler(
         train_set, batch_size=settings.batch_size, seed=settings.seed, shuffle=True
     )
@@ -119,16 +124,14 @@ def _train_epochs(
 
     metrics = MetricsWriter(folder)
     try:
-        while epoch < settings.epochs:
+        while progress.epoch < settings.epochs:
             # --- train ---
-            sampler.epoch = epoch
-            lr = learning_rate(settings, epoch)
+            sampler.epoch = progress.epoch
+            lr = learning_rate(settings, progress.epoch)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            epoch += 1
-            figures, step = train_epoch(
-                settings, device, loader, predictor, optimizer, metrics, epoch, step
-            )
+            progress.epoch += 1
+            figures = train_epoch(settings, device, loader, predictor, optimizer, metrics, progress)
 
             # --- validate ---
             result = validate(
@@ -139,7 +142,8 @@ def _train_epochs(
                 l1_weight=settings.l1_weight,
                 display=display,
             )
-            metrics.write("val", step=step, epoch=epoch, values=result.figures)
+            epoch, history = progress.epoch, progress.history
+            metrics.write("val", step=progress.step, epoch=epoch, values=result.figures)
 
             # --- write ---
             history.append({"epoch": epoch, "lr": lr, **figures, **_prefixed(result)})
@@ -155,7 +159,7 @@ def _train_epochs(
                 )
             checkpoint = Checkpoint(
                 epoch=epoch,
-                step=step,
+                step=progress.step,
                 predictor=predictor.state_dict(),
                 optimizer=optimizer.state_dict(),
                 rng=random_state(),
@@ -177,20 +181,19 @@ def train_epoch(
     predictor: Predictor,
     optimizer: torch.optim.Adam,
     metrics: MetricsWriter,
-    epoch: int,
-    step: int,
-) -> tuple[dict[str, float], int]:
-    """One pass over the data; returns the epoch's figures and the number of steps so far."""
+    progress: Progress,
+) -> dict[str, float]:
+    """One pass over the data, counted in `progress`; returns the epoch's mean figures."""
     predictor.train()
     sums = {"loss": 0.0, "ssim": 0.0, "grad_norm": 0.0, "step_ms": 0.0, "wait_ms": 0.0}
     smoothed = None
-    bar = tqdm(loader, desc=f"epoch {epoch}/{settings.epochs}", leave=False, mininterval=1)
+    bar = tqdm(loader, desc=f"epoch {progress.epoch}/{settings.epochs}", leave=False, mininterval=1)
     before = time.perf_counter()
     for on_cpu in bar:
         waited = time.perf_counter() - before
         batch = on_cpu.to(device)
         values = train_step(settings, predictor, optimizer, batch)
-        step += 1
+        progress.step += 1
         now = time.perf_counter()
         values |= {"step_ms": 1000 * (now - before), "wait_ms": 1000 * waited}
         before = now
@@ -198,11 +201,11 @@ def train_epoch(
             sums[key] += value
         smoothed = _smooth(smoothed, values["loss"])
         bar.set_postfix_str(f"loss {smoothed:.4f}, {peak_memory_gb(device):.1f} GB", refresh=False)
-        if step % settings.log_every == 0:
-            metrics.write("train", step=step, epoch=epoch, values=values)
+        if progress.step % settings.log_every == 0:
+            metrics.write("train", step=progress.step, epoch=progress.epoch, values=values)
     count = len(loader)
     names = {"loss": "train_loss", "ssim": "train_ssim"}
-    return {names.get(key, key): total / count for key, total in sums.items()}, step
+    return {names.get(key, key): total / count for key, total in sums.items()}
 
 
 def train_step(

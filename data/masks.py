@@ -93,8 +93,8 @@ class MaskSampler:
         acs = self.acs[rng.randint(0, len(self.acs))]
         acceleration = self.accelerations[rng.randint(0, len(self.accelerations))]
         acs_lines = round(width * acs) if self.kind.endswith("_fraction") else int(acs)
-        if acs_lines > width:
-            raise ValueError(f"{acs_lines} centre lines do not fit {width} columns")
+        if not 0 < acs_lines <= width:
+            raise ValueError(f"{acs_lines} centre lines do not suit {width} columns")
         if offset is None and not self.kind.startswith("random"):
             offset = int(rng.randint(acceleration))
         if self.kind.startswith("random"):

@@ -431,3 +431,9 @@ def test_missing_folder_a_file_in_its_place_and_an_empty_folder_are_told_apart(
     (tmp_path / "volumes" / "notes.txt").touch()
     with pytest.raises(FileNotFoundError, match=rf"{folder} holds no \*\.h5 file"):
         index(tmp_path)
+
+
+def test_header_columns_outside_the_matrix_count_as_unknown(tmp_path: Path) -> None:
+    outside = XML.replace("368", "28").replace("183", "12").replace("365", "27")
+    volume = read_volume(write_volume(tmp_path / "outside.h5", header=outside))
+    assert volume.acquired is None

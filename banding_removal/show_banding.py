@@ -7,7 +7,7 @@ from banding_removal.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.config import REPOSITORY, from_plain
 from banding_removal.orientations import reconstruct_both, write_orientation_grid
 from banding_removal.training import build_predictor, choose_device, make_datasets
-from banding_removal.validation import choose_display_slices
+from data.dataset import SliceDataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class ShowSettings:
 
     checkpoint: Path = REPOSITORY / "logs" / "run"  # a run's folder, or one of its checkpoints
     output: Path | None = None  # of the PNG; null: banding.png in the run's folder
-    count: int = 4  # slices, spread over the validation volumes
+    count: int = 4  # middle slices of this many validation volumes
     slices: tuple[int, ...] = ()  # positions in the validation set, instead of `count`
     window: float = 0.25  # white of the low-signal pictures, of the volume's largest value
     device: str = "auto"
@@ -30,8 +30,7 @@ def show(settings: ShowSettings) -> Path:
     device = choose_device(settings.device)
     predictor = build_predictor(trained, device, checkpoint, path)
     _, validation = make_datasets(trained)
-    # One more than asked for: the first one is an empty end slice, which shows no anatomy.
-    indices = settings.slices or choose_display_slices(validation, settings.count + 1)[1:]
+    indices = settings.slices or middle_slices(validation, settings.count)
     output = settings.output or path.parent.parent / "banding.png"
     write_orientation_grid(
         output,
@@ -44,3 +43,13 @@ def show(settings: ShowSettings) -> Path:
         window=settings.window,
     )
     return output
+
+
+def middle_slices(dataset: SliceDataset, count: int) -> list[int]:
+    """Positions of the middle slices of `count` volumes, spread over the data set."""
+    by_volume: dict[int, list[int]] = {}
+    for index, (volume, _) in enumerate(dataset.places):
+        by_volume.setdefault(volume, []).append(index)
+    middles = [indices[len(indices) // 2] for indices in by_volume.values()]
+    count = min(count, len(middles))
+    return [middles[i * len(middles) // count] for i in range(count)]

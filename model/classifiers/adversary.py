@@ -1,0 +1,108 @@
+"""The published adversary architectures by name, and ensembles of them."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck, ResNet
+
+from model.classifiers.residual import ResidualClassifier, group_norm
+
+Architecture = Literal["shallow", "wide", "prev", "simple", "resnet50", "unpooled_resnet50"]
+
+
+class Ensemble(nn.Module):
+    """Classifiers side by side, image (B, 3, H, W) -> logits (B, n)."""
+
+    def __init__(self, members: list[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, n)."""
+        return torch.cat([member(x) for member in self.members], dim=1)
+
+
+def _shallow(chans: int) -> nn.Module:
+    return ResidualClassifier(
+        chans=chans,
+        kernel=5,
+        stages=(2, 2),
+        pool=("max", 4),
+        pool_last=True,
+        normalize_input=True,
+    )
+
+
+def _wide(chans: int) -> nn.Module:
+    return ResidualClassifier(
+        chans=chans,
+        kernel=5,
+        stages=(3, 3),
+        pool=("max", 4),
+        pool_last=True,
+        normalize_input=True,
+    )
+
+
+def _prev(chans: int) -> nn.Module:
+    return ResidualClassifier(
+        chans=chans,
+        kernel=3,
+        stages=(3, 3),
+        pool=("average", 2),
+        pool_last=False,
+        normalize_input=False,
+    )
+
+
+def _simple(chans: int) -> nn.Module:
+    return ResidualClassifier(
+        chans=chans, kernel=3, stages=(2,), pool=None, pool_last=False, normalize_input=False
+    )
+
+
+def _resnet50(chans: int) -> nn.Module:
+    # torchvision's own initialisation is kaiming-normal fan-out, as published; width_per_group
+    # scales the bottlenecks, which at 64 are the usual ones.
+    return ResNet(
+        Bottleneck, [3, 4, 6, 3], num_classes=1, norm_layer=group_norm, width_per_group=chans
+    )
+
+
+def _unpooled_resnet50(chans: int) -> nn.Module:
+    net = _resnet50(chans)
+    net.maxpool = nn.Identity()
+    return net
+
+
+ARCHITECTURES: dict[Architecture, tuple[Callable[[int], nn.Module], int]] = {
+    "shallow": (_shallow, 64),
+    "wide": (_wide, 128),
+    "prev": (_prev, 192),
+    "simple": (_simple, 128),
+    "resnet50": (_resnet50, 64),
+    "unpooled_resnet50": (_unpooled_resnet50, 64),
+}
+
+
+def build_adversary(
+    architecture: Architecture, *, members: int = 1, chans: int | None = None
+) -> Ensemble:
+    """An ensemble of `members` adversaries, image (B, 3, H, W) -> logits (B, members).
+
+    Args:
+        architecture: one of `ARCHITECTURES`.
+        members: number of independently initialised networks.
+        chans: width instead of the published one, for small runs (resnets: bottleneck width).
+
+    Raises:
+        ValueError: no such architecture, or no member.
+    """
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"adversary {architecture!r} is none of {', '.join(ARCHITECTURES)}")
+    if members < 1:
+        raise ValueError(f"an ensemble needs at least one member, got {members}")
+    build, published_chans = ARCHITECTURES[architecture]
+    return Ensemble([build(chans or published_chans) for _ in range(members)])

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from banding_removal.adversarial import OrientationObjective
 from banding_removal.config import Settings
 from banding_removal.losses import reconstruction_loss
 from banding_removal.metrics import VolumeQuality
@@ -27,6 +28,7 @@ from data.dataset import Example, SliceDataset
 from data.index import read_volume
 from data.masks import MaskSampler, seeded_by_name
 from data.operators import center_crop, crop_to_smaller, expand, reduce, rss, to_image, to_kspace
+from model.classifiers import ARCHITECTURES, Architecture, Ensemble, build_adversary
 from model.predictor import Predictor
 from tests.fastmri_files import write_volume
 
@@ -350,6 +352,110 @@ def _row(file: str, quantity: str, dtype: str, error: float) -> Parity:
     )
 
 
+def published_adversary_name(name: str) -> str:
+    """Name of a single adversary's parameter in the published code; torchvision's are the same."""
+    own = name.removeprefix("members.0.")
+    for ours, theirs in {
+        "stem.": "conv_img.",
+        "head.": "fc.",
+        "blocks.": "resnet.",
+        "norm_in": "norm_0",
+        "norm_out": "norm_1",
+        "conv_in": "conv_0",
+        "conv_out": "conv_1",
+        "shortcut": "conv_s",
+    }.items():
+        own = own.replace(ours, theirs)
+    return own
+
+
+def golden_adversary(architecture: Architecture) -> Ensemble:
+    """A single adversary with the published weights, in float64."""
+    shapes = json.loads((FOLDER / "adversaries_state_shapes.json").read_text())[architecture]
+    position = {name: i for i, name in enumerate(sorted(name for name, _ in shapes))}
+    adversary = build_adversary(architecture)
+    weights = {}
+    for name, weight in adversary.state_dict().items():
+        key = published_adversary_name(name)
+        weights[name] = golden_weight(key, list(weight.shape), position[key])
+    adversary.load_state_dict(weights)
+    return adversary.double()
+
+
+def adversaries_parity(architecture: Architecture) -> Iterator[Parity]:
+    """Logit and input gradient, parameter count."""
+    golden = load("adversaries")
+    counts = json.loads((FOLDER / "param_counts.json").read_text())
+    adversary = golden_adversary(architecture)
+    count = sum(weight.numel() for weight in adversary.parameters())
+    quantity = f"{architecture}: {count} parameters (difference)"
+    difference = abs(count - counts[architecture]["params"])
+    yield Parity(file="param_counts", quantity=quantity, error=difference, tolerance=0)
+    logits = gradients = stored = 0.0
+    for x in ("x", "x3_independent_channels"):
+        image = torch.tensor(golden[x]).double().requires_grad_()
+        logit = adversary(image)
+        logit.sum().backward()
+        assert image.grad is not None
+        key = f"{x}_float64"
+        logits = max(logits, relative_error(logit, golden[f"{architecture}_logit_{key}"]))
+        norm = golden[f"{architecture}_gradx_norm_{key}"]
+        gradients = max(gradients, relative_error(image.grad.norm(), norm))
+        if f"{architecture}_gradx_{x}" in golden:
+            whole = golden[f"{architecture}_gradx_{x}"]
+            stored = max(stored, relative_error(image.grad, whole))
+    yield _row("adversaries", f"{architecture} logit", "float64", logits)
+    yield _row("adversaries", f"{architecture} norm of the input gradient", "float64", gradients)
+    # Kept in float32 only.
+    yield _row("adversaries", f"{architecture} input gradient", "float32", stored)
+
+
+def adversarial_loss_parity() -> Iterator[Parity]:
+    """Both players' terms and gradients, in float64."""
+    golden = load("adv_loss")
+    worst: dict[str, float] = {}
+    for case in json.loads((FOLDER / "adv_loss.json").read_text()):
+        if case["dtype"] == "float64":
+            for quantity, error in _adversarial_errors(case, golden).items():
+                worst[quantity] = max(worst.get(quantity, 0.0), error)
+    for quantity, error in worst.items():
+        # The image's gradient is kept in float32 only.
+        dtype = "float32" if quantity == "gradient of the image" else "float64"
+        yield _row("adv_loss", quantity, dtype, error)
+
+
+def _adversarial_errors(case: dict[str, Any], golden: dict[str, np.ndarray]) -> dict[str, float]:
+    adversary = golden_adversary(case["adversary"])
+    objective = OrientationObjective(
+        adversary,
+        target="flipped" if case["adv_target_uncertain"] else "uncertain",
+        reg_param=case["reg_param"],
+    )
+    image = torch.tensor(golden["prediction"]).double().requires_grad_()
+    rotated = torch.tensor([float(case["rotated"])])
+    term = objective.predictor_term(image, rotated)
+    (case["strength"] * term).backward()
+    verdict = objective.adversary_loss(image, rotated)
+    verdict.loss.backward()
+    assert image.grad is not None
+    norms = [float(w.grad.norm()) for w in adversary.parameters() if w.grad is not None]
+    return {
+        "predictor's term": relative_error(term, case["pred_orien"]),
+        "adversary's term": relative_error(verdict.classification, case["adv_orien"]),
+        "penalty": relative_error(verdict.penalty, case["reg"]),
+        "accuracy": abs(float(verdict.accuracy) - case["accu_orien"]),
+        "mean logit": relative_error(verdict.bias, case["adv_bias"]),
+        "sum": relative_error(case["strength"] * term + verdict.loss, case["train_loss"]),
+        "norm of the image's gradient": relative_error(
+            image.grad.norm(), case["grad_prediction_norm"]
+        ),
+        "gradient of the image": relative_error(image.grad, golden[f"{case['key']}_dpred"]),
+        "norms of the adversary's gradients": relative_error(
+            sorted(norms), np.sort(golden[f"{case['key']}_adv_grad_norms"])
+        ),
+    }
+
+
 def all_parities() -> Iterator[Parity]:
     """Every comparison there is."""
     yield from masks_parity()
@@ -361,3 +467,6 @@ def all_parities() -> Iterator[Parity]:
     for name in PREDICTORS:
         for dtype in ("float64", "float32"):
             yield from predictor_parity(name, dtype)
+    for architecture in ARCHITECTURES:
+        yield from adversaries_parity(architecture)
+    yield from adversarial_loss_parity()

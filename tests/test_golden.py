@@ -2,6 +2,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from model.classifiers import ARCHITECTURES, Architecture
 from tests import golden_parity
 from tests.golden_parity import PREDICTORS, Parity
 
@@ -27,7 +28,13 @@ def test_predictor_loss_and_gradients_equal_the_golden_ones(name: str, dtype: st
         golden_parity.orientation_parity,
         golden_parity.lr_parity,
         golden_parity.parameter_parity,
+        golden_parity.adversarial_loss_parity,
     ],
 )
 def test_parts_equal_the_golden_numbers(compare: Callable[[], Iterator[Parity]]) -> None:
     check(list(compare()))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_adversaries_equal_the_golden_ones(architecture: Architecture) -> None:
+    check(list(golden_parity.adversaries_parity(architecture)))

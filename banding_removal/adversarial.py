@@ -1,0 +1,130 @@
+"""The orientation adversary's objective, for any reconstruction network.
+
+Defazio, Murrell, Recht, "MRI Banding Removal via Adversarial Training" (2020), section 3: training
+slices are transposed with probability 1/2 before they are undersampled; an adversary sees the
+upright reconstruction and says whether that happened. Only banding can tell it. In two acts:
+
+    term = objective.predictor_term(image, rotated)          # added to the predictor's loss
+    verdict = objective.adversary_loss(image, rotated)       # then verdict.loss.backward() alone
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Target = Literal["uncertain", "flipped"]
+
+
+def upright(image: Tensor, rotated: Tensor) -> Tensor:
+    """Images (B, 1, h, w) as the anatomy stands: transposed back where `rotated` (B,) is 1.
+
+    Raises:
+        ValueError: images that are not square, of which only some are transposed.
+    """
+    turned = rotated.bool()
+    if turned.all():
+        return image.swapaxes(-2, -1)
+    if not turned.any():
+        return image
+    if image.shape[-2] != image.shape[-1]:
+        raise ValueError(f"both orientations in one batch of {tuple(image.shape[-2:])} images")
+    return torch.where(turned[:, None, None, None], image.swapaxes(-2, -1), image)
+
+
+def adversary_input(image: Tensor, rotated: Tensor) -> Tensor:
+    """What the adversary sees: upright, three equal channels, mean 0 and standard deviation 1.
+
+    Real (B, 1, h, w) -> (B, 3, h, w). The deviation is the unbiased one over all 3 h w values of a
+    sample; a constant image stays zero.
+    """
+    x = upright(image, rotated).expand(-1, 3, -1, -1)
+    var, mean = torch.var_mean(x, dim=(1, 2, 3), keepdim=True)
+    # The root behind the `where`: its gradient at 0 is infinite.
+    return (x - mean) / torch.where(var > 0, var, 1.0).sqrt()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The adversary's loss and what it consists of; all scalars but `logits` (B, members)."""
+
+    loss: Tensor  # classification + penalty: one backward for both
+    classification: Tensor
+    penalty: Tensor
+    logits: Tensor
+    accuracy: Tensor  # of all logits
+
+    @property
+    def bias(self) -> Tensor:
+        """Mean logit: far from 0, the adversary always says the same."""
+        return self.logits.mean()
+
+
+class OrientationObjective:
+    """Both players' losses around an adversary, image (B, 3, h, w) -> logits (B, members).
+
+    Args:
+        adversary: any classifier, wrapped for distributed training or not.
+        target: what the predictor wants to hear: `uncertain`, probability 1/2 (the paper's), or
+            `flipped`, the wrong label.
+        reg_param: weight of the penalty on the squared gradient norm of the logits with respect to
+            the image (Mescheder et al., "Which Training Methods for GANs do actually Converge?",
+            2018, R1, here on predictions of both labels).
+    """
+
+    def __init__(
+        self, adversary: nn.Module, *, target: Target = "uncertain", reg_param: float = 0.1
+    ) -> None:
+        self.adversary = adversary
+        self.target = target
+        self.reg_param = reg_param
+
+    def predictor_term(self, image: Tensor, rotated: Tensor) -> Tensor:
+        """BCE(adversary(image), target), scalar, mean over batch and members.
+
+        Gradients flow to the image and not to the adversary, whose weights are held fixed and
+        whose distributed wrapper is left out of it.
+
+        Args:
+            image: reconstruction as it was made (transposed where rotated), real (B, 1, h, w).
+            rotated: (B,), 1 where transposed before undersampling.
+        """
+        network = getattr(self.adversary, "module", self.adversary)
+        trainable = [weight for weight in network.parameters() if weight.requires_grad]
+        for weight in trainable:
+            weight.requires_grad_(False)
+        try:
+            logits = network(adversary_input(image, rotated))
+        finally:
+            for weight in trainable:
+                weight.requires_grad_(True)
+        if self.target == "uncertain":
+            wanted = torch.full_like(logits, 0.5)
+        else:
+            wanted = (1 - rotated.to(logits))[:, None].expand_as(logits)
+        return F.binary_cross_entropy_with_logits(logits, wanted)
+
+    def adversary_loss(self, image: Tensor, rotated: Tensor) -> Verdict:
+        """BCE(adversary(image), rotated) + reg_param * mean over the batch of |d sum(logit)/dx|^2.
+
+        The image is detached; arguments as in `predictor_term`. Backward must be called once, on
+        `Verdict.loss`: two backwards give wrong gradients under DistributedDataParallel.
+        """
+        x = adversary_input(image.detach(), rotated).requires_grad_()
+        logits = self.adversary(x)
+        label = rotated.to(logits)[:, None].expand_as(logits)
+        classification = F.binary_cross_entropy_with_logits(logits, label)
+        if self.reg_param > 0:
+            (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+            penalty = self.reg_param * gradient.square().sum(dim=(1, 2, 3)).mean()
+        else:
+            penalty = torch.zeros_like(classification)
+        return Verdict(
+            loss=classification + penalty,
+            classification=classification.detach(),
+            penalty=penalty.detach(),
+            logits=logits.detach(),
+            accuracy=((logits > 0) == (label > 0.5)).to(logits).mean(),
+        )

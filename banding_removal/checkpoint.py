@@ -30,6 +30,8 @@ class Checkpoint:
     step: int
     predictor: dict[str, Any]
     optimizer: dict[str, Any]
+    adversary: dict[str, Any] | None  # None in stage 1, like its optimiser
+    adversary_optimizer: dict[str, Any] | None
     rng: dict[str, Any]
     history: list[dict[str, Any]]
     settings: dict[str, Any]

@@ -9,8 +9,10 @@ from typing import Any, Literal, TypeVar, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from banding_removal.adversarial import Target
 from data.filters import VolumeFilter
 from data.masks import MaskKind, MaskSampler
+from model.classifiers import Architecture
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -28,6 +30,7 @@ class Settings:
     logs: Path = REPOSITORY / "logs"
     resume: Path | None = None  # go on with everything: a run's folder or one of its checkpoints
     restart: Path | None = None  # new run from the weights only of such a folder or checkpoint
+    after: str | None = None  # without these two: from the weights of the newest run of this name
     seed: int = 0
     device: str = "auto"  # auto: the GPU if there is one; or cpu, cuda, cuda:1, ...
 
@@ -67,29 +70,55 @@ class Settings:
     lr: float = 3e-4
     lr_drop_every: int | None = 40  # epochs between drops of the learning rate; null: never
     lr_drop_factor: float = 0.1
+    lr_min: float = 0.0  # the rates do not drop below this
+    epoch_fraction: float = 1.0  # part of the slices in one epoch, each time the next part
+    accumulate: int = 1  # batches whose gradients make one step
     l1_weight: float = 0.01
     clip_grad_norm: float | None = None  # largest norm of the whole gradient; null: as it is
+
+    # --- adversary (stage 2) ---
+    adversary: Architecture | None = None  # null: stage 1, no adversary
+    adversary_members: int = 1  # an ensemble of so many, each with its own initialisation
+    adversary_chans: int | None = None  # width of the adversary; null: the published one
+    adversary_strength: float = 1.0  # weight of the orientation term in the predictor's loss
+    adversary_target: Target = "uncertain"  # the predictor wants to hear 1/2, or the flipped label
+    adversary_lr: float = 1e-4
+    adversary_epoch_from: int = 1  # first epoch with the orientation term in the predictor's loss
+    warmup_adversary_from: int = 1  # first epoch in which the adversary is trained
+    reg_param: float = 0.1  # weight of the penalty on the adversary's gradient
 
     # --- what one looks at ---
     log_every: int = 50  # steps between lines of metrics.jsonl
     keep_checkpoints: int = 3  # newest ones kept; 0: all
     grid_slices: int = 8  # validation slices in the picture grid
-    grid_every: int = 1  # epochs between grids
+    validate_every: int = 1  # epochs between validations; the last epoch always has one
+    grid_every: int = 1  # epochs between grids, of those that are validated
     grid_zero_filled: bool = False  # add a column with the zero-filled input
     grid_window: float | None = 0.25  # low-signal columns: white at this part of the volume's max
 
     def __post_init__(self) -> None:
-        positive = ("batch_size", "cascades", "epochs", "lr", "log_every", "grid_every")
-        for name in (*positive, "lr_drop_every", "clip_grad_norm", "grid_window"):
+        positive = (
+            *("batch_size", "cascades", "epochs", "lr", "log_every", "accumulate"),
+            *("grid_every", "validate_every"),
+            *("lr_drop_every", "clip_grad_norm", "grid_window", "lr_drop_factor"),
+            *("adversary_members", "adversary_chans", "adversary_lr"),
+        )
+        for name in positive:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} must be positive, got {value}")
-        for name in ("workers", "keep_checkpoints", "grid_slices", "l1_weight"):
+        not_negative = (
+            *("workers", "keep_checkpoints", "grid_slices", "l1_weight", "lr_min"),
+            *("adversary_strength", "reg_param"),
+        )
+        for name in not_negative:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("rotate_probability", "dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a probability, got {getattr(self, name)}")
+        if not 0 < self.epoch_fraction <= 1:
+            raise ConfigError(f"epoch_fraction must be in (0, 1], got {self.epoch_fraction}")
         if self.resume and self.restart:
             raise ConfigError(
                 "resume goes on with a run, restart begins a new one: set one of them"

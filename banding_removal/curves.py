@@ -17,14 +17,21 @@ PANELS = (
     ("learning rate", ("lr",)),
     ("ms per step", ("step_ms", "wait_ms")),
 )
+ADVERSARY_PANELS = (
+    ("orientation loss", ("predictor_orientation", "adversary_orientation")),
+    ("adversary's accuracy", ("accuracy",)),
+    ("adversary's penalty and bias", ("penalty", "bias")),
+)
 
 
 def write_curves(path: Path, history: Sequence[dict[str, Any]], title: str) -> None:
     """One panel a figure of the history (one row an epoch, key "epoch"), written atomically."""
-    figure = Figure(figsize=(13, 6.5), layout="constrained")
-    axes = figure.subplots(2, 3).flat
+    panels = PANELS + (ADVERSARY_PANELS if any("accuracy" in row for row in history) else ())
+    rows = len(panels) // 3
+    figure = Figure(figsize=(13, 3.25 * rows), layout="constrained")
+    axes = figure.subplots(rows, 3).flat
     epochs = [row["epoch"] for row in history]
-    for axis, (name, keys) in zip(axes, PANELS, strict=True):
+    for axis, (name, keys) in zip(axes, panels, strict=True):
         for key in keys:
             values = [row.get(key, float("nan")) for row in history]
             axis.plot(epochs, values, marker="o", markersize=3, label=key)
@@ -34,7 +41,7 @@ def write_curves(path: Path, history: Sequence[dict[str, Any]], title: str) -> N
         axis.xaxis.get_major_locator().set_params(integer=True)
         if len(keys) > 1:
             axis.legend()
-    axes_of = {name: axis for axis, (name, _) in zip(figure.axes, PANELS, strict=True)}
+    axes_of = {name: axis for axis, (name, _) in zip(figure.axes, panels, strict=True)}
     axes_of["learning rate"].set_yscale("log")
     figure.suptitle(title)
     buffer = io.BytesIO()

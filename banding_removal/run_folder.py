@@ -1,6 +1,7 @@
 """Folders of runs: each run has its own, and `logs/run` shows the newest."""
 
 import os
+import re
 import uuid
 from itertools import count
 from pathlib import Path
@@ -22,6 +23,17 @@ def new_run_folder(logs: Path, name: str) -> Path:
             continue
         return folder
     raise AssertionError("unreachable")
+
+
+def latest_run(logs: Path, name: str, *, containing: str) -> Path | None:
+    """The newest of <logs>/<name>, <name>_2, ... that holds a file matching the glob; or None."""
+    numbered = {
+        int(match[1] or 1): folder
+        for folder in logs.glob(f"{name}*")
+        if (match := re.fullmatch(re.escape(name) + r"(?:_(\d+))?", folder.name))
+        and any(folder.glob(containing))
+    }
+    return numbered[max(numbered)] if numbered else None
 
 
 def show_as_latest(folder: Path) -> None:

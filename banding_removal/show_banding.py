@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from banding_removal.assembly import build_predictor, choose_device, make_datasets
 from banding_removal.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.config import REPOSITORY, from_plain
 from banding_removal.orientations import reconstruct_both, write_orientation_grid
-from banding_removal.training import build_predictor, choose_device, make_datasets
 from data.dataset import SliceDataset
 
 

@@ -1,20 +1,28 @@
-"""Stage 1: training the predictor, from the settings to the pictures.
+"""Training, from the settings to the pictures: stage 1, and stage 2 against the adversary.
 
-`train` reads top to bottom: folder and log, data, model and optimiser, then for each epoch
-train, validate, write (figures, curves, grid, checkpoint).
+`train` reads top to bottom: data, networks, folder and log; then for each epoch train, validate,
+write (figures, curves, grid, checkpoint). Stage 2 is the same loop with an adversary in it.
 """
 
 import logging
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from banding_removal.adversarial import OrientationObjective
+from banding_removal.assembly import (
+    build_adversary_of,
+    build_predictor,
+    choose_device,
+    make_datasets,
+    make_loader,
+)
 from banding_removal.checkpoint import (
     FOLDER,
     Checkpoint,
@@ -26,23 +34,56 @@ from banding_removal.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
-from banding_removal.config import ConfigError, Settings, describe, differences, plain
+from banding_removal.config import Settings, describe, differences, plain
 from banding_removal.curves import write_curves
 from banding_removal.grids import write_grid, write_raw_grid
 from banding_removal.losses import finite, reconstruction_loss
-from banding_removal.run_folder import new_run_folder, show_as_latest
+from banding_removal.report import epoch_line, grid_header, history_row
+from banding_removal.run_folder import latest_run, new_run_folder, show_as_latest
 from banding_removal.run_log import MetricsWriter, logging_to, peak_memory_gb
-from banding_removal.validation import ValidationResult, choose_display_slices, validate
+from banding_removal.validation import choose_display_slices, validate
 from data.dataset import Batch, Draw, SliceDataset, collate
-from data.index import Volume, index_folder
+from data.operators import crop_to_smaller
 from data.sampler import EpochSampler
 from model.predictor import Predictor
 
 log = logging.getLogger(__name__)
 
 # Between runs that have the same data and mean the same thing, only these may differ unnoticed.
-NOT_COMPARED = ("resume", "restart", "epochs")
-SMOOTHING = 0.98  # of the loss in the progress bar
+NOT_COMPARED = ("resume", "restart", "after", "epochs")
+SMOOTHING = 0.98  # of the running figures in the progress bar
+
+
+@dataclass(kw_only=True)
+class Players:
+    """The networks and their optimisers; no adversary in stage 1."""
+
+    predictor: Predictor
+    optimizer: torch.optim.Adam
+    objective: OrientationObjective | None = None
+    adversary_optimizer: torch.optim.Adam | None = None
+
+    @property
+    def adversary(self) -> nn.Module | None:
+        """The adversary's network."""
+        return None if self.objective is None else self.objective.adversary
+
+    def restore(self, checkpoint: Checkpoint, path: Path) -> None:
+        """Take everything from a checkpoint of the same stage.
+
+        Raises:
+            CheckpointError: it is of the other stage, or its adversary does not fit.
+        """
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        if (checkpoint.adversary is None) != (self.adversary is None):
+            raise CheckpointError(
+                f"cannot resume from {path}: it was saved {_with(checkpoint.adversary)} an "
+                f"adversary and this run is {_with(self.adversary)}; its weights can be used "
+                f"with restart={path}"
+            )
+        if self.adversary is not None and self.adversary_optimizer is not None:
+            load_weights(self.adversary, checkpoint.adversary or {}, path)
+            self.adversary_optimizer.load_state_dict(checkpoint.adversary_optimizer or {})
 
 
 @dataclass(kw_only=True)
@@ -67,15 +108,18 @@ def train(settings: Settings) -> Path:
     train_set, val_set = make_datasets(settings)
     device = choose_device(settings.device)
 
-    # --- where to start ---
-    source = settings.resume or settings.restart
-    start_path = None if source is None else find_checkpoint(source)
+    # --- networks ---
+    start_path = find_start(settings)
     start = None if start_path is None else load_checkpoint(start_path)
     torch.manual_seed(settings.seed)
-    predictor = build_predictor(settings, device, start, start_path)
-    optimizer = torch.optim.Adam(predictor.parameters(), lr=settings.lr)
+    players = make_players(settings, device, start, start_path)
+    progress = Progress()
+    if start is not None and start_path is not None and settings.resume is not None:
+        players.restore(start, start_path)
+        progress = Progress(epoch=start.epoch, step=start.step, history=start.history)
 
-    if settings.resume is not None and start_path is not None:
+    # --- folder and log ---
+    if start_path is not None and settings.resume is not None:
         folder = _folder_of(start_path)
     else:
         folder = new_run_folder(settings.logs, settings.name)
@@ -87,18 +131,57 @@ def train(settings: Settings) -> Path:
             "training on %d slices of %d volumes, validating on %d of %d",
             *(len(train_set), len(train_set.volumes), len(val_set), len(val_set.volumes)),
         )
-        progress = Progress()
         if start is not None and settings.resume is not None:
-            progress = Progress(epoch=start.epoch, step=start.step, history=start.history)
-            optimizer.load_state_dict(start.optimizer)
-            restore_random_state(start.rng)
             _report_changes(start.settings, plain(settings))
             log.info("resumed from %s after epoch %d", start_path, start.epoch)
+            restore_random_state(start.rng)
         elif start is not None:
             log.info("weights from %s (epoch %d)", start_path, start.epoch)
-        _train_epochs(settings, folder, device, train_set, val_set, predictor, optimizer, progress)
+        _train_epochs(settings, folder, device, train_set, val_set, players, progress)
         log.info("look at %s", folder / "grids")
     return folder
+
+
+def find_start(settings: Settings) -> Path | None:
+    """The checkpoint to begin from: `resume`, else `restart`, else the newest run called `after`.
+
+    Raises:
+        CheckpointError: it is not there; for `after`, the message says how to make it.
+    """
+    if settings.resume is not None or settings.restart is not None:
+        return find_checkpoint(settings.resume or settings.restart or Path())
+    if settings.after is None:
+        return None
+    folder = latest_run(settings.logs, settings.after, containing=f"{FOLDER}/*.pt")
+    if folder is None:
+        raise CheckpointError(
+            f"no pretrained predictor: {settings.logs} holds no run called {settings.after} with a "
+            f"checkpoint. Pretrain one first (ipython scripts/{settings.after}.py), or name one "
+            f"with restart=..."
+        )
+    return find_checkpoint(folder)
+
+
+def make_players(
+    settings: Settings,
+    device: torch.device,
+    start: Checkpoint | None = None,
+    start_path: Path | None = None,
+) -> Players:
+    """Predictor (with the weights of `start`), adversary where there is one, fresh optimisers."""
+    predictor = build_predictor(settings, device, start, start_path)
+    players = Players(
+        predictor=predictor, optimizer=torch.optim.Adam(predictor.parameters(), lr=settings.lr)
+    )
+    adversary = build_adversary_of(settings, device)
+    if adversary is not None:
+        players.objective = OrientationObjective(
+            adversary, target=settings.adversary_target, reg_param=settings.reg_param
+        )
+        players.adversary_optimizer = torch.optim.Adam(
+            adversary.parameters(), lr=settings.adversary_lr
+        )
+    return players
 
 
 def _train_epochs(
@@ -107,13 +190,16 @@ def _train_epochs(
     device: torch.device,
     train_set: SliceDataset,
     val_set: SliceDataset,
-    predictor: Predictor,
-    optimizer: torch.optim.Adam,
+    players: Players,
     progress: Progress,
 ) -> None:
     """The epochs that are left, each followed by validation and everything written."""
     sampler = EpochSampler(
-        train_set, batch_size=settings.batch_size, seed=settings.seed, shuffle=True
+        train_set,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        shuffle=True,
+        fraction=settings.epoch_fraction,
     )
     val_sampler = EpochSampler(val_set, batch_size=1, seed=settings.seed, shuffle=False)
     loader = make_loader(train_set, sampler, settings.workers, device)
@@ -127,46 +213,40 @@ def _train_epochs(
         while progress.epoch < settings.epochs:
             # --- train ---
             sampler.epoch = progress.epoch
-            lr = learning_rate(settings, progress.epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            set_learning_rates(settings, players, progress.epoch)
             progress.epoch += 1
-            figures = train_epoch(settings, device, loader, predictor, optimizer, metrics, progress)
+            figures = train_epoch(settings, device, loader, players, metrics, progress)
 
             # --- validate ---
-            result = validate(
-                predictor,
-                val_loader,
-                val_set,
-                device=device,
-                l1_weight=settings.l1_weight,
-                display=display,
-            )
             epoch, history = progress.epoch, progress.history
-            metrics.write("val", step=progress.step, epoch=epoch, values=result.figures)
+            history.append({"epoch": epoch, **figures})
+            last = epoch == settings.epochs
+            if epoch % settings.validate_every == 0 or last:
+                result = validate(
+                    players.predictor,
+                    val_loader,
+                    val_set,
+                    device=device,
+                    l1_weight=settings.l1_weight,
+                    display=display,
+                )
+                metrics.write("val", step=progress.step, epoch=epoch, values=result.figures)
+                history[-1] |= history_row(result)
+                if display and (epoch % settings.grid_every == 0 or last):
+                    write_grid(
+                        folder / "grids" / f"epoch{epoch:03d}.png",
+                        result.display,
+                        header=grid_header(settings, folder, history),
+                        zero_filled=settings.grid_zero_filled,
+                        window=settings.grid_window,
+                    )
 
             # --- write ---
-            history.append({"epoch": epoch, "lr": lr, **figures, **_prefixed(result)})
-            log.info("%s", _epoch_line(history[-1], settings.epochs, device))
+            log.info("%s", epoch_line(history[-1], settings.epochs, device))
             write_curves(folder / "curves.png", history, f"{folder.name}, epoch {epoch}")
-            if display and (epoch % settings.grid_every == 0 or epoch == settings.epochs):
-                write_grid(
-                    folder / "grids" / f"epoch{epoch:03d}.png",
-                    result.display,
-                    header=_grid_header(settings, folder, history),
-                    zero_filled=settings.grid_zero_filled,
-                    window=settings.grid_window,
-                )
-            checkpoint = Checkpoint(
-                epoch=epoch,
-                step=progress.step,
-                predictor=predictor.state_dict(),
-                optimizer=optimizer.state_dict(),
-                rng=random_state(),
-                history=history,
-                settings=plain(settings),
+            save_checkpoint(
+                folder, make_checkpoint(settings, players, progress), settings.keep_checkpoints
             )
-            save_checkpoint(folder, checkpoint, settings.keep_checkpoints)
     finally:
         metrics.close()
         # Now: matplotlib's layout keeps this frame in a cycle of references, and workers that the
@@ -178,176 +258,154 @@ def train_epoch(
     settings: Settings,
     device: torch.device,
     loader: DataLoader[Batch],
-    predictor: Predictor,
-    optimizer: torch.optim.Adam,
+    players: Players,
     metrics: MetricsWriter,
     progress: Progress,
 ) -> dict[str, float]:
-    """One pass over the data, counted in `progress`; returns the epoch's mean figures."""
-    predictor.train()
-    sums = {"loss": 0.0, "ssim": 0.0, "grad_norm": 0.0, "step_ms": 0.0, "wait_ms": 0.0}
-    smoothed = None
+    """One epoch's batches, counted in `progress`; returns the mean of each figure.
+
+    Gradients of `accumulate` batches are averaged for one step of the optimisers; what is left
+    over at the end of the epoch makes a smaller step.
+    """
+    players.predictor.train()
+    sums: dict[str, float] = {}
+    running: dict[str, float] = {}
     bar = tqdm(loader, desc=f"epoch {progress.epoch}/{settings.epochs}", leave=False, mininterval=1)
     before = time.perf_counter()
-    for on_cpu in bar:
+    micro_batches = len(loader)
+    for index, on_cpu in enumerate(bar):
         waited = time.perf_counter() - before
         batch = on_cpu.to(device)
-        values = train_step(settings, predictor, optimizer, batch)
-        progress.step += 1
+        first = index - index % settings.accumulate
+        together = min(settings.accumulate, micro_batches - first)
+        values = accumulate_gradients(settings, players, batch, progress.epoch, together)
+        if index + 1 == first + together:
+            values |= step_optimizers(settings, players, batch)
+            progress.step += 1
         now = time.perf_counter()
         values |= {"step_ms": 1000 * (now - before), "wait_ms": 1000 * waited}
         before = now
         for key, value in values.items():
-            sums[key] += value
-        smoothed = _smooth(smoothed, values["loss"])
-        bar.set_postfix_str(f"loss {smoothed:.4f}, {peak_memory_gb(device):.1f} GB", refresh=False)
-        if progress.step % settings.log_every == 0:
+            sums[key] = sums.get(key, 0.0) + value
+            running[key] = SMOOTHING * running.get(key, value) + (1 - SMOOTHING) * value
+        bar.set_postfix_str(_bar_text(running, device), refresh=False)
+        if index + 1 == first + together and progress.step % settings.log_every == 0:
+            if "accuracy" in values:
+                values["accuracy_running"] = running["accuracy"]
             metrics.write("train", step=progress.step, epoch=progress.epoch, values=values)
-    count = len(loader)
-    names = {"loss": "train_loss", "ssim": "train_ssim"}
-    return {names.get(key, key): total / count for key, total in sums.items()}
+    steps = -(-micro_batches // settings.accumulate)
+    per_step = ("grad_norm", "adversary_grad_norm")
+    means = {k: v / (steps if k in per_step else micro_batches) for k, v in sums.items()}
+    lr = players.optimizer.param_groups[0]["lr"]
+    return {"lr": lr, **{_EPOCH_NAMES.get(key, key): value for key, value in means.items()}}
 
 
-def train_step(
-    settings: Settings, predictor: Predictor, optimizer: torch.optim.Adam, batch: Batch
+_EPOCH_NAMES = {"loss": "train_loss", "ssim": "train_ssim"}
+
+
+def accumulate_gradients(
+    settings: Settings, players: Players, batch: Batch, epoch: int, together: int
 ) -> dict[str, float]:
-    """Forward, backward, Adam.
+    """Both acts of one batch; gradients are added, divided by `together` batches.
+
+    Act 1, the adversary held fixed: loss = (1 - SSIM) + w L1 + strength * BCE(adversary(x), 1/2).
+    Act 2, on the image as a constant: BCE(adversary(x), rotated) + gradient penalty.
 
     Raises:
-        FloatingPointError: loss or gradient is not finite; the weights are as before the step.
+        FloatingPointError: a loss is not finite; the batch is named.
     """
     assert batch.target is not None, "the training set is made with require_target"
-    output = predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
+    output = players.predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
     loss, similarity = reconstruction_loss(
         output, batch.target, batch.data_range, settings.l1_weight
     )
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    limit = float("inf") if settings.clip_grad_norm is None else settings.clip_grad_norm
-    norm: Tensor = torch.nn.utils.clip_grad_norm_(predictor.parameters(), limit)
-    if not finite(loss, norm):
-        raise FloatingPointError(
-            f"loss {loss.item()}, gradient norm {norm.item()} on {batch.describe()}"
-        )
-    optimizer.step()
-    return {"loss": loss.item(), "ssim": similarity.item(), "grad_norm": norm.item()}
+    values = {"loss": loss.detach(), "ssim": similarity}
+    image = crop_to_smaller(output, batch.target)[0]
+    if players.objective is not None and epoch >= settings.adversary_epoch_from:
+        term = players.objective.predictor_term(image, batch.rotated)
+        loss = loss + settings.adversary_strength * term
+        values["predictor_orientation"] = term.detach()
+    _check_finite("predictor's loss", loss, batch)
+    (loss / together).backward()
+
+    if players.objective is not None and epoch >= settings.warmup_adversary_from:
+        verdict = players.objective.adversary_loss(image, batch.rotated)
+        _check_finite("adversary's loss", verdict.loss, batch)
+        (verdict.loss / together).backward()
+        values |= {
+            "adversary_orientation": verdict.classification,
+            "penalty": verdict.penalty,
+            "accuracy": verdict.accuracy,
+            "bias": verdict.bias,
+        }
+    return {key: value.item() for key, value in values.items()}
 
 
-def make_datasets(settings: Settings) -> tuple[SliceDataset, SliceDataset]:
-    """Training and validation slices, indexed, checked and filtered.
+def step_optimizers(settings: Settings, players: Players, batch: Batch) -> dict[str, float]:
+    """One step of each optimiser that has gradients, which are gone afterwards.
 
     Raises:
-        FileNotFoundError: a folder is missing or empty; the message says what to do.
-        VolumeError: unusable files in either folder, all of them.
-        ConfigError: the filters leave nothing.
+        FloatingPointError: a gradient is not finite; weights are as before; the batch is named.
     """
-    folders = [settings.data_path / f"{settings.challenge}_{part}" for part in ("train", "val")]
-    cache = settings.logs / "index"
-    try:
-        train_volumes, val_volumes = (
-            index_folder(folder, cache_folder=cache, skip_bad=settings.skip_bad_volumes)
-            for folder in folders
-        )
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"no data: {error}.\n"
-            f"Set DATA_PATH at the top of the script (or data_path=... on the command line) to the "
-            f"folder that holds {folders[0].name}/*.h5 and {folders[1].name}/*.h5 of fastMRI,\n"
-            f"or make the phantom data set with: ipython scripts/make_phantom.py"
-        ) from error
-    try:
-        return _datasets(settings, train_volumes, val_volumes)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    norms = {"grad_norm": _clip(players.predictor, settings.clip_grad_norm)}
+    judged = players.adversary is not None and any(
+        weight.grad is not None for weight in players.adversary.parameters()
+    )
+    if players.adversary is not None and judged:
+        norms["adversary_grad_norm"] = _clip(players.adversary, settings.clip_grad_norm)
+    for name, norm in norms.items():
+        _check_finite(name, norm, batch)
+    players.optimizer.step()
+    players.optimizer.zero_grad(set_to_none=True)
+    if players.adversary_optimizer is not None and judged:
+        players.adversary_optimizer.step()
+        players.adversary_optimizer.zero_grad(set_to_none=True)
+    return {name: norm.item() for name, norm in norms.items()}
 
 
-def _datasets(
-    settings: Settings, train_volumes: list[Volume], val_volumes: list[Volume]
-) -> tuple[SliceDataset, SliceDataset]:
-    masks = settings.mask_sampler()
-    return (
-        SliceDataset(
-            settings.train_filter.apply(train_volumes, settings.seed),
-            masks,
-            seed=settings.seed,
-            rotate_probability=settings.rotate_probability,
-            redraw_masks=settings.redraw_masks,
-            offsets_from_data=settings.offsets_from_data,
-            slice_range=settings.train_slices,
-        ),
-        SliceDataset(
-            settings.val_filter.apply(val_volumes, settings.seed),
-            masks,
-            seed=settings.seed,
-            offsets_from_data=settings.offsets_from_data,
-            slice_range=settings.val_slices,
-        ),
+def make_checkpoint(settings: Settings, players: Players, progress: Progress) -> Checkpoint:
+    """The state of the run as plain data."""
+    optimizer, adversary = players.adversary_optimizer, players.adversary
+    return Checkpoint(
+        epoch=progress.epoch,
+        step=progress.step,
+        predictor=players.predictor.state_dict(),
+        optimizer=players.optimizer.state_dict(),
+        adversary=None if adversary is None else adversary.state_dict(),
+        adversary_optimizer=None if optimizer is None else optimizer.state_dict(),
+        rng=random_state(),
+        history=progress.history,
+        settings=plain(settings),
     )
 
 
-def build_predictor(
-    settings: Settings,
-    device: torch.device,
-    start: Checkpoint | None = None,
-    start_path: Path | None = None,
-) -> Predictor:
-    """The predictor that the settings describe, with the weights of `start` if given.
+def set_learning_rates(settings: Settings, players: Players, epoch: int) -> None:
+    """Both optimisers' rates for an epoch, counted from 0."""
+    pairs = [(players.optimizer, settings.lr), (players.adversary_optimizer, settings.adversary_lr)]
+    for optimizer, base in pairs:
+        for group in [] if optimizer is None else optimizer.param_groups:
+            group["lr"] = learning_rate(settings, epoch, base)
 
-    Raises:
-        CheckpointError: the weights do not fit; the differing keys are listed.
+
+def learning_rate(settings: Settings, epoch: int, base: float) -> float:
+    """Rate of an epoch, counted from 0: base, times a factor every so many epochs, not below min.
+
+    The floor is there since 1000 epochs with a tenth every 40 would end at 1e-28.
     """
-    predictor = Predictor(
-        cascades=settings.cascades,
-        chans=settings.chans,
-        pools=settings.pools,
-        sens_chans=settings.sens_chans,
-        dropout=settings.dropout,
-    )
-    if start is not None and start_path is not None:
-        load_weights(predictor, start.predictor, start_path)
-    if device.type == "cpu":
-        # A fifth to a third off the time of a step on CPUs; nothing but the layout changes.
-        predictor.to(memory_format=torch.channels_last)
-    return predictor.to(device)
-
-
-def make_loader(
-    dataset: SliceDataset, sampler: EpochSampler, workers: int, device: torch.device
-) -> DataLoader[Batch]:
-    """A loader that yields `Batch`es in the sampler's order."""
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]  # collate turns its Examples into Batches
-        batch_sampler=sampler,
-        collate_fn=collate,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=device.type == "cuda",
-        # Its own generator: the loader draws seeds, and must not move the one that dropout uses.
-        generator=torch.Generator(),
-    )
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; `auto` is the GPU where there is one.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device {name!r}: {str(error).splitlines()[0]}") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device {name!r}: this machine has {torch.cuda.device_count()} GPUs")
-    return device
-
-
-def learning_rate(settings: Settings, epoch: int) -> float:
-    """Rate of an epoch, counted from 0: lr, times `lr_drop_factor` every `lr_drop_every` epochs."""
     drops = 0 if settings.lr_drop_every is None else epoch // settings.lr_drop_every
-    return settings.lr * settings.lr_drop_factor**drops
+    return max(base * settings.lr_drop_factor**drops, min(base, settings.lr_min))
+
+
+def _clip(network: nn.Module, limit: float | None) -> Tensor:
+    norm: Tensor = torch.nn.utils.clip_grad_norm_(
+        network.parameters(), float("inf") if limit is None else limit
+    )
+    return norm
+
+
+def _check_finite(what: str, value: Tensor, batch: Batch) -> None:
+    if not finite(value):
+        raise FloatingPointError(f"{what} is {value.item()} on {batch.describe()}")
 
 
 def _folder_of(checkpoint: Path) -> Path:
@@ -374,38 +432,10 @@ def _middle(dataset: SliceDataset) -> Draw:
     return Draw(epoch=0, index=count // 2)
 
 
-def _smooth(average: float | None, value: float) -> float:
-    return value if average is None else SMOOTHING * average + (1 - SMOOTHING) * value
+def _bar_text(running: dict[str, float], device: torch.device) -> str:
+    text = f"loss {running['loss']:.4f}, {peak_memory_gb(device):.1f} GB"
+    return f"{text}, accuracy {running['accuracy']:.2f}" if "accuracy" in running else text
 
 
-def _prefixed(result: ValidationResult) -> dict[str, Any]:
-    """The history's part of a validation: all figures, and those of each volume."""
-    return {
-        **{f"val_{key}": value for key, value in result.figures.items()},
-        "volumes": {name: asdict(quality) for name, quality in result.volumes.items()},
-    }
-
-
-def _epoch_line(row: dict[str, Any], epochs: int, device: torch.device) -> str:
-    return (
-        f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.4f}, validation loss "
-        f"{row['val_loss']:.4f}, SSIM {row['val_ssim']:.4f}, NMSE {row['val_nmse']:.4f}, PSNR "
-        f"{row['val_psnr']:.2f} dB; {row['step_ms']:.0f} ms a step (of which {row['wait_ms']:.0f} "
-        f"waiting for data), {peak_memory_gb(device):.1f} GB"
-    )
-
-
-def _grid_header(settings: Settings, folder: Path, history: list[dict[str, Any]]) -> list[str]:
-    """The run's settings and its validation history, the newest epochs if there are many."""
-    masks = settings.acs_fractions if settings.mask.endswith("_fraction") else settings.acs_lines
-    return [
-        f"{folder.name}, epoch {history[-1]['epoch']} of {settings.epochs}: "
-        f"{settings.cascades} cascades, {settings.chans} channels, {settings.pools} poolings; "
-        f"mask {settings.mask}, acceleration {settings.accelerations}, centre {masks}; "
-        f"lr {history[-1]['lr']:.3g}, seed {settings.seed}",
-        *(
-            f"epoch {row['epoch']}: validation loss {row['val_loss']:.4f}  "
-            f"SSIM {row['val_ssim']:.4f}  NMSE {row['val_nmse']:.4f}  PSNR {row['val_psnr']:.2f} dB"
-            for row in history[-5:]
-        ),
-    ]
+def _with(adversary: object | None) -> str:
+    return "without" if adversary is None else "with"

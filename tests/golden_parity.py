@@ -331,7 +331,7 @@ def lr_parity() -> Iterator[Parity]:
     """Learning rates of 301 epochs, base 1e-3, a tenth every 40 epochs."""
     golden = load("lr")
     settings = Settings(lr=1e-3, lr_drop_every=40)
-    ours = [learning_rate(settings, int(epoch)) for epoch in golden["epochs"]]
+    ours = [learning_rate(settings, int(epoch), settings.lr) for epoch in golden["epochs"]]
     error = relative_error(ours, golden["every40"][:, 0])
     yield _row("lr", "every 40 epochs", "float64", error)
 

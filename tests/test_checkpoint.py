@@ -32,6 +32,8 @@ def checkpoint_of(predictor: Predictor, epoch: int) -> Checkpoint:
         step=10 * epoch,
         predictor=predictor.state_dict(),
         optimizer=optimizer.state_dict(),
+        adversary=None,
+        adversary_optimizer=None,
         rng=random_state(),
         history=[{"epoch": epoch, "val_ssim": 0.5}],
         settings={"lr": 1e-3},

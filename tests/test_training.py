@@ -11,14 +11,14 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from banding_removal.assembly import make_datasets, make_loader
 from banding_removal.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
 from banding_removal.config import ConfigError, Settings
 from banding_removal.training import (
+    accumulate_gradients,
     learning_rate,
-    make_datasets,
-    make_loader,
+    make_players,
     train,
-    train_step,
 )
 from banding_removal.validation import choose_display_slices, validate
 from data.dataset import SliceDataset, collate
@@ -29,40 +29,6 @@ from data.operators import rss, to_image
 from data.sampler import EpochSampler
 from model.predictor import Predictor
 from tests.fastmri_files import write_volume
-
-
-@pytest.fixture
-def data_path(tmp_path: Path) -> Path:
-    """Three training and two validation volumes of different widths, contrasts and scanners."""
-    folder = tmp_path / "data"
-    for i, width in enumerate((28, 28, 33)):
-        path = folder / "multicoil_train" / f"file{i}.h5"
-        write_volume(path, slices=2, size=(32, width), seed=i)
-    for i, (scanner, acquisition) in enumerate((("Aera", "CORPD_FBK"), ("Avanto", "CORPDFS_FBK"))):
-        path = folder / "multicoil_val" / f"val{i}.h5"
-        write_volume(path, slices=3, scanner=scanner, acquisition=acquisition, seed=10 + i)
-    return folder
-
-
-@pytest.fixture
-def settings(tmp_path: Path, data_path: Path) -> Settings:
-    return Settings(
-        name="toy",
-        logs=tmp_path / "logs",
-        data_path=data_path,
-        device="cpu",
-        workers=0,
-        cascades=1,
-        chans=2,
-        pools=1,
-        sens_chans=2,
-        acs_lines=(6,),
-        epochs=2,
-        lr=1e-3,
-        lr_drop_every=3,
-        log_every=1,
-        grid_slices=3,
-    )
 
 
 def weights_of(folder: Path) -> dict[str, Tensor]:
@@ -225,21 +191,21 @@ def test_a_loss_that_is_not_finite_names_the_slice_and_leaves_the_weights(
     settings: Settings,
 ) -> None:
     train_set, _ = make_datasets(settings)
-    predictor = Predictor(cascades=1, chans=2, pools=1, sens_chans=2)
+    players = make_players(settings, torch.device("cpu"))
     with torch.no_grad():
-        predictor.get_parameter("cascades.0.dc_weight").fill_(float("nan"))
-    before = {key: value.clone() for key, value in predictor.state_dict().items()}
-    optimizer = torch.optim.Adam(predictor.parameters())
+        players.predictor.get_parameter("cascades.0.dc_weight").fill_(float("nan"))
+    before = {key: value.clone() for key, value in players.predictor.state_dict().items()}
     with pytest.raises(FloatingPointError, match=r"file0\.h5 slice 0"):
-        train_step(settings, predictor, optimizer, collate([train_set[0]]))
-    for key, value in predictor.state_dict().items():
+        accumulate_gradients(settings, players, collate([train_set[0]]), 1, 1)
+    for key, value in players.predictor.state_dict().items():
         assert torch.equal(value, before[key]) or value.isnan().all()
 
 
 def test_the_learning_rate_drops_where_it_is_told_to(settings: Settings) -> None:
-    rates = [learning_rate(settings, epoch) for epoch in range(7)]
+    rates = [learning_rate(settings, epoch, settings.lr) for epoch in range(7)]
     assert rates == pytest.approx([1e-3] * 3 + [1e-4] * 3 + [1e-5])
-    assert learning_rate(replace(settings, lr_drop_every=None), 1000) == 1e-3
+    assert learning_rate(replace(settings, lr_drop_every=None), 1000, 1e-3) == 1e-3
+    assert learning_rate(replace(settings, lr_min=1e-6), 1000, 1e-3) == 1e-6
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense"])

@@ -1,0 +1,146 @@
+"""From settings to parts: data sets, loaders, networks, device."""
+
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from banding_removal.checkpoint import Checkpoint, load_weights
+from banding_removal.config import ConfigError, Settings
+from data.dataset import Batch, SliceDataset, collate
+from data.index import Volume, index_folder
+from data.sampler import EpochSampler
+from model.classifiers import Ensemble, build_adversary
+from model.predictor import Predictor
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
+
+
+def make_datasets(settings: Settings) -> tuple[SliceDataset, SliceDataset]:
+    """Training and validation slices, indexed, checked and filtered.
+
+    Raises:
+        FileNotFoundError: a folder is missing or empty; the message says what to do.
+        VolumeError: unusable files in either folder, all of them.
+        ConfigError: the filters leave nothing.
+    """
+    folders = [settings.data_path / f"{settings.challenge}_{part}" for part in ("train", "val")]
+    cache = settings.logs / "index"
+    try:
+        train_volumes, val_volumes = (
+            index_folder(folder, cache_folder=cache, skip_bad=settings.skip_bad_volumes)
+            for folder in folders
+        )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"no data: {error}.\n"
+            f"Set DATA_PATH at the top of the script (or data_path=... on the command line) to the "
+            f"folder that holds {folders[0].name}/*.h5 and {folders[1].name}/*.h5 of fastMRI,\n"
+            f"or make the phantom data set with: ipython scripts/make_phantom.py"
+        ) from error
+    try:
+        return _datasets(settings, train_volumes, val_volumes)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _datasets(
+    settings: Settings, train_volumes: list[Volume], val_volumes: list[Volume]
+) -> tuple[SliceDataset, SliceDataset]:
+    masks = settings.mask_sampler()
+    return (
+        SliceDataset(
+            settings.train_filter.apply(train_volumes, settings.seed),
+            masks,
+            seed=settings.seed,
+            rotate_probability=settings.rotate_probability,
+            redraw_masks=settings.redraw_masks,
+            offsets_from_data=settings.offsets_from_data,
+            slice_range=settings.train_slices,
+        ),
+        SliceDataset(
+            settings.val_filter.apply(val_volumes, settings.seed),
+            masks,
+            seed=settings.seed,
+            offsets_from_data=settings.offsets_from_data,
+            slice_range=settings.val_slices,
+        ),
+    )
+
+
+def build_predictor(
+    settings: Settings,
+    device: torch.device,
+    start: Checkpoint | None = None,
+    start_path: Path | None = None,
+) -> Predictor:
+    """The predictor that the settings describe, with the weights of `start` if given.
+
+    Raises:
+        CheckpointError: the weights do not fit; the differing keys are listed.
+    """
+    predictor = Predictor(
+        cascades=settings.cascades,
+        chans=settings.chans,
+        pools=settings.pools,
+        sens_chans=settings.sens_chans,
+        dropout=settings.dropout,
+    )
+    if start is not None and start_path is not None:
+        load_weights(predictor, start.predictor, start_path)
+    return _laid_out(predictor, device)
+
+
+def build_adversary_of(settings: Settings, device: torch.device) -> Ensemble | None:
+    """The adversary that the settings describe; None in stage 1."""
+    if settings.adversary is None:
+        return None
+    adversary = build_adversary(
+        settings.adversary, members=settings.adversary_members, chans=settings.adversary_chans
+    )
+    return _laid_out(adversary, device)
+
+
+def make_loader(
+    dataset: SliceDataset, sampler: EpochSampler, workers: int, device: torch.device
+) -> DataLoader[Batch]:
+    """A loader that yields `Batch`es in the sampler's order."""
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]  # collate turns its Examples into Batches
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        # Its own generator: the loader draws seeds, and must not move the one that dropout uses.
+        generator=torch.Generator(),
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; `auto` is the GPU where there is one.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device {name!r}: {str(error).splitlines()[0]}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {name!r}: this machine has {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def _laid_out(network: NetworkT, device: torch.device) -> NetworkT:
+    """The network on its device, on CPUs with channels last.
+
+    That takes a fifth to a third off the time of a step there; no value depends on it.
+    """
+    if device.type == "cpu":
+        network.to(memory_format=torch.channels_last)
+    return network.to(device)

@@ -1,0 +1,67 @@
+"""How an epoch is put into words, for the log and above the grids."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from banding_removal.config import Settings
+from banding_removal.run_log import peak_memory_gb
+from banding_removal.validation import ValidationResult
+
+
+def history_row(result: ValidationResult) -> dict[str, Any]:
+    """The history's part of a validation: all figures, and those of each volume."""
+    return {
+        **{f"val_{key}": value for key, value in result.figures.items()},
+        "volumes": {name: asdict(quality) for name, quality in result.volumes.items()},
+    }
+
+
+def epoch_line(row: dict[str, Any], epochs: int, device: torch.device) -> str:
+    """One line of the log for an epoch of the history."""
+    parts = [f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.4f}"]
+    if "val_loss" in row:
+        parts.append(f"validation {_validation(row)}")
+    if "accuracy" in row:
+        parts.append(
+            f"adversary: accuracy {row['accuracy']:.3f}, loss {row['adversary_orientation']:.4f}, "
+            f"penalty {row['penalty']:.2g}, bias {row['bias']:.2f}"
+        )
+    parts.append(
+        f"{row['step_ms']:.0f} ms a batch (of which {row['wait_ms']:.0f} waiting for data), "
+        f"{peak_memory_gb(device):.1f} GB"
+    )
+    return "; ".join(parts)
+
+
+def _validation(row: dict[str, Any]) -> str:
+    return (
+        f"loss {row['val_loss']:.4f}  SSIM {row['val_ssim']:.4f}  NMSE {row['val_nmse']:.4f}  "
+        f"PSNR {row['val_psnr']:.2f} dB"
+    )
+
+
+def grid_header(settings: Settings, folder: Path, history: list[dict[str, Any]]) -> list[str]:
+    """The run's settings and its validation history, the newest epochs if there are many."""
+    masks = settings.acs_fractions if settings.mask.endswith("_fraction") else settings.acs_lines
+    return [
+        f"{folder.name}, epoch {history[-1]['epoch']} of {settings.epochs}: "
+        f"{settings.cascades} cascades, {settings.chans} channels, {settings.pools} poolings; "
+        f"mask {settings.mask}, acceleration {settings.accelerations}, centre {masks}; "
+        f"lr {history[-1]['lr']:.3g}, seed {settings.seed}{_adversary(settings)}",
+        *(
+            f"epoch {row['epoch']}: validation {_validation(row)}"
+            for row in [row for row in history if "val_loss" in row][-5:]
+        ),
+    ]
+
+
+def _adversary(settings: Settings) -> str:
+    if settings.adversary is None:
+        return ""
+    return (
+        f"; {settings.adversary_members} adversary {settings.adversary}, "
+        f"strength {settings.adversary_strength}, penalty {settings.reg_param}"
+    )

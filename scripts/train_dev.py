@@ -1,0 +1,37 @@
+"""Stage 2 for development: six cascades in one process, otherwise as scripts/train.py.
+
+    ipython scripts/train_dev.py
+    ipython scripts/train_dev.py data_path=datasets/phantom epochs=2
+
+It begins from the weights of the newest run of scripts/pretrain_dev.py.
+"""
+
+DATA_PATH = "/path/to/fastmri/knee"  # edit: holds multicoil_train/*.h5 and multicoil_val/*.h5
+
+from pathlib import Path
+
+from banding_removal.command_line import run
+from banding_removal.config import Settings
+
+SETTINGS = Settings(
+    name="train_dev",
+    after="pretrain_dev",
+    data_path=Path(DATA_PATH),
+    cascades=6,
+    epochs=1000,
+    epoch_fraction=0.2,
+    lr=1e-4,
+    lr_drop_every=40,
+    lr_min=1e-6,
+    adversary="shallow",
+    adversary_lr=1e-4,
+    adversary_strength=1.0,
+    adversary_target="uncertain",
+    reg_param=0.1,
+    workers=2,
+    validate_every=5,
+    grid_every=5,
+)
+
+if __name__ == "__main__":
+    run(SETTINGS)

@@ -1,0 +1,266 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from banding_removal.adversarial import OrientationObjective, adversary_input, upright
+from banding_removal.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
+from banding_removal.config import Settings
+from banding_removal.training import accumulate_gradients, make_players, step_optimizers, train
+from data.dataset import SliceDataset, collate
+from data.sampler import EpochSampler
+from model.classifiers import ARCHITECTURES, Architecture, build_adversary
+from tests.test_training import assert_same_weights, read_metrics, weights_of
+
+
+def tiny_adversary(members: int = 1) -> nn.Module:
+    torch.manual_seed(0)
+    return build_adversary("simple", members=members, chans=4).double()
+
+
+def images(batch: int = 2, size: tuple[int, int] = (12, 12)) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.rand(batch, 1, *size, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_has_free_width_and_members(architecture: Architecture) -> None:
+    adversary = build_adversary(architecture, members=2, chans=8).eval()
+    logits = adversary(torch.rand(3, 3, 40, 36))
+    assert logits.shape == (3, 2)
+    assert not torch.equal(logits[:, 0], logits[:, 1])
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in adversary.modules())
+
+
+def test_unknown_architectures_and_empty_ensembles_are_refused() -> None:
+    with pytest.raises(ValueError, match="none of shallow"):
+        build_adversary("deep")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least one"):
+        build_adversary("simple", members=0)
+
+
+def test_transposed_images_are_turned_back_and_upright_ones_left() -> None:
+    x = images(3)
+    turned = upright(x, torch.tensor([0.0, 1.0, 0.0]))
+    assert torch.equal(turned[0], x[0])
+    assert torch.equal(turned[1, 0], x[1, 0].T)
+    assert upright(images(2, (8, 12)), torch.ones(2)).shape == (2, 1, 12, 8)
+    with pytest.raises(ValueError, match="both orientations"):
+        upright(images(2, (8, 12)), torch.tensor([0.0, 1.0]))
+
+
+def test_the_adversary_sees_normalised_channels_whatever_the_unit() -> None:
+    x = adversary_input(1e-6 * images() + 5e-5, torch.zeros(2))
+    assert x.shape == (2, 3, 12, 12)
+    torch.testing.assert_close(x.mean(dim=(1, 2, 3)), torch.zeros(2).double(), atol=1e-9, rtol=0)
+    torch.testing.assert_close(x.std(dim=(1, 2, 3)), torch.ones(2).double())
+
+
+def test_an_empty_image_gives_finite_losses_and_gradients() -> None:
+    for architecture in ("simple", "shallow"):
+        adversary = build_adversary(architecture, chans=4)
+        objective = OrientationObjective(adversary)
+        image = torch.zeros(1, 1, 32, 32, requires_grad=True)
+        objective.predictor_term(image, torch.ones(1)).backward()
+        objective.adversary_loss(image, torch.ones(1)).loss.backward()
+        assert image.grad is not None and image.grad.isfinite().all()
+        assert all(w.grad is not None and w.grad.isfinite().all() for w in adversary.parameters())
+
+
+def test_act_one_leaves_the_adversary_without_gradient_and_act_two_the_predictor() -> None:
+    objective = OrientationObjective(tiny_adversary())
+    image = images().requires_grad_()
+    rotated = torch.tensor([0.0, 1.0])
+    objective.predictor_term(image, rotated).backward()
+    assert image.grad is not None and image.grad.abs().sum() > 0
+    assert all(w.grad is None and w.requires_grad for w in objective.adversary.parameters())
+    image.grad = None
+    objective.adversary_loss(image, rotated).loss.backward()
+    assert image.grad is None
+    assert all(w.grad is not None for w in objective.adversary.parameters())
+
+
+def test_the_predictor_wants_indecision_or_the_wrong_label() -> None:
+    adversary = tiny_adversary()
+    image, rotated = images(1), torch.ones(1)
+    logit = adversary(adversary_input(image, rotated))
+    bce = nn.functional.binary_cross_entropy_with_logits
+    for target, wanted in (("uncertain", 0.5), ("flipped", 0.0)):
+        objective = OrientationObjective(adversary, target=target)  # type: ignore[arg-type]
+        expected = bce(logit, torch.full_like(logit, wanted))
+        torch.testing.assert_close(objective.predictor_term(image, rotated), expected)
+
+
+def test_an_ensembles_terms_are_means_over_its_members() -> None:
+    ensemble = tiny_adversary(members=3)
+    assert isinstance(ensemble.members, nn.ModuleList)
+    image, rotated = images(), torch.tensor([1.0, 0.0])
+    together = OrientationObjective(ensemble).adversary_loss(image, rotated)
+    alone = [OrientationObjective(m).adversary_loss(image, rotated) for m in ensemble.members]
+    mean = torch.stack([verdict.classification for verdict in alone]).mean()
+    torch.testing.assert_close(together.classification, mean)
+    assert together.logits.shape == (2, 3)
+
+
+def test_the_penalty_is_the_squared_gradient_norm_of_the_logit() -> None:
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.full((3, 12, 12), 0.5, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * self.weight).sum(dim=(1, 2, 3))[:, None]
+
+    verdict = OrientationObjective(Linear(), reg_param=0.2).adversary_loss(images(), torch.ones(2))
+    assert verdict.penalty.item() == pytest.approx(0.2 * 3 * 144 * 0.25)
+    none = OrientationObjective(Linear(), reg_param=0).adversary_loss(images(), torch.ones(2))
+    assert none.penalty.item() == 0
+
+
+def test_an_adversary_learns_to_see_streaks() -> None:
+    torch.manual_seed(0)
+    objective = OrientationObjective(build_adversary("simple", chans=8), reg_param=0.01)
+    optimizer = torch.optim.Adam(objective.adversary.parameters(), lr=3e-3)
+    accuracies = []
+    for _ in range(100):
+        # The predictor's own frame: streaks lie along its last axis in either orientation.
+        image = torch.rand(8, 1, 24, 24) + torch.rand(8, 1, 24, 1)
+        rotated = (torch.rand(8) < 0.5).float()
+        verdict = objective.adversary_loss(image, rotated)
+        optimizer.zero_grad()
+        verdict.loss.backward()
+        optimizer.step()
+        accuracies.append(verdict.accuracy.item())
+    assert sum(accuracies[:5]) / 5 < 0.8
+    assert sum(accuracies[-20:]) / 20 > 0.95
+
+
+@pytest.fixture
+def stage_2(settings: Settings) -> Settings:
+    """Settings of the second stage on the toy data of stage 1."""
+    return replace(settings, name="stage2", adversary="simple", adversary_chans=8)
+
+
+def test_two_epochs_and_two_after_a_resume_equal_four_with_an_adversary(stage_2: Settings) -> None:
+    stage_2 = replace(stage_2, epoch_fraction=0.7, accumulate=2)
+    through = train(replace(stage_2, epochs=4, name="through"))
+    half = train(replace(stage_2, name="half"))
+    train(replace(stage_2, epochs=4, resume=half))
+    assert_same_weights(through, half)
+    a, b = (load_checkpoint(find_checkpoint(folder)) for folder in (through, half))
+    assert a.adversary is not None and b.adversary is not None
+    assert all(torch.equal(a.adversary[key], b.adversary[key]) for key in a.adversary)
+    for key in ("accuracy", "adversary_orientation", "predictor_orientation", "penalty"):
+        assert [row[key] for row in a.history] == [row[key] for row in b.history]
+
+
+def test_stage_two_logs_what_both_players_do(stage_2: Settings) -> None:
+    folder = train(replace(stage_2, epochs=1))
+    row = next(row for row in read_metrics(folder) if row["kind"] == "train")
+    expected = {"loss", "ssim", "predictor_orientation", "adversary_orientation", "accuracy"}
+    expected |= {"accuracy_running", "bias", "penalty", "grad_norm", "adversary_grad_norm"}
+    assert expected <= set(row)
+    assert "adversary: accuracy" in (folder / "log.txt").read_text()
+
+
+def test_stage_two_begins_where_the_newest_pretraining_ended(
+    settings: Settings, stage_2: Settings
+) -> None:
+    train(replace(settings, name="pretrain", epochs=1))
+    newest = train(replace(settings, name="pretrain", epochs=1, seed=5))
+    (settings.logs / "pretrain_3").mkdir()  # begun and ended before its first checkpoint
+    (settings.logs / "pretrain_dev").mkdir()
+    second = train(replace(stage_2, after="pretrain", epochs=1, lr=1e-30))
+    assert newest.name == "pretrain_2"
+    assert_same_weights(newest, second)
+
+
+def test_a_missing_pretraining_says_how_to_make_it(stage_2: Settings) -> None:
+    with pytest.raises(CheckpointError, match=r"ipython scripts/pretrain\.py"):
+        train(replace(stage_2, after="pretrain"))
+    assert not (stage_2.logs / "stage2").exists()
+
+
+def test_a_resume_across_stages_is_refused(settings: Settings, stage_2: Settings) -> None:
+    first = train(replace(settings, epochs=1))
+    with pytest.raises(CheckpointError, match="without an adversary"):
+        train(replace(stage_2, resume=first))
+    second = train(replace(stage_2, epochs=1))
+    with pytest.raises(CheckpointError, match="with an adversary"):
+        train(replace(settings, resume=second))
+
+
+def test_before_its_first_epoch_the_adversary_changes_nothing(
+    settings: Settings, stage_2: Settings
+) -> None:
+    plain = train(settings)
+    warm = replace(stage_2, adversary_epoch_from=3, warmup_adversary_from=2)
+    warming = train(warm)
+    assert_same_weights(plain, warming)
+    rows = [row for row in read_metrics(warming) if row["kind"] == "train"]
+    assert [("accuracy" in row) for row in rows] == [row["epoch"] >= 2 for row in rows]
+    assert not any("predictor_orientation" in row for row in rows)
+    pulled = train(replace(warm, adversary_epoch_from=2))
+    assert any(not torch.equal(v, weights_of(plain)[k]) for k, v in weights_of(pulled).items())
+
+
+def test_accumulated_gradients_are_the_mean_of_single_ones(
+    stage_2: Settings, train_set: SliceDataset
+) -> None:
+    device = torch.device("cpu")
+    batches = [collate([train_set[i]]) for i in (0, 3)]
+
+    def gradients(chosen: list[int]) -> list[Tensor]:
+        torch.manual_seed(0)
+        players = make_players(stage_2, device)
+        for i in chosen:
+            accumulate_gradients(stage_2, players, batches[i], 1, len(chosen))
+        assert players.adversary is not None
+        networks = (players.predictor, players.adversary)
+        return [w.grad for n in networks for w in n.parameters() if w.grad is not None]
+
+    for both, a, b in zip(gradients([0, 1]), gradients([0]), gradients([1]), strict=True):
+        torch.testing.assert_close(both, (a + b) / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_one_step_moves_both_players_and_leaves_no_gradient(
+    stage_2: Settings, train_set: SliceDataset
+) -> None:
+    torch.manual_seed(0)
+    players = make_players(stage_2, torch.device("cpu"))
+    assert players.adversary is not None
+    before = [w.clone() for n in (players.predictor, players.adversary) for w in n.parameters()]
+    batch = collate([train_set[1]])
+    accumulate_gradients(stage_2, players, batch, 1, 1)
+    step_optimizers(stage_2, players, batch)
+    after = [w for n in (players.predictor, players.adversary) for w in n.parameters()]
+    moved = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+    # Biases before an instance norm have no gradient but rounding; everything else moves.
+    assert sum(moved) > 0.7 * len(moved)
+    assert all(w.grad is None for w in after)
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.35])
+def test_consecutive_part_epochs_see_every_slice_equally_often(
+    train_set: SliceDataset, fraction: float
+) -> None:
+    sampler = EpochSampler(train_set, batch_size=1, seed=0, shuffle=True, fraction=fraction)
+    seen: list[int] = []
+    for epoch in range(30):
+        sampler.epoch = epoch
+        indices = [draw.index for batch in sampler for draw in batch]
+        assert len(indices) == len(sampler) == round(fraction * len(train_set))
+        seen += indices
+    counts = [seen.count(i) for i in range(len(train_set))]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_every_stage_two_script_fits_its_stage_one(tmp_path: Path) -> None:
+    for name in ("train", "train_dev"):
+        text = (Path(__file__).parent.parent / "scripts" / f"{name}.py").read_text()
+        first = (Path(__file__).parent.parent / "scripts" / f"pre{name}.py").read_text()
+        assert f'after="pre{name}"' in text
+        cascades = next(line for line in text.splitlines() if "cascades=" in line)
+        assert cascades in first

@@ -1,5 +1,6 @@
 """From settings to parts: data sets, loaders, networks, device."""
 
+import logging
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,11 +10,14 @@ from torch.utils.data import DataLoader
 
 from banding_removal.checkpoint import Checkpoint, load_weights
 from banding_removal.config import ConfigError, Settings
+from banding_removal.losses import WINDOW
 from data.dataset import Batch, SliceDataset, collate
-from data.index import Volume, index_folder
+from data.index import Volume, VolumeError, index_folder
 from data.sampler import EpochSampler
 from model.classifiers import Ensemble, build_adversary
 from model.predictor import Predictor
+
+log = logging.getLogger(__name__)
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
@@ -40,19 +44,51 @@ def make_datasets(settings: Settings) -> tuple[SliceDataset, SliceDataset]:
             f"folder that holds {folders[0].name}/*.h5 and {folders[1].name}/*.h5 of fastMRI,\n"
             f"or make the phantom data set with: ipython scripts/make_phantom.py"
         ) from error
+    volumes = [
+        _usable(part, skip_bad=settings.skip_bad_volumes) for part in (train_volumes, val_volumes)
+    ]
     try:
-        return _datasets(settings, train_volumes, val_volumes)
+        return _datasets(settings, *volumes)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _usable(volumes: list[Volume], *, skip_bad: bool) -> list[Volume]:
+    """The volumes that can be trained on: with a target, and large enough for the loss.
+
+    Raises:
+        VolumeError: others are there, and not to be skipped with a warning.
+    """
+    problems = {
+        volume.path: "has no target image"
+        if volume.target_size is None
+        else f"has images of less than {WINDOW} x {WINDOW} pixels"
+        for volume in volumes
+        if volume.target_size is None
+        or min(volume.height, volume.width, *volume.target_size) < WINDOW
+    }
+    if problems:
+        error = VolumeError.of_all([f"{path}: {why}" for path, why in problems.items()])
+        if not skip_bad or len(problems) == len(volumes):
+            raise error
+        log.warning("left out: %s", error)
+    return [volume for volume in volumes if volume.path not in problems]
 
 
 def _datasets(
     settings: Settings, train_volumes: list[Volume], val_volumes: list[Volume]
 ) -> tuple[SliceDataset, SliceDataset]:
     masks = settings.mask_sampler()
+    train_volumes = settings.train_filter.apply(train_volumes, settings.seed)
+    val_volumes = settings.val_filter.apply(val_volumes, settings.seed)
+    widths = {volume.width for volume in (*train_volumes, *val_volumes)}
+    if settings.rotate_probability > 0:
+        widths |= {volume.height for volume in train_volumes}
+    for width in sorted(widths):
+        masks.check(width)
     return (
         SliceDataset(
-            settings.train_filter.apply(train_volumes, settings.seed),
+            train_volumes,
             masks,
             seed=settings.seed,
             rotate_probability=settings.rotate_probability,
@@ -61,7 +97,7 @@ def _datasets(
             slice_range=settings.train_slices,
         ),
         SliceDataset(
-            settings.val_filter.apply(val_volumes, settings.seed),
+            val_volumes,
             masks,
             seed=settings.seed,
             offsets_from_data=settings.offsets_from_data,

@@ -35,6 +35,7 @@ class Checkpoint:
     rng: dict[str, Any]
     history: list[dict[str, Any]]
     settings: dict[str, Any]
+    volumes: dict[str, list[str]]  # names of the training and of the validation volumes
 
 
 def random_state() -> dict[str, Any]:
@@ -128,8 +129,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path} is refused: it is damaged, or holds Python objects, which could run code"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path} is damaged: {reason or type(error).__name__}") from error
+        reason = repr(error).partition("\\n")[0]
+        raise CheckpointError(f"{path} is damaged, or no checkpoint: {reason}") from error
     names = set(Checkpoint.__dataclass_fields__)
     if (
         not isinstance(content, dict)

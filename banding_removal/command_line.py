@@ -1,14 +1,16 @@
 """The front door of the scripts."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from banding_removal.checkpoint import CheckpointError
-from banding_removal.config import ConfigError, Settings, from_words
+from banding_removal.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
+from banding_removal.config import ConfigError, Settings, differences, from_plain, from_words, plain
 from banding_removal.training import train
 from data.index import VolumeError
+
+INTERRUPTED = 130  # as a shell reports an interrupt
 
 
 @contextmanager
@@ -19,12 +21,44 @@ def user_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (ConfigError, VolumeError, CheckpointError, OSError) as error:
-        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+    except (ConfigError, VolumeError, CheckpointError, OSError, FloatingPointError) as error:
+        name = type(error).__name__
+        # A loading process sends its whole traceback along: the message is what stands last.
+        message = str(error).rpartition(f"{name}: ")[2].strip()
+        print(f"\n{name}: {message}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted; go on with resume=logs/run", file=sys.stderr)  # noqa: T201
+        sys.exit(INTERRUPTED)
+
+
+def settings_of(defaults: Settings, words: Sequence[str]) -> Settings:
+    """A script's settings with the words of its command line laid over them.
+
+    A resume goes on with the settings that the run was started with, not with the script's; words
+    are laid over those, too.
+
+    Raises:
+        ConfigError: as in `from_words`, and for --flags.
+        CheckpointError: the run to resume is not there.
+    """
+    # IPython takes --flags for itself and leaves only a warning.
+    script = next((i for i, w in enumerate(sys.orig_argv) if w == sys.argv[0]), len(sys.orig_argv))
+    flags = [word for word in sys.orig_argv[script:] if word.startswith("--")]
+    if flags:
+        raise ConfigError(f"write settings without dashes: {' '.join(flags).replace('--', '')}")
+    settings = from_words(defaults, words)
+    if settings.resume is None:
+        return settings
+    saved = from_plain(load_checkpoint(find_checkpoint(settings.resume)).settings)
+    resumed = from_words(saved, [*words, f"resume={settings.resume}", "restart=null"])
+    kept = differences(plain(settings), plain(resumed))
+    if kept:
+        print("settings of the resumed run, not of the script:", *kept, sep="\n  ")  # noqa: T201
+    return resumed
 
 
 def run(defaults: Settings) -> Path:
     """Train with a script's settings and the words of its command line; the run's folder."""
     with user_errors():
-        return train(from_words(defaults, sys.argv[1:]))
+        return train(settings_of(defaults, sys.argv[1:]))

@@ -1,6 +1,7 @@
 """Settings of a run, and how the command line overrides them."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Literal, TypeVar, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from banding_removal.adversarial import Target
 from data.filters import VolumeFilter
@@ -101,19 +103,23 @@ class Settings:
             *("batch_size", "cascades", "epochs", "lr", "log_every", "accumulate"),
             *("grid_every", "validate_every"),
             *("lr_drop_every", "clip_grad_norm", "grid_window", "lr_drop_factor"),
-            *("adversary_members", "adversary_chans", "adversary_lr"),
+            *("adversary_members", "adversary_chans", "adversary_lr", "pools"),
         )
         for name in positive:
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} must be positive, got {value}")
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ConfigError(f"{name} must be positive and finite, got {value}")
         not_negative = (
             *("workers", "keep_checkpoints", "grid_slices", "l1_weight", "lr_min"),
-            *("adversary_strength", "reg_param"),
+            *("adversary_strength", "reg_param", "seed"),
         )
         for name in not_negative:
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not (value >= 0 and math.isfinite(value)):
+                raise ConfigError(f"{name} must be finite and not negative, got {value}")
+        for name in ("chans", "sens_chans"):
+            if getattr(self, name) < 2 or getattr(self, name) % 2:
+                raise ConfigError(f"{name} must be even and positive, got {getattr(self, name)}")
         for name in ("rotate_probability", "dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a probability, got {getattr(self, name)}")
@@ -123,10 +129,8 @@ class Settings:
             raise ConfigError(
                 "resume goes on with a run, restart begins a new one: set one of them"
             )
-        if not self.name or Path(self.name).name != self.name or self.name == "run":
-            raise ConfigError(
-                f"name must be a plain folder name other than 'run', got {self.name!r}"
-            )
+        if Path(self.name).name != self.name or self.name in ("", "run", "index", ".", ".."):
+            raise ConfigError(f"name must be a new folder's name, got {self.name!r}")
         try:
             self.mask_sampler()
         except ValueError as error:
@@ -164,7 +168,7 @@ def from_words(defaults: SettingsT, words: Sequence[str]) -> SettingsT:
         key = f" ({error.full_key})" if error.full_key else ""
         message = str(error.msg or error).splitlines()[0]
         raise ConfigError(f"{message}{key}\n{_valid_keys(defaults)}") from error
-    except ValueError as error:
+    except (ValueError, YAMLError) as error:
         raise ConfigError(str(error)) from error
     if not isinstance(settings, type(defaults)):
         raise TypeError(f"expected {type(defaults).__name__}, got {type(settings).__name__}")

@@ -13,8 +13,12 @@ def new_run_folder(logs: Path, name: str) -> Path:
     """Make <logs>/<name>, or <name>_2, <name>_3, ... where that is taken.
 
     Making a folder is atomic, so that two runs started together get different ones.
+
+    Raises:
+        FileExistsError: <logs>/run is no link; nothing is made.
     """
     logs.mkdir(parents=True, exist_ok=True)
+    _check_link(logs / LATEST)
     for number in count(1):
         folder = logs / (name if number == 1 else f"{name}_{number}")
         try:
@@ -43,8 +47,12 @@ def show_as_latest(folder: Path) -> None:
         FileExistsError: something that is not a link is there; it is left alone.
     """
     link = folder.parent / LATEST
-    if link.exists() and not link.is_symlink():
-        raise FileExistsError(f"{link} is not a link to a run; move it away, so that it can be one")
+    _check_link(link)
     temporary = folder.parent / f".{LATEST}-{uuid.uuid4().hex}"
     temporary.symlink_to(folder.name, target_is_directory=True)
     os.replace(temporary, link)
+
+
+def _check_link(link: Path) -> None:
+    if link.exists() and not link.is_symlink():
+        raise FileExistsError(f"{link} is not a link to a run; move it away, so that it can be one")

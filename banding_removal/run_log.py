@@ -5,8 +5,9 @@ import logging
 import math
 import resource
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 import torch
@@ -39,8 +40,28 @@ class MetricsWriter:
 
 
 @contextmanager
-def logging_to(folder: Path) -> Iterator[None]:
-    """Send log records to console and <folder>/log.txt, which ends with how the run ended."""
+def early_records() -> Iterator[list[logging.LogRecord]]:
+    """Collect log records while there is no folder yet, for `logging_to` to begin with."""
+    root = logging.getLogger()
+    level = root.level
+    handler = MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize)
+    root.setLevel(logging.INFO)
+    root.addHandler(handler)
+    try:
+        yield handler.buffer
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+
+
+@contextmanager
+def logging_to(folder: Path, early: Sequence[logging.LogRecord] = ()) -> Iterator[None]:
+    """Send log records to console and <folder>/log.txt, which ends with how the run ended.
+
+    Args:
+        folder: of the run.
+        early: records to begin with.
+    """
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.INFO)
@@ -51,6 +72,8 @@ def logging_to(folder: Path) -> Iterator[None]:
     root.addHandler(console)
     root.addHandler(file)
     try:
+        for record in early:
+            root.handle(record)
         with logging_redirect_tqdm(loggers=[root]):
             yield
         log.info("the run is complete")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from banding_removal.assembly import build_predictor, choose_device, make_datasets
 from banding_removal.checkpoint import find_checkpoint, load_checkpoint
-from banding_removal.config import REPOSITORY, from_plain
+from banding_removal.config import REPOSITORY, ConfigError, from_plain
 from banding_removal.orientations import reconstruct_both, write_orientation_grid
 from data.dataset import SliceDataset
 
@@ -31,6 +31,16 @@ def show(settings: ShowSettings) -> Path:
     predictor = build_predictor(trained, device, checkpoint, path)
     _, validation = make_datasets(trained)
     indices = settings.slices or middle_slices(validation, settings.count)
+    outside = [index for index in indices if not 0 <= index < len(validation)]
+    if outside:
+        raise ConfigError(f"slices {outside} are not among the {len(validation)} of validation")
+    volumes = [validation.volumes[validation.places[index][0]] for index in indices]
+    measured = [volume.name for volume in volumes if volume.measured is not None]
+    if measured or not indices:
+        raise ConfigError(
+            f"no slices to show: {', '.join(measured) or 'all volumes'} were undersampled by the "
+            "scanner and cannot be transposed"
+        )
     output = settings.output or path.parent.parent / "banding.png"
     write_orientation_grid(
         output,
@@ -46,10 +56,11 @@ def show(settings: ShowSettings) -> Path:
 
 
 def middle_slices(dataset: SliceDataset, count: int) -> list[int]:
-    """Positions of the middle slices of `count` volumes, spread over the data set."""
+    """Positions of the middle slices of `count` fully sampled volumes, spread over the data set."""
     by_volume: dict[int, list[int]] = {}
     for index, (volume, _) in enumerate(dataset.places):
-        by_volume.setdefault(volume, []).append(index)
+        if dataset.volumes[volume].measured is None:
+            by_volume.setdefault(volume, []).append(index)
     middles = [indices[len(indices) // 2] for indices in by_volume.values()]
     count = min(count, len(middles))
     return [middles[i * len(middles) // count] for i in range(count)]

@@ -28,6 +28,7 @@ from banding_removal.checkpoint import (
     Checkpoint,
     CheckpointError,
     find_checkpoint,
+    list_checkpoints,
     load_checkpoint,
     load_weights,
     random_state,
@@ -40,7 +41,7 @@ from banding_removal.grids import write_grid, write_raw_grid
 from banding_removal.losses import finite, reconstruction_loss
 from banding_removal.report import epoch_line, grid_header, history_row
 from banding_removal.run_folder import latest_run, new_run_folder, show_as_latest
-from banding_removal.run_log import MetricsWriter, logging_to, peak_memory_gb
+from banding_removal.run_log import MetricsWriter, early_records, logging_to, peak_memory_gb
 from banding_removal.validation import choose_display_slices, validate
 from data.dataset import Batch, Draw, SliceDataset, collate
 from data.operators import crop_to_smaller
@@ -105,7 +106,8 @@ def train(settings: Settings) -> Path:
         FloatingPointError: the loss is not finite; file and slice are named.
     """
     # --- data: before a folder is made, so that a wrong path leaves nothing behind ---
-    train_set, val_set = make_datasets(settings)
+    with early_records() as early:
+        train_set, val_set = make_datasets(settings)
     device = choose_device(settings.device)
 
     # --- networks ---
@@ -124,7 +126,7 @@ def train(settings: Settings) -> Path:
     else:
         folder = new_run_folder(settings.logs, settings.name)
     show_as_latest(folder)
-    with logging_to(folder):
+    with logging_to(folder, early):
         log.info("run folder %s, on %s, torch %s", folder, device, torch.__version__)
         log.info("settings:\n  %s", "\n  ".join(describe(settings)))
         log.info(
@@ -132,8 +134,10 @@ def train(settings: Settings) -> Path:
             *(len(train_set), len(train_set.volumes), len(val_set), len(val_set.volumes)),
         )
         if start is not None and settings.resume is not None:
-            _report_changes(start.settings, plain(settings))
+            _report_changes(start, settings, volume_names(train_set, val_set))
             log.info("resumed from %s after epoch %d", start_path, start.epoch)
+            if start.epoch >= settings.epochs:
+                log.warning("nothing is left to do: set epochs to more than %d", start.epoch)
             restore_random_state(start.rng)
         elif start is not None:
             log.info("weights from %s (epoch %d)", start_path, start.epoch)
@@ -244,9 +248,9 @@ def _train_epochs(
             # --- write ---
             log.info("%s", epoch_line(history[-1], settings.epochs, device))
             write_curves(folder / "curves.png", history, f"{folder.name}, epoch {epoch}")
-            save_checkpoint(
-                folder, make_checkpoint(settings, players, progress), settings.keep_checkpoints
-            )
+            volumes = volume_names(train_set, val_set)
+            checkpoint = make_checkpoint(settings, players, progress, volumes)
+            save_checkpoint(folder, checkpoint, settings.keep_checkpoints)
     finally:
         metrics.close()
         # Now: matplotlib's layout keeps this frame in a cycle of references, and workers that the
@@ -363,7 +367,9 @@ def step_optimizers(settings: Settings, players: Players, batch: Batch) -> dict[
     return {name: norm.item() for name, norm in norms.items()}
 
 
-def make_checkpoint(settings: Settings, players: Players, progress: Progress) -> Checkpoint:
+def make_checkpoint(
+    settings: Settings, players: Players, progress: Progress, volumes: dict[str, list[str]]
+) -> Checkpoint:
     """The state of the run as plain data."""
     optimizer, adversary = players.adversary_optimizer, players.adversary
     return Checkpoint(
@@ -376,6 +382,7 @@ def make_checkpoint(settings: Settings, players: Players, progress: Progress) ->
         rng=random_state(),
         history=progress.history,
         settings=plain(settings),
+        volumes=volumes,
     )
 
 
@@ -416,14 +423,37 @@ def _folder_of(checkpoint: Path) -> Path:
             f"cannot resume from {checkpoint}: it does not lie in the {FOLDER} folder of a run. "
             f"Its weights can be used with restart={checkpoint}"
         )
-    return path.parent.parent
+    folder = path.parent.parent
+    newest = list_checkpoints(folder)[-1]
+    if path != newest:
+        raise CheckpointError(
+            f"cannot resume from {checkpoint}: its run has gone on to {newest.name} and "
+            f"would be overwritten. Go on from there with resume={folder}, or begin a new run "
+            f"from these weights with restart={checkpoint}"
+        )
+    return folder
 
 
-def _report_changes(old: dict[str, Any], new: dict[str, Any]) -> None:
-    kept = {key: value for key, value in new.items() if key not in NOT_COMPARED}
-    was = {key: value for key, value in old.items() if key not in NOT_COMPARED}
-    for change in differences(was, kept):
+def volume_names(train_set: SliceDataset, val_set: SliceDataset) -> dict[str, list[str]]:
+    """File names of both data sets, to notice other data at a resume."""
+    sets = {"training": train_set, "validation": val_set}
+    return {part: [volume.name for volume in data.volumes] for part, data in sets.items()}
+
+
+def _report_changes(start: Checkpoint, settings: Settings, volumes: dict[str, list[str]]) -> None:
+    old, new = (
+        {key: value for key, value in content.items() if key not in NOT_COMPARED}
+        for content in (start.settings, plain(settings))
+    )
+    for change in differences(old, new):
         log.warning("setting changed since the checkpoint: %s", change)
+    for part, names in volumes.items():
+        was, now = set(start.volumes[part]), set(names)
+        if was != now:
+            log.warning(
+                "other %s volumes than at the checkpoint: %d new, %d missing",
+                *(part, len(now - was), len(was - now)),
+            )
 
 
 def _middle(dataset: SliceDataset) -> Draw:

@@ -94,7 +94,7 @@ def read_volume(path: Path) -> Volume:
         stat = path.stat()
         with h5py.File(path, "r", locking=False) as file:
             fields = _read_fields(file)
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
         # h5py reports damage below the first bytes as any of these.
         why = " ".join(str(error).split()) or repr(error)
         raise VolumeError(f"{path}: {why}") from error

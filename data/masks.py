@@ -7,7 +7,7 @@ arXiv 1912.01101): lines are placed so that the conjugate mirror image of each f
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -70,6 +70,17 @@ class MaskSampler:
             raise ValueError(f"{self.kind} wants the centre as fractions below 1, got {self.acs}")
         if not fraction and any(acs != int(acs) for acs in self.acs):
             raise ValueError(f"{self.kind} wants whole numbers of centre lines, got {self.acs}")
+
+    def check(self, width: int) -> None:
+        """Make sure that every combination can be drawn for `width` columns.
+
+        Raises:
+            ValueError: one cannot, as in `draw`.
+        """
+        for acs in self.acs:
+            for acceleration in self.accelerations:
+                single = replace(self, acs=(acs,), accelerations=(acceleration,))
+                single.draw(width, np.random.RandomState(0))
 
     def draw(
         self,

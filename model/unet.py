@@ -90,7 +90,9 @@ class ComplexUNet(nn.Module):
         left, right = _split_padding(width)
         x = F.pad(x, (left, right, top, bottom))
         mean, std = _channel_statistics(x)
-        x = self.unet((x - mean) / std) * std + mean
+        # A constant channel (an empty slice, a dead coil) is divided by 1 and comes back as it was:
+        # no epsilon would suit data of any scale, and nothing of the network's own scale gets in.
+        x = self.unet((x - mean) / torch.where(std > 0, std, 1.0)) * std + mean
         x = x[:, :, top : top + height, left : left + width]
         return torch.view_as_complex(x.movedim(1, -1).contiguous())
 
@@ -104,9 +106,8 @@ def _split_padding(size: int) -> tuple[int, int]:
 def _channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and unbiased standard deviation over (H, W), (B, 2, H, W) -> two of (B, 2, 1, 1).
 
-    A constant channel (an empty slice, a dead coil) gets 1 as its deviation: no epsilon would
-    suit data of any scale. The root is taken behind the `where`, since its gradient at 0 is
-    infinite and would turn into NaN even though it is not used.
+    The root is taken behind a `where`, since its gradient at 0 is infinite and would turn into NaN
+    even where it is not used.
     """
     var, mean = torch.var_mean(x, dim=(-2, -1), keepdim=True)
-    return mean, torch.where(var > 0, var, 1.0).sqrt()
+    return mean, torch.where(var > 0, torch.where(var > 0, var, 1.0).sqrt(), 0.0)

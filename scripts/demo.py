@@ -10,8 +10,8 @@ with another data_path no phantom is made.
 import sys
 from pathlib import Path
 
-from banding_removal.command_line import user_errors
-from banding_removal.config import REPOSITORY, Settings, from_words
+from banding_removal.command_line import settings_of, user_errors
+from banding_removal.config import REPOSITORY, Settings
 from banding_removal.show_banding import ShowSettings, show
 from banding_removal.training import train
 from data.filters import VolumeFilter
@@ -40,9 +40,9 @@ SETTINGS = Settings(
 
 def main(words: list[str]) -> None:
     """Make the phantom if it is not there, pretrain, and say what to look at."""
-    settings = from_words(SETTINGS, words)
+    settings = settings_of(SETTINGS, words)
     if settings.data_path == PHANTOM:
-        write_dataset(PHANTOM, DEMO, train_volumes=24, val_volumes=6, seed=0)
+        write_dataset(PHANTOM, DEMO, train_volumes=24, val_volumes=8, seed=0)
     folder = train(settings)
     banding = show(ShowSettings(checkpoint=folder, device=settings.device))
     grids = sorted((folder / "grids").glob("epoch*.png"))

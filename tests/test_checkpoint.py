@@ -37,6 +37,7 @@ def checkpoint_of(predictor: Predictor, epoch: int) -> Checkpoint:
         rng=random_state(),
         history=[{"epoch": epoch, "val_ssim": 0.5}],
         settings={"lr": 1e-3},
+        volumes={"training": ["a.h5"], "validation": []},
     )
 
 

@@ -86,6 +86,17 @@ def test_a_wrong_word_ends_with_the_reason_and_the_valid_keys(word: str, message
         "acs_lines=[0]",
         "mask=magic_fraction",
         "train_filter.fraction=0",
+        "seed=-1",
+        "lr=inf",
+        "l1_weight=nan",
+        "lr_drop_factor=-1",
+        "chans=3",
+        "sens_chans=0",
+        "pools=0",
+        "epoch_fraction=0",
+        "name=..",
+        "name=index",
+        "accelerations=[4,8",
     ],
 )
 def test_a_value_out_of_range_is_refused(word: str) -> None:

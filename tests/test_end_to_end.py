@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.fastmri_files import write_volume
+
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 TOY_MODEL = ("cascades=1", "chans=2", "pools=1", "sens_chans=2", "device=cpu", "workers=1")
 
@@ -43,9 +45,8 @@ def test_phantom_and_demo_run_under_ipython_from_any_folder(tmp_path: Path) -> N
     assert "logs/demo/grids/epoch002.png" in demo.stdout
     assert (run / "log.txt").read_text().rstrip().endswith("the run is complete")
 
-    resumed = start(
-        tmp_path, "demo.py", *words[:2], "epochs=3", f"resume={run}", *TOY_MODEL, ipython=False
-    )
+    # With the run's own settings: none of the words above is needed again.
+    resumed = start(tmp_path, "demo.py", "epochs=3", f"resume={run}", ipython=False)
     assert resumed.returncode == 0, resumed.stderr
     assert (run / "grids" / "epoch003.png").exists()
 
@@ -54,6 +55,7 @@ def test_phantom_and_demo_run_under_ipython_from_any_folder(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (("--lr=1e-4",), "write settings without dashes: lr=1e-4"),
         ((), "make the phantom data set with: ipython scripts/make_phantom.py"),
         (("lrr=1e-4",), "Did you mean: 'lr'"),
         (("epochs=many",), "could not be converted to Integer"),
@@ -67,3 +69,29 @@ def test_a_mistake_ends_with_a_message_and_a_failure(
     assert says in result.stderr
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nan_in_a_file_is_reported_in_a_line_although_another_process_read_it(
+    tmp_path: Path,
+) -> None:
+    kspace = np.full((2, 3, 32, 28), np.nan, np.complex64)
+    for part in ("train", "val"):
+        path = tmp_path / f"multicoil_{part}" / "damaged.h5"
+        write_volume(path, kspace=kspace, attrs={"max": 1.0})
+    words = (f"data_path={tmp_path}", f"logs={tmp_path / 'logs'}", "acs_lines=[6]", *TOY_MODEL)
+    result = start(tmp_path, "pretrain_dev.py", *words, ipython=False)
+    assert result.returncode == 2
+    last = result.stderr.strip().splitlines()[-1]
+    assert "damaged.h5: target of slice" in last
+    assert last.startswith("VolumeError: ")
+
+
+def test_banding_of_files_that_cannot_be_transposed_is_not_shown(tmp_path: Path) -> None:
+    mask = np.arange(28) % 2 == 0
+    for part in ("train", "val"):
+        write_volume(tmp_path / f"multicoil_{part}" / "measured.h5", mask=mask)
+    words = (f"data_path={tmp_path}", f"logs={tmp_path / 'logs'}", "epochs=1", *TOY_MODEL)
+    assert start(tmp_path, "pretrain_dev.py", *words, ipython=False).returncode == 0
+    shown = start(tmp_path, "show_banding.py", f"checkpoint={tmp_path / 'logs' / 'run'}")
+    assert shown.returncode != 0
+    assert "cannot be transposed" in shown.stderr

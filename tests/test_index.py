@@ -355,6 +355,7 @@ def write_bad_files(folder: Path) -> dict[str, str]:
         path = write_volume(at(name, says), with_target=False)
         append(path, lambda file, t=target: file.create_dataset("reconstruction_rss", data=t))  # type: ignore[misc]
     write_volume(at("target_nan.h5", "nan"), attrs={"max": np.nan})
+    write_volume(at("target_two.h5", ""), attrs={"max": np.ones(2)})
     write_volume(at("target_zero.h5", "0.0"), attrs={"max": 0.0})
 
     write_volume(at("mask.h5", "mask has shape (27,)"), mask=np.ones(27, bool))

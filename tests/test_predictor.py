@@ -79,6 +79,23 @@ def test_zeros_in_the_input_give_finite_output_and_gradients(empty: str) -> None
         assert weight.grad is not None and weight.grad.isfinite().all(), name
 
 
+def test_an_empty_slice_is_reconstructed_as_empty() -> None:
+    kspace, mask, acs_lines = random_input(3, 24, 20)
+    assert (small_predictor()(0 * kspace, mask, acs_lines) == 0).all()
+
+
+def test_a_dead_coil_acts_like_an_ever_weaker_one() -> None:
+    kspace, mask, acs_lines = random_input(3, 24, 20)
+    kspace = kspace.clone()
+    predictor = small_predictor()
+    images = []
+    for strength in (1e-9, 0.0):
+        weakened = kspace.clone()
+        weakened[:, 1] *= strength
+        images.append(predictor(weakened, mask, acs_lines))
+    torch.testing.assert_close(images[1], images[0], rtol=1e-5, atol=1e-8)
+
+
 def test_without_refinement_the_measured_columns_are_kept() -> None:
     kspace, mask, acs_lines = random_input(3, 24, 20)
     predictor = small_predictor()

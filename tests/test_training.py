@@ -123,6 +123,61 @@ def test_a_resume_says_what_has_changed(settings: Settings) -> None:
     assert "setting changed since the checkpoint: lr: 0.001 -> 0.0005" in text
 
 
+def test_a_resume_from_an_older_checkpoint_is_refused_and_nothing_is_lost(
+    settings: Settings,
+) -> None:
+    folder = train(replace(settings, epochs=3))
+    before = sorted(p.name for p in (folder / "checkpoints").iterdir())
+    older = folder / "checkpoints" / "epoch001.pt"
+    with pytest.raises(CheckpointError, match=r"gone on to epoch003\.pt"):
+        train(replace(settings, resume=older, epochs=2, keep_checkpoints=1))
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == before
+    branch = train(replace(settings, restart=older, epochs=1))
+    assert branch != folder
+
+
+def test_a_resume_says_that_the_data_changed_and_that_nothing_is_left(settings: Settings) -> None:
+    folder = train(replace(settings, epochs=1))
+    (settings.data_path / "multicoil_train" / "file0.h5").unlink()
+    train(replace(settings, epochs=1, resume=folder))
+    text = (folder / "log.txt").read_text()
+    assert "other training volumes than at the checkpoint: 0 new, 1 missing" in text
+    assert "nothing is left to do" in text
+
+
+def test_a_volume_without_target_is_named_whatever_the_filters(settings: Settings) -> None:
+    write_volume(settings.data_path / "multicoil_val" / "notarget.h5", with_target=False)
+    with pytest.raises(VolumeError, match=r"notarget\.h5: has no target"):
+        train(settings)
+    _, val_set = make_datasets(replace(settings, skip_bad_volumes=True))
+    assert len(val_set.volumes) == 2
+
+
+def test_volumes_too_small_for_the_loss_are_named(settings: Settings) -> None:
+    path = settings.data_path / "multicoil_train" / "tiny.h5"
+    write_volume(path, size=(16, 16), target_size=(6, 6))
+    with pytest.raises(VolumeError, match=r"tiny\.h5: has images of less than 7 x 7"):
+        train(settings)
+
+
+def test_the_log_begins_with_what_was_left_out(settings: Settings) -> None:
+    folder = settings.data_path / "multicoil_train"
+    (folder / "text.h5").write_text("not HDF5")
+    write_volume(folder / "strong.h5", field_strength=2.9)
+    run = train(replace(settings, epochs=1, skip_bad_volumes=True))
+    text = (run / "log.txt").read_text()
+    assert "text.h5" in text
+    assert "3 of 4 volumes kept: magnet removed 1" in text
+
+
+def test_masks_that_no_volume_allows_are_refused_before_a_folder_is_made(
+    settings: Settings,
+) -> None:
+    with pytest.raises(ConfigError, match="200 centre lines do not suit"):
+        train(replace(settings, acs_lines=(200,)))
+    assert not (settings.logs / "toy").exists()
+
+
 def test_a_checkpoint_of_another_model_is_refused_before_a_folder_is_made(
     settings: Settings,
 ) -> None:

@@ -1,0 +1,109 @@
+"""Can the adversary see the banding? Its held-out accuracy when the predictor stands still.
+
+    python benchmarks/adversary_sees_banding.py                        (the newest run's predictor)
+    python benchmarks/adversary_sees_banding.py checkpoint=logs/demo adversary=simple steps=400
+
+Training slices are reconstructed once in each orientation by the frozen predictor; the adversary
+is trained on them with the objective's own loss, and tested on held-out volumes. Chance
+is 0.5. An adversary that stays there has nothing to teach the predictor.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from banding_removal.adversarial import OrientationObjective
+from banding_removal.assembly import build_predictor, choose_device, make_datasets
+from banding_removal.checkpoint import find_checkpoint, load_checkpoint
+from banding_removal.command_line import user_errors
+from banding_removal.config import REPOSITORY, from_plain, from_words
+from banding_removal.orientations import reconstruct_both
+from data.dataset import SliceDataset
+from model.classifiers import Architecture, build_adversary
+from model.predictor import Predictor
+
+
+@dataclass(frozen=True, kw_only=True)
+class SightSettings:
+    """What to try."""
+
+    checkpoint: Path = REPOSITORY / "logs" / "run"
+    adversary: Architecture = "shallow"
+    chans: int | None = 12  # width; null: the published one
+    train_slices: int = 96
+    test_slices: int = 40
+    batch: int = 8
+    steps: int = 200
+    lr: float = 2e-3
+    reg_param: float = 0.1
+    seed: int = 0
+    device: str = "auto"
+
+
+def reconstructions(
+    predictor: Predictor, dataset: SliceDataset, count: int, device: torch.device
+) -> Tensor:
+    """Upright reconstructions (2, slice, 1, h, w): phase encoding along x, along y."""
+    upright = dataset.with_rotation(0.0)
+    step = max(1, len(upright) // count)
+    both = reconstruct_both(predictor, upright, list(range(0, len(upright), step))[:count], device)
+    images = [torch.stack([item.along_x, item.along_y]) for item in both]
+    return torch.stack(images, dim=1)[:, :, None]
+
+
+def as_made(images: Tensor, rotated: Tensor) -> Tensor:
+    """Upright images (B, 1, h, w) as the predictor makes them: transposed where rotated."""
+    return torch.where(rotated.bool()[:, None, None, None], images.swapaxes(-2, -1), images)
+
+
+def main(settings: SightSettings) -> None:
+    """Print accuracy by step."""
+    path = find_checkpoint(settings.checkpoint)
+    checkpoint = load_checkpoint(path)
+    trained = from_plain(checkpoint.settings)
+    device = choose_device(settings.device)
+    predictor = build_predictor(trained, device, checkpoint, path)
+    train_set, val_set = make_datasets(trained)
+    train = reconstructions(predictor, train_set, settings.train_slices, device)
+    test = reconstructions(predictor, val_set, settings.test_slices, device)
+
+    torch.manual_seed(settings.seed)
+    network = build_adversary(settings.adversary, chans=settings.chans).to(device)
+    objective = OrientationObjective(network, reg_param=settings.reg_param)
+    optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr, betas=(0.5, 0.99))
+    print(f"{path}: {train.shape[1]} training slices, {test.shape[1]} held-out slices")
+    print(f"{'step':>6} {'loss':>8} {'training':>9} {'held out':>9}   (accuracy)")
+    seen: list[float] = []
+    for step in range(1, settings.steps + 1):
+        rotated = (torch.rand(settings.batch) < 0.5).float()
+        chosen = train[rotated.long(), torch.randint(train.shape[1], (settings.batch,))]
+        verdict = objective.adversary_loss(as_made(chosen, rotated).to(device), rotated.to(device))
+        optimizer.zero_grad()
+        verdict.loss.backward()
+        optimizer.step()
+        seen.append(verdict.accuracy.item())
+        if step % 25 == 0:
+            loss = verdict.classification.item()
+            held_out = accuracy(objective, test, device)
+            print(f"{step:6} {loss:8.4f} {sum(seen[-25:]) / 25:9.3f} {held_out:9.3f}", flush=True)
+
+
+def accuracy(objective: OrientationObjective, images: Tensor, device: torch.device) -> float:
+    """Balanced accuracy over (2, slice, 1, h, w), both orientations of every slice."""
+    right = []
+    for label, group in enumerate(images):
+        for image in group.split(8):
+            rotated = torch.full((len(image),), float(label))
+            verdict = objective.adversary_loss(
+                as_made(image, rotated).to(device), rotated.to(device)
+            )
+            right.append(verdict.accuracy.item() * len(image))
+    return sum(right) / images[:, :, 0].shape[:2].numel()
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(from_words(SightSettings(), sys.argv[1:]))

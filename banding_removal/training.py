@@ -11,14 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from banding_removal.adversarial import OrientationObjective
 from banding_removal.assembly import (
-    build_adversary_of,
-    build_predictor,
     choose_device,
     make_datasets,
     make_loader,
@@ -30,7 +26,6 @@ from banding_removal.checkpoint import (
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
-    load_weights,
     random_state,
     restore_random_state,
     save_checkpoint,
@@ -38,53 +33,25 @@ from banding_removal.checkpoint import (
 from banding_removal.config import Settings, describe, differences, plain
 from banding_removal.curves import write_curves
 from banding_removal.grids import write_grid, write_raw_grid
-from banding_removal.losses import finite, reconstruction_loss
 from banding_removal.report import epoch_line, grid_header, history_row
 from banding_removal.run_folder import latest_run, new_run_folder, show_as_latest
 from banding_removal.run_log import MetricsWriter, early_records, logging_to, peak_memory_gb
+from banding_removal.steps import (
+    Players,
+    accumulate_gradients,
+    make_players,
+    set_learning_rates,
+    step_optimizers,
+)
 from banding_removal.validation import choose_display_slices, validate
 from data.dataset import Batch, Draw, SliceDataset, collate
-from data.operators import crop_to_smaller
 from data.sampler import EpochSampler
-from model.predictor import Predictor
 
 log = logging.getLogger(__name__)
 
 # Between runs that have the same data and mean the same thing, only these may differ unnoticed.
 NOT_COMPARED = ("resume", "restart", "after", "epochs")
 SMOOTHING = 0.98  # of the running figures in the progress bar
-
-
-@dataclass(kw_only=True)
-class Players:
-    """The networks and their optimisers; no adversary in stage 1."""
-
-    predictor: Predictor
-    optimizer: torch.optim.Adam
-    objective: OrientationObjective | None = None
-    adversary_optimizer: torch.optim.Adam | None = None
-
-    @property
-    def adversary(self) -> nn.Module | None:
-        """The adversary's network."""
-        return None if self.objective is None else self.objective.adversary
-
-    def restore(self, checkpoint: Checkpoint, path: Path) -> None:
-        """Take everything from a checkpoint of the same stage.
-
-        Raises:
-            CheckpointError: it is of the other stage, or its adversary does not fit.
-        """
-        self.optimizer.load_state_dict(checkpoint.optimizer)
-        if (checkpoint.adversary is None) != (self.adversary is None):
-            raise CheckpointError(
-                f"cannot resume from {path}: it was saved {_with(checkpoint.adversary)} an "
-                f"adversary and this run is {_with(self.adversary)}; its weights can be used "
-                f"with restart={path}"
-            )
-        if self.adversary is not None and self.adversary_optimizer is not None:
-            load_weights(self.adversary, checkpoint.adversary or {}, path)
-            self.adversary_optimizer.load_state_dict(checkpoint.adversary_optimizer or {})
 
 
 @dataclass(kw_only=True)
@@ -164,28 +131,6 @@ def find_start(settings: Settings) -> Path | None:
             f"with restart=..."
         )
     return find_checkpoint(folder)
-
-
-def make_players(
-    settings: Settings,
-    device: torch.device,
-    start: Checkpoint | None = None,
-    start_path: Path | None = None,
-) -> Players:
-    """Predictor (with the weights of `start`), adversary where there is one, fresh optimisers."""
-    predictor = build_predictor(settings, device, start, start_path)
-    players = Players(
-        predictor=predictor, optimizer=torch.optim.Adam(predictor.parameters(), lr=settings.lr)
-    )
-    adversary = build_adversary_of(settings, device)
-    if adversary is not None:
-        players.objective = OrientationObjective(
-            adversary, target=settings.adversary_target, reg_param=settings.reg_param
-        )
-        players.adversary_optimizer = torch.optim.Adam(
-            adversary.parameters(), lr=settings.adversary_lr
-        )
-    return players
 
 
 def _train_epochs(
@@ -307,66 +252,6 @@ def train_epoch(
 _EPOCH_NAMES = {"loss": "train_loss", "ssim": "train_ssim"}
 
 
-def accumulate_gradients(
-    settings: Settings, players: Players, batch: Batch, epoch: int, together: int
-) -> dict[str, float]:
-    """Both acts of one batch; gradients are added, divided by `together` batches.
-
-    Act 1, the adversary held fixed: loss = (1 - SSIM) + w L1 + strength * BCE(adversary(x), 1/2).
-    Act 2, on the image as a constant: BCE(adversary(x), rotated) + gradient penalty.
-
-    Raises:
-        FloatingPointError: a loss is not finite; the batch is named.
-    """
-    assert batch.target is not None, "the training set is made with require_target"
-    output = players.predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
-    loss, similarity = reconstruction_loss(
-        output, batch.target, batch.data_range, settings.l1_weight
-    )
-    values = {"loss": loss.detach(), "ssim": similarity}
-    image = crop_to_smaller(output, batch.target)[0]
-    if players.objective is not None and epoch >= settings.adversary_epoch_from:
-        term = players.objective.predictor_term(image, batch.rotated)
-        loss = loss + settings.adversary_strength * term
-        values["predictor_orientation"] = term.detach()
-    _check_finite("predictor's loss", loss, batch)
-    (loss / together).backward()
-
-    if players.objective is not None and epoch >= settings.warmup_adversary_from:
-        verdict = players.objective.adversary_loss(image, batch.rotated)
-        _check_finite("adversary's loss", verdict.loss, batch)
-        (verdict.loss / together).backward()
-        values |= {
-            "adversary_orientation": verdict.classification,
-            "penalty": verdict.penalty,
-            "accuracy": verdict.accuracy,
-            "bias": verdict.bias,
-        }
-    return {key: value.item() for key, value in values.items()}
-
-
-def step_optimizers(settings: Settings, players: Players, batch: Batch) -> dict[str, float]:
-    """One step of each optimiser that has gradients, which are gone afterwards.
-
-    Raises:
-        FloatingPointError: a gradient is not finite; weights are as before; the batch is named.
-    """
-    norms = {"grad_norm": _clip(players.predictor, settings.clip_grad_norm)}
-    judged = players.adversary is not None and any(
-        weight.grad is not None for weight in players.adversary.parameters()
-    )
-    if players.adversary is not None and judged:
-        norms["adversary_grad_norm"] = _clip(players.adversary, settings.clip_grad_norm)
-    for name, norm in norms.items():
-        _check_finite(name, norm, batch)
-    players.optimizer.step()
-    players.optimizer.zero_grad(set_to_none=True)
-    if players.adversary_optimizer is not None and judged:
-        players.adversary_optimizer.step()
-        players.adversary_optimizer.zero_grad(set_to_none=True)
-    return {name: norm.item() for name, norm in norms.items()}
-
-
 def make_checkpoint(
     settings: Settings, players: Players, progress: Progress, volumes: dict[str, list[str]]
 ) -> Checkpoint:
@@ -384,35 +269,6 @@ def make_checkpoint(
         settings=plain(settings),
         volumes=volumes,
     )
-
-
-def set_learning_rates(settings: Settings, players: Players, epoch: int) -> None:
-    """Both optimisers' rates for an epoch, counted from 0."""
-    pairs = [(players.optimizer, settings.lr), (players.adversary_optimizer, settings.adversary_lr)]
-    for optimizer, base in pairs:
-        for group in [] if optimizer is None else optimizer.param_groups:
-            group["lr"] = learning_rate(settings, epoch, base)
-
-
-def learning_rate(settings: Settings, epoch: int, base: float) -> float:
-    """Rate of an epoch, counted from 0: base, times a factor every so many epochs, not below min.
-
-    The floor is there since 1000 epochs with a tenth every 40 would end at 1e-28.
-    """
-    drops = 0 if settings.lr_drop_every is None else epoch // settings.lr_drop_every
-    return max(base * settings.lr_drop_factor**drops, min(base, settings.lr_min))
-
-
-def _clip(network: nn.Module, limit: float | None) -> Tensor:
-    norm: Tensor = torch.nn.utils.clip_grad_norm_(
-        network.parameters(), float("inf") if limit is None else limit
-    )
-    return norm
-
-
-def _check_finite(what: str, value: Tensor, batch: Batch) -> None:
-    if not finite(value):
-        raise FloatingPointError(f"{what} is {value.item()} on {batch.describe()}")
 
 
 def _folder_of(checkpoint: Path) -> Path:
@@ -465,7 +321,3 @@ def _middle(dataset: SliceDataset) -> Draw:
 def _bar_text(running: dict[str, float], device: torch.device) -> str:
     text = f"loss {running['loss']:.4f}, {peak_memory_gb(device):.1f} GB"
     return f"{text}, accuracy {running['accuracy']:.2f}" if "accuracy" in running else text
-
-
-def _with(adversary: object | None) -> str:
-    return "without" if adversary is None else "with"

@@ -23,7 +23,7 @@ from banding_removal.adversarial import OrientationObjective
 from banding_removal.config import Settings
 from banding_removal.losses import reconstruction_loss
 from banding_removal.metrics import VolumeQuality
-from banding_removal.training import learning_rate
+from banding_removal.steps import learning_rate
 from data.dataset import Example, SliceDataset
 from data.index import read_volume
 from data.masks import MaskSampler, seeded_by_name

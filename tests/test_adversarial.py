@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from banding_removal.adversarial import OrientationObjective, adversary_input, upright
 from banding_removal.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
 from banding_removal.config import Settings
-from banding_removal.training import accumulate_gradients, make_players, step_optimizers, train
+from banding_removal.steps import accumulate_gradients, make_players, step_optimizers
+from banding_removal.training import train
 from data.dataset import SliceDataset, collate
 from data.sampler import EpochSampler
 from model.classifiers import ARCHITECTURES, Architecture, build_adversary

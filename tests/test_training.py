@@ -14,12 +14,8 @@ from torch import Tensor
 from banding_removal.assembly import make_datasets, make_loader
 from banding_removal.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
 from banding_removal.config import ConfigError, Settings
-from banding_removal.training import (
-    accumulate_gradients,
-    learning_rate,
-    make_players,
-    train,
-)
+from banding_removal.steps import accumulate_gradients, learning_rate, make_players
+from banding_removal.training import train
 from banding_removal.validation import choose_display_slices, validate
 from data.dataset import SliceDataset, collate
 from data.filters import VolumeFilter

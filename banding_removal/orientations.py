@@ -34,19 +34,19 @@ def reconstruct_both(
     The predictor never sees which; anatomy is the same, so what differs is banding. Volumes that
     were undersampled by the scanner cannot be transposed and must not be asked for.
     """
-    transposed = dataset.with_rotation(1.0)
+    sources = (dataset.with_rotation(0.0), dataset.with_rotation(1.0))
     results = []
     predictor.eval()
     for index in indices:
         images = []
-        for source in (dataset, transposed):
+        for source in sources:
             batch = collate([source[index]]).to(device)
             assert batch.target is not None, "the data set is made with require_target"
             output = predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
             output, target = crop_to_smaller(output, batch.target)
             upright = output.swapaxes(-2, -1) if batch.rotated.item() else output
             images.append(upright[0, 0].cpu())
-            if source is dataset:
+            if source is sources[0]:
                 shown_target = target[0, 0].cpu()
         results.append(
             BothOrientations(

@@ -47,9 +47,8 @@ def reconstructions(
     predictor: Predictor, dataset: SliceDataset, count: int, device: torch.device
 ) -> Tensor:
     """Upright reconstructions (2, slice, 1, h, w): phase encoding along x, along y."""
-    upright = dataset.with_rotation(0.0)
-    step = max(1, len(upright) // count)
-    both = reconstruct_both(predictor, upright, list(range(0, len(upright), step))[:count], device)
+    step = max(1, len(dataset) // count)
+    both = reconstruct_both(predictor, dataset, range(0, len(dataset), step)[:count], device)
     images = [torch.stack([item.along_x, item.along_y]) for item in both]
     return torch.stack(images, dim=1)[:, :, None]
 

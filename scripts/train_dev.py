@@ -13,6 +13,7 @@ from pathlib import Path
 from banding_removal.command_line import run
 from banding_removal.config import Settings
 
+# What is not named here is the paper's (see Settings and scripts/train.py).
 SETTINGS = Settings(
     name="train_dev",
     after="pretrain_dev",
@@ -21,13 +22,8 @@ SETTINGS = Settings(
     epochs=1000,
     epoch_fraction=0.2,
     lr=1e-4,
-    lr_drop_every=40,
     lr_min=1e-6,
     adversary="shallow",
-    adversary_lr=1e-4,
-    adversary_strength=1.0,
-    adversary_target="uncertain",
-    reg_param=0.1,
     workers=2,
     validate_every=5,
     grid_every=5,

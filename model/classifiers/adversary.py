@@ -1,6 +1,7 @@
 """The published adversary architectures by name, and ensembles of them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -24,42 +25,14 @@ class Ensemble(nn.Module):
         return torch.cat([member(x) for member in self.members], dim=1)
 
 
-def _shallow(chans: int) -> nn.Module:
+def _two_pooled_stages(chans: int, blocks: int) -> nn.Module:
     return ResidualClassifier(
         chans=chans,
         kernel=5,
-        stages=(2, 2),
+        stages=(blocks, blocks),
         pool=("max", 4),
         pool_last=True,
         normalize_input=True,
-    )
-
-
-def _wide(chans: int) -> nn.Module:
-    return ResidualClassifier(
-        chans=chans,
-        kernel=5,
-        stages=(3, 3),
-        pool=("max", 4),
-        pool_last=True,
-        normalize_input=True,
-    )
-
-
-def _prev(chans: int) -> nn.Module:
-    return ResidualClassifier(
-        chans=chans,
-        kernel=3,
-        stages=(3, 3),
-        pool=("average", 2),
-        pool_last=False,
-        normalize_input=False,
-    )
-
-
-def _simple(chans: int) -> nn.Module:
-    return ResidualClassifier(
-        chans=chans, kernel=3, stages=(2,), pool=None, pool_last=False, normalize_input=False
     )
 
 
@@ -77,11 +50,32 @@ def _unpooled_resnet50(chans: int) -> nn.Module:
     return net
 
 
-ARCHITECTURES: dict[Architecture, tuple[Callable[[int], nn.Module], int]] = {
-    "shallow": (_shallow, 64),
-    "wide": (_wide, 128),
-    "prev": (_prev, 192),
-    "simple": (_simple, 128),
+# What to build, and its published width.
+ARCHITECTURES: dict[Architecture, tuple[Callable[..., nn.Module], int]] = {
+    "shallow": (partial(_two_pooled_stages, blocks=2), 64),
+    "wide": (partial(_two_pooled_stages, blocks=3), 128),
+    "prev": (
+        partial(
+            ResidualClassifier,
+            kernel=3,
+            stages=(3, 3),
+            pool=("average", 2),
+            pool_last=False,
+            normalize_input=False,
+        ),
+        192,
+    ),
+    "simple": (
+        partial(
+            ResidualClassifier,
+            kernel=3,
+            stages=(2,),
+            pool=None,
+            pool_last=False,
+            normalize_input=False,
+        ),
+        128,
+    ),
     "resnet50": (_resnet50, 64),
     "unpooled_resnet50": (_unpooled_resnet50, 64),
 }
@@ -105,4 +99,4 @@ def build_adversary(
     if members < 1:
         raise ValueError(f"an ensemble needs at least one member, got {members}")
     build, published_chans = ARCHITECTURES[architecture]
-    return Ensemble([build(chans or published_chans) for _ in range(members)])
+    return Ensemble([build(chans=chans or published_chans) for _ in range(members)])

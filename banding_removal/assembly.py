@@ -1,6 +1,8 @@
 """From settings to parts: data sets, loaders, networks, device."""
 
 import logging
+import os
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,8 +12,10 @@ from torch.utils.data import DataLoader
 
 from banding_removal.checkpoint import Checkpoint, load_weights
 from banding_removal.config import ConfigError, Settings
+from banding_removal.distributed import Team
 from banding_removal.losses import WINDOW
-from data.dataset import Batch, SliceDataset, collate
+from banding_removal.stopping import leave_stopping_to
+from data.dataset import Batch, Draw, SliceDataset, collate
 from data.index import Volume, VolumeError, index_folder
 from data.sampler import EpochSampler
 from model.classifiers import Ensemble, build_adversary
@@ -140,7 +144,10 @@ def build_adversary_of(settings: Settings, device: torch.device) -> Ensemble | N
 
 
 def make_loader(
-    dataset: SliceDataset, sampler: EpochSampler, workers: int, device: torch.device
+    dataset: SliceDataset,
+    sampler: EpochSampler | list[list[Draw]],
+    workers: int,
+    device: torch.device,
 ) -> DataLoader[Batch]:
     """A loader that yields `Batch`es in the sampler's order."""
     return DataLoader(
@@ -150,25 +157,32 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
+        worker_init_fn=partial(leave_stopping_to, os.getpid()),
+        # A process that was itself spawned would spawn these, too, which takes seconds each.
+        multiprocessing_context="fork" if workers > 0 else None,
         # Its own generator: the loader draws seeds, and must not move the one that dropout uses.
         generator=torch.Generator(),
     )
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, team: Team | None = None) -> torch.device:
     """The device of that name; `auto` is the GPU where there is one.
+
+    Of several processes on a machine, each has the GPU of its local rank.
 
     Raises:
         ConfigError: no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device {name!r}: {str(error).splitlines()[0]}") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device {name!r}: this machine has {torch.cuda.device_count()} GPUs")
+    if device.type == "cuda" and team is not None and team.size > 1:
+        return torch.device("cuda", team.local_rank)
     return device
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = "checkpoints"
-_NAME = re.compile(r"epoch(\d+)\.pt")
+_NAME = re.compile(r"epoch(\d+)(?:_step(\d+))?\.pt")
 
 
 class CheckpointError(Exception):
@@ -24,15 +24,20 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """State of a run after `epoch` epochs; plain data and tensors throughout."""
+    """State of a run after `epoch` epochs and, within the next one, `batches` batches.
+
+    Plain data and tensors throughout.
+    """
 
     epoch: int
     step: int
+    batches: int  # of all processes
+    sums: dict[str, float]  # of the figures of the steps of the epoch begun
     predictor: dict[str, Any]
     optimizer: dict[str, Any]
     adversary: dict[str, Any] | None  # None in stage 1, like its optimiser
     adversary_optimizer: dict[str, Any] | None
-    rng: dict[str, Any]
+    rng: list[dict[str, Any]]  # of each process
     history: list[dict[str, Any]]
     settings: dict[str, Any]
     volumes: dict[str, list[str]]  # names of the training and of the validation volumes
@@ -40,15 +45,16 @@ class Checkpoint:
 
 def random_state() -> dict[str, Any]:
     """State of torch's generators. Nothing else draws from a global generator."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    # Of the current GPU alone: the others are other processes'.
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
     return {"torch": torch.get_rng_state(), "cuda": cuda}
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Set torch's generators; those of GPUs only if their number is the same."""
+    """Set torch's generators; a GPU's only if the state has one."""
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if torch.cuda.is_initialized() and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 def atomic_write(path: Path, content: bytes) -> None:
@@ -70,13 +76,17 @@ def atomic_write(path: Path, content: bytes) -> None:
 
 
 def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write <run>/checkpoints/epochNNN.pt, then remove all but the newest `keep` (0: none).
+    """Write <run>/checkpoints/epochNNN.pt, or epochNNN_stepMMM.pt within an epoch.
+
+    Then remove all but the newest `keep` of those after whole epochs (0: none), and of those within
+    an epoch what is not among the newest two of all.
 
     Raises:
         CheckpointError: it could not be written; earlier checkpoints are intact.
     """
     folder = run_folder / FOLDER
-    path = folder / f"epoch{checkpoint.epoch:03d}.pt"
+    within = f"_step{checkpoint.step:06d}" if checkpoint.batches else ""
+    path = folder / f"epoch{checkpoint.epoch:03d}{within}.pt"
     # Through memory: torch's own file writer turns a full disk into an unspecific RuntimeError.
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **vars(checkpoint)}, buffer)
@@ -87,16 +97,20 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, keep: int) -> Path
         raise CheckpointError(
             f"cannot write {path}: {error}. Earlier checkpoints are intact; make room and resume."
         ) from error
-    if keep:
-        for old in list_checkpoints(run_folder)[:-keep]:
-            old.unlink()
+    found = list_checkpoints(run_folder)
+    whole = [old for old in found if "_step" not in old.name]
+    parts = [old for old in found[:-2] if "_step" in old.name]
+    for old in parts + (whole[:-keep] if keep else []):
+        old.unlink()
     return path
 
 
 def list_checkpoints(run_folder: Path) -> list[Path]:
     """Checkpoints of a run, oldest first."""
     found = [
-        (int(m[1]), p) for p in run_folder.glob(f"{FOLDER}/*.pt") if (m := _NAME.fullmatch(p.name))
+        ((int(m[1]), int(m[2] or 0)), p)
+        for p in run_folder.glob(f"{FOLDER}/*.pt")
+        if (m := _NAME.fullmatch(p.name))
     ]
     return [path for _, path in sorted(found)]
 

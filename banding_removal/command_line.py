@@ -5,31 +5,29 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from banding_removal.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
+from banding_removal.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.config import ConfigError, Settings, differences, from_plain, from_words, plain
+from banding_removal.distributed import launch
+from banding_removal.endings import USER_ERRORS, RankError, exit_code, in_words
+from banding_removal.stopping import Stopped
 from banding_removal.training import train
-from data.index import VolumeError
-
-INTERRUPTED = 130  # as a shell reports an interrupt
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
     """What a user can mend (a path, a key, a file, a disk) ends the process with status 2.
 
-    The message goes to stderr without a traceback; any other exception is a bug and keeps its own.
+    The message goes to stderr without a traceback, as for a run that was stopped or interrupted,
+    each with its own status (`banding_removal/endings.py`). Any other exception is a bug and keeps
+    its own.
     """
     try:
         yield
-    except (ConfigError, VolumeError, CheckpointError, OSError, FloatingPointError) as error:
-        name = type(error).__name__
-        # A loading process sends its whole traceback along: the message is what stands last.
-        message = str(error).rpartition(f"{name}: ")[2].strip()
-        print(f"\n{name}: {message}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted; go on with resume=logs/run", file=sys.stderr)  # noqa: T201
-        sys.exit(INTERRUPTED)
+    except (*USER_ERRORS, RankError, Stopped, KeyboardInterrupt) as error:
+        words = in_words(error)
+        if words is not None:
+            print(f"\n{words}", file=sys.stderr)  # noqa: T201
+        sys.exit(exit_code(error))
 
 
 def settings_of(defaults: Settings, words: Sequence[str]) -> Settings:
@@ -61,4 +59,4 @@ def settings_of(defaults: Settings, words: Sequence[str]) -> Settings:
 def run(defaults: Settings) -> Path:
     """Train with a script's settings and the words of its command line; the run's folder."""
     with user_errors():
-        return train(settings_of(defaults, sys.argv[1:]))
+        return launch(train, settings_of(defaults, sys.argv[1:]))

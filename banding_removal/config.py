@@ -35,6 +35,8 @@ class Settings:
     after: str | None = None  # without these two: from the weights of the newest run of this name
     seed: int = 0
     device: str = "auto"  # auto: the GPU if there is one; or cpu, cuda, cuda:1, ...
+    nproc: int | None = None  # processes on this machine; null: one per visible GPU, or one
+    timeout_minutes: float = 30.0  # longest that processes wait for one that hangs
 
     # --- data ---
     data_path: Path = Path("/path/to/fastmri/knee")  # holds <challenge>_train and <challenge>_val
@@ -48,8 +50,8 @@ class Settings:
     train_slices: tuple[int | None, int | None] = (None, None)  # of each volume, [first, stop)
     val_slices: tuple[int | None, int | None] = (None, None)
     skip_bad_volumes: bool = False  # warn of unreadable files and go on without them
-    batch_size: int = 1
-    workers: int = 4  # loading processes; 0: none beside the training process
+    batch_size: int = 1  # of each process
+    workers: int = 4  # loading processes of each; 0: none beside the training process
 
     # --- undersampling ---
     mask: MaskKind = "magic"
@@ -74,7 +76,7 @@ class Settings:
     lr_drop_factor: float = 0.1
     lr_min: float = 0.0  # the rates do not drop below this
     epoch_fraction: float = 1.0  # part of the slices in one epoch, each time the next part
-    accumulate: int = 1  # batches whose gradients make one step
+    accumulate: int = 1  # batches, of each process, whose gradients make one step
     l1_weight: float = 0.01
     clip_grad_norm: float | None = None  # largest norm of the whole gradient; null: as it is
 
@@ -92,6 +94,7 @@ class Settings:
     # --- what one looks at ---
     log_every: int = 50  # steps between lines of metrics.jsonl
     keep_checkpoints: int = 3  # newest ones kept; 0: all
+    checkpoint_every: int | None = 500  # steps between checkpoints within an epoch; null: none
     grid_slices: int = 8  # validation slices in the picture grid
     validate_every: int = 1  # epochs between validations; the last epoch always has one
     grid_every: int = 1  # epochs between grids, of those that are validated
@@ -101,7 +104,7 @@ class Settings:
     def __post_init__(self) -> None:
         positive = (
             *("batch_size", "cascades", "epochs", "lr", "log_every", "accumulate"),
-            *("grid_every", "validate_every"),
+            *("grid_every", "validate_every", "checkpoint_every", "nproc", "timeout_minutes"),
             *("lr_drop_every", "clip_grad_norm", "grid_window", "lr_drop_factor"),
             *("adversary_members", "adversary_chans", "adversary_lr", "pools"),
         )

@@ -30,7 +30,7 @@ def epoch_line(row: dict[str, Any], epochs: int, device: torch.device) -> str:
             f"penalty {row['penalty']:.2g}, bias {row['bias']:.2f}"
         )
     parts.append(
-        f"{row['step_ms']:.0f} ms a batch (of which {row['wait_ms']:.0f} waiting for data), "
+        f"{row['step_ms']:.0f} ms a step (of which {row['wait_ms']:.0f} waiting for data), "
         f"{peak_memory_gb(device):.1f} GB"
     )
     return "; ".join(parts)

@@ -1,12 +1,57 @@
 """Folders of runs: each run has its own, and `logs/run` shows the newest."""
 
+import fcntl
 import os
 import re
 import uuid
 from itertools import count
 from pathlib import Path
+from types import TracebackType
 
 LATEST = "run"
+LOCK = ".lock"
+
+
+class RunInUseError(Exception):
+    """Another process is writing to a run's folder."""
+
+
+class RunLock:
+    """Keeps other runs out of a folder, once taken, until the `with` block or the process ends."""
+
+    def __init__(self) -> None:
+        self._file: int | None = None
+
+    def take(self, folder: Path) -> None:
+        """Lock a run's folder.
+
+        Raises:
+            RunInUseError: another process has it.
+        """
+        # The kernel drops the lock with the process, however that ends: no file tells of a run
+        # that is long dead. POSIX locks are not inherited: a loading process cannot keep one.
+        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            os.close(file)
+            raise RunInUseError(
+                f"{folder} is in use by another process, which must end first"
+            ) from error
+        self._file = file
+
+    def __enter__(self) -> "RunLock":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
 
 def new_run_folder(logs: Path, name: str) -> Path:
@@ -29,7 +74,7 @@ def new_run_folder(logs: Path, name: str) -> Path:
     raise AssertionError("unreachable")
 
 
-def latest_run(logs: Path, name: str, *, containing: str) -> Path | None:
+def latest_run(logs: Path, name: str, *, containing: str = "*") -> Path | None:
     """The newest of <logs>/<name>, <name>_2, ... that holds a file matching the glob; or None."""
     numbered = {
         int(match[1] or 1): folder

@@ -1,15 +1,19 @@
 """One training step: the two players, their losses in two acts, their optimisers."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from banding_removal.adversarial import OrientationObjective
 from banding_removal.assembly import build_adversary_of, build_predictor
 from banding_removal.checkpoint import Checkpoint, CheckpointError, load_weights
 from banding_removal.config import Settings
+from banding_removal.distributed import Team
 from banding_removal.losses import finite, reconstruction_loss
 from data.dataset import Batch
 from data.operators import crop_to_smaller
@@ -21,14 +25,23 @@ class Players:
     """The networks and their optimisers; no adversary in stage 1."""
 
     predictor: Predictor
+    shared_predictor: nn.Module  # the same, its gradients averaged over all processes
     optimizer: torch.optim.Adam
-    objective: OrientationObjective | None = None
+    adversary: nn.Module | None = None
+    objective: OrientationObjective | None = None  # around the shared adversary
     adversary_optimizer: torch.optim.Adam | None = None
 
-    @property
-    def adversary(self) -> nn.Module | None:
-        """The adversary's network."""
-        return None if self.objective is None else self.objective.adversary
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Gradients are added in each process alone, until a batch outside of this."""
+        networks = [self.shared_predictor]
+        if self.objective is not None:
+            networks.append(self.objective.adversary)
+        with ExitStack() as stack:
+            for network in networks:
+                if isinstance(network, DistributedDataParallel):
+                    stack.enter_context(network.no_sync())
+            yield
 
     def restore(self, checkpoint: Checkpoint, path: Path) -> None:
         """Take everything from a checkpoint of the same stage.
@@ -53,21 +66,48 @@ def make_players(
     device: torch.device,
     start: Checkpoint | None = None,
     start_path: Path | None = None,
+    team: Team | None = None,
 ) -> Players:
     """Predictor (with the weights of `start`), adversary where there is one, fresh optimisers."""
+    team = team or Team()
     predictor = build_predictor(settings, device, start, start_path)
     players = Players(
-        predictor=predictor, optimizer=torch.optim.Adam(predictor.parameters(), lr=settings.lr)
+        predictor=predictor,
+        shared_predictor=team.shared(predictor),
+        optimizer=torch.optim.Adam(predictor.parameters(), lr=settings.lr),
     )
     adversary = build_adversary_of(settings, device)
     if adversary is not None:
+        players.adversary = adversary
         players.objective = OrientationObjective(
-            adversary, target=settings.adversary_target, reg_param=settings.reg_param
+            team.shared(adversary), target=settings.adversary_target, reg_param=settings.reg_param
         )
         players.adversary_optimizer = torch.optim.Adam(
             adversary.parameters(), lr=settings.adversary_lr
         )
     return players
+
+
+def train_step(
+    settings: Settings, players: Players, batches: Iterable[Batch], epoch: int
+) -> dict[str, float]:
+    """One step of both players on `accumulate` batches, and on those of all other processes.
+
+    Returns:
+        The mean of each figure over the batches of this process, and the gradients' norms.
+
+    Raises:
+        FloatingPointError: a loss or a gradient is not finite; the batch is named.
+    """
+    sums: dict[str, float] = {}
+    for number, batch in enumerate(batches, start=1):
+        with ExitStack() as stack:
+            if number < settings.accumulate:
+                stack.enter_context(players.apart())
+            values = accumulate_gradients(settings, players, batch, epoch, settings.accumulate)
+        sums = {key: sums.get(key, 0.0) + value for key, value in values.items()}
+    means = {key: value / settings.accumulate for key, value in sums.items()}
+    return means | step_optimizers(settings, players, batch)
 
 
 def accumulate_gradients(
@@ -82,7 +122,7 @@ def accumulate_gradients(
         FloatingPointError: a loss is not finite; the batch is named.
     """
     assert batch.target is not None, "the training set is made with require_target"
-    output = players.predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
+    output = players.shared_predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
     loss, similarity = reconstruction_loss(
         output, batch.target, batch.data_range, settings.l1_weight
     )

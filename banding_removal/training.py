@@ -1,315 +1,364 @@
 """Training, from the settings to the pictures: stage 1, and stage 2 against the adversary.
 
 `train` reads top to bottom: data, networks, folder and log; then for each epoch train, validate,
-write (figures, curves, grid, checkpoint). Stage 2 is the same loop with an adversary in it.
+write (figures, curves, grid, checkpoint). Stage 2 is the same loop with an adversary in it, and
+eight processes take the same path as one.
 """
 
 import logging
+import os
+import socket
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from banding_removal.assembly import (
-    choose_device,
-    make_datasets,
-    make_loader,
-)
+from banding_removal.assembly import choose_device, make_datasets, make_loader
 from banding_removal.checkpoint import (
-    FOLDER,
     Checkpoint,
-    CheckpointError,
-    find_checkpoint,
-    list_checkpoints,
     load_checkpoint,
     random_state,
     restore_random_state,
     save_checkpoint,
 )
-from banding_removal.config import Settings, describe, differences, plain
+from banding_removal.config import Settings, describe, plain
 from banding_removal.curves import write_curves
+from banding_removal.distributed import Team
 from banding_removal.grids import write_grid, write_raw_grid
 from banding_removal.report import epoch_line, grid_header, history_row
-from banding_removal.run_folder import latest_run, new_run_folder, show_as_latest
+from banding_removal.run_folder import RunLock, new_run_folder, show_as_latest
 from banding_removal.run_log import MetricsWriter, early_records, logging_to, peak_memory_gb
-from banding_removal.steps import (
-    Players,
-    accumulate_gradients,
-    make_players,
-    set_learning_rates,
-    step_optimizers,
-)
+from banding_removal.starting import Start, find_start, report_changes
+from banding_removal.steps import Players, make_players, set_learning_rates, train_step
+from banding_removal.stopping import Stopped
 from banding_removal.validation import choose_display_slices, validate
 from data.dataset import Batch, Draw, SliceDataset, collate
-from data.sampler import EpochSampler
+from data.sampler import EpochSampler, shares_by_volume
 
 log = logging.getLogger(__name__)
 
-# Between runs that have the same data and mean the same thing, only these may differ unnoticed.
-NOT_COMPARED = ("resume", "restart", "after", "epochs")
 SMOOTHING = 0.98  # of the running figures in the progress bar
 
 
 @dataclass(kw_only=True)
 class Progress:
-    """How far a run has come; `history` has one row an epoch."""
+    """How far a run has come: whole epochs, and batches of the epoch that is going on."""
 
     epoch: int = 0
     step: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
+    batches: int = 0  # of all processes
+    sums: dict[str, float] = field(default_factory=dict)  # of the figures of this epoch's steps
+    history: list[dict[str, Any]] = field(default_factory=list)  # one row an epoch
 
 
-def train(settings: Settings) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a training consists of."""
+
+    settings: Settings
+    folder: Path
+    device: torch.device
+    team: Team
+    train_set: SliceDataset
+    val_set: SliceDataset
+    players: Players
+    progress: Progress
+
+    @property
+    def volumes(self) -> dict[str, list[str]]:
+        """File names of both data sets, to notice other data at a resume."""
+        sets = {"training": self.train_set, "validation": self.val_set}
+        return {part: [volume.name for volume in data.volumes] for part, data in sets.items()}
+
+
+def train(settings: Settings, team: Team | None = None) -> Path:
     """Run the training that `settings` describe and return the run's folder.
+
+    Args:
+        settings: of the run.
+        team: the processes that train together; by default this one alone.
 
     Raises:
         FileNotFoundError: no data where `data_path` says, with what to do.
         VolumeError: unusable volumes, all named.
         CheckpointError: a checkpoint is missing, damaged, of another model, or cannot be written.
+        RunInUseError: another process is writing to the run's folder.
         FloatingPointError: the loss is not finite; file and slice are named.
+        Stopped: asked to by a signal; the state is saved.
+        RankError: another process of the team failed.
     """
+    team = team or Team()
+    with team.naming_causes(), RunLock() as lock:
+        with early_records() as early:
+            run, start, begin = _prepare(settings, team, lock)
+        with logging_to(run.folder, early, team.rank), team.naming_causes():
+            _introduce(run)
+            if start is not None and begin.folder is not None:
+                _introduce_resume(run, start)
+            elif start is not None:
+                log.info("weights from %s (epoch %d)", begin.checkpoint, start.epoch)
+            _train_epochs(run)
+            log.info("look at %s", run.folder / "grids")
+    return run.folder
+
+
+def _prepare(settings: Settings, team: Team, lock: RunLock) -> tuple[Run, Checkpoint | None, Start]:
     # --- data: before a folder is made, so that a wrong path leaves nothing behind ---
-    with early_records() as early:
+    with team.first_before_others():
         train_set, val_set = make_datasets(settings)
-    device = choose_device(settings.device)
+    device = choose_device(settings.device, team)
 
     # --- networks ---
-    start_path = find_start(settings)
-    start = None if start_path is None else load_checkpoint(start_path)
+    begin = team.from_first(lambda: find_start(settings, lock))
+    start = None if begin.checkpoint is None else load_checkpoint(begin.checkpoint)
     torch.manual_seed(settings.seed)
-    players = make_players(settings, device, start, start_path)
+    players = make_players(settings, device, start, begin.checkpoint, team)
+    team.seed_apart(settings.seed)
     progress = Progress()
-    if start is not None and start_path is not None and settings.resume is not None:
-        players.restore(start, start_path)
-        progress = Progress(epoch=start.epoch, step=start.step, history=start.history)
+    if start is not None and begin.checkpoint is not None and begin.folder is not None:
+        players.restore(start, begin.checkpoint)
+        progress = Progress(**{key: getattr(start, key) for key in vars(progress)})
 
-    # --- folder and log ---
-    if start_path is not None and settings.resume is not None:
-        folder = _folder_of(start_path)
-    else:
-        folder = new_run_folder(settings.logs, settings.name)
-    show_as_latest(folder)
-    with logging_to(folder, early):
-        log.info("run folder %s, on %s, torch %s", folder, device, torch.__version__)
-        log.info("settings:\n  %s", "\n  ".join(describe(settings)))
-        log.info(
-            "training on %d slices of %d volumes, validating on %d of %d",
-            *(len(train_set), len(train_set.volumes), len(val_set), len(val_set.volumes)),
-        )
-        if start is not None and settings.resume is not None:
-            _report_changes(start, settings, volume_names(train_set, val_set))
-            log.info("resumed from %s after epoch %d", start_path, start.epoch)
-            if start.epoch >= settings.epochs:
-                log.warning("nothing is left to do: set epochs to more than %d", start.epoch)
-            restore_random_state(start.rng)
-        elif start is not None:
-            log.info("weights from %s (epoch %d)", start_path, start.epoch)
-        _train_epochs(settings, folder, device, train_set, val_set, players, progress)
-        log.info("look at %s", folder / "grids")
+    # --- folder ---
+    folder = begin.folder
+    if folder is None:
+        folder = team.from_first(lambda: _new_folder(settings, lock))
+    if team.is_first:
+        show_as_latest(folder)
+    run = Run(
+        settings=settings,
+        folder=folder,
+        device=device,
+        team=team,
+        train_set=train_set,
+        val_set=val_set,
+        players=players,
+        progress=progress,
+    )
+    return run, start, begin
+
+
+def _new_folder(settings: Settings, lock: RunLock) -> Path:
+    folder = new_run_folder(settings.logs, settings.name)
+    lock.take(folder)
     return folder
 
 
-def find_start(settings: Settings) -> Path | None:
-    """The checkpoint to begin from: `resume`, else `restart`, else the newest run called `after`.
-
-    Raises:
-        CheckpointError: it is not there; for `after`, the message says how to make it.
-    """
-    if settings.resume is not None or settings.restart is not None:
-        return find_checkpoint(settings.resume or settings.restart or Path())
-    if settings.after is None:
-        return None
-    folder = latest_run(settings.logs, settings.after, containing=f"{FOLDER}/*.pt")
-    if folder is None:
-        raise CheckpointError(
-            f"no pretrained predictor: {settings.logs} holds no run called {settings.after} with a "
-            f"checkpoint. Pretrain one first (ipython scripts/{settings.after}.py), or name one "
-            f"with restart=..."
-        )
-    return find_checkpoint(folder)
+def _introduce(run: Run) -> None:
+    log.info("run folder %s, on %s, torch %s", run.folder, run.device, torch.__version__)
+    if run.team.size > 1:
+        place = (run.team.rank, run.team.size, os.getpid(), socket.gethostname())
+        log.info("rank %d of %d: process %d on %s", *place)
+    log.info("settings:\n  %s", "\n  ".join(describe(run.settings)))
+    log.info(
+        "training on %d slices of %d volumes, validating on %d of %d",
+        *(len(run.train_set), len(run.train_set.volumes)),
+        *(len(run.val_set), len(run.val_set.volumes)),
+    )
 
 
-def _train_epochs(
-    settings: Settings,
-    folder: Path,
-    device: torch.device,
-    train_set: SliceDataset,
-    val_set: SliceDataset,
-    players: Players,
-    progress: Progress,
-) -> None:
+def _introduce_resume(run: Run, start: Checkpoint) -> None:
+    report_changes(start, run.settings, run.volumes)
+    log.info("resumed after epoch %d, step %d", start.epoch, start.step)
+    if start.epoch >= run.settings.epochs:
+        log.warning("nothing is left to do: set epochs to more than %d", start.epoch)
+    if len(start.rng) == run.team.size:
+        restore_random_state(start.rng[run.team.rank])
+    else:
+        log.warning("%d processes now, %d before: other batches", run.team.size, len(start.rng))
+
+
+def _train_epochs(run: Run) -> None:
     """The epochs that are left, each followed by validation and everything written."""
+    settings, team, progress, folder = run.settings, run.team, run.progress, run.folder
     sampler = EpochSampler(
-        train_set,
+        run.train_set,
         batch_size=settings.batch_size,
         seed=settings.seed,
         shuffle=True,
         fraction=settings.epoch_fraction,
+        rank=team.rank,
+        ranks=team.size,
+        accumulate=settings.accumulate,
     )
-    val_sampler = EpochSampler(val_set, batch_size=1, seed=settings.seed, shuffle=False)
-    loader = make_loader(train_set, sampler, settings.workers, device)
-    val_loader = make_loader(val_set, val_sampler, settings.workers, device)
-    display = choose_display_slices(val_set, settings.grid_slices)
-    write_raw_grid(folder / "grids" / "raw_grid.png", collate([train_set[_middle(train_set)]]))
-    train_set.close()  # no file is open when the loaders fork
+    share = shares_by_volume(run.val_set, team.size)[team.rank]
+    val_draws = [[Draw(epoch=0, index=index)] for index in share]
+    loader = make_loader(run.train_set, sampler, settings.workers, run.device)
+    val_loader = make_loader(run.val_set, val_draws, settings.workers, run.device)
+    display = choose_display_slices(run.val_set, settings.grid_slices)
+    metrics = None
+    if team.is_first:
+        raw = collate([run.train_set[_middle(run.train_set)]])
+        write_raw_grid(folder / "grids" / "raw_grid.png", raw)
+        metrics = MetricsWriter(folder, after=progress.step)
+    run.train_set.close()  # no file is open when the loaders fork
 
-    metrics = MetricsWriter(folder)
     try:
         while progress.epoch < settings.epochs:
             # --- train ---
-            sampler.epoch = progress.epoch
-            set_learning_rates(settings, players, progress.epoch)
-            progress.epoch += 1
-            figures = train_epoch(settings, device, loader, players, metrics, progress)
+            epoch = progress.epoch + 1
+            sampler.epoch, sampler.start = progress.epoch, progress.batches
+            set_learning_rates(settings, run.players, progress.epoch)
+            train_epoch(run, loader, metrics)
+            row: dict[str, Any] = {"epoch": epoch, **epoch_figures(run)}
 
             # --- validate ---
-            epoch, history = progress.epoch, progress.history
-            history.append({"epoch": epoch, **figures})
             last = epoch == settings.epochs
+            result = None
             if epoch % settings.validate_every == 0 or last:
                 result = validate(
-                    players.predictor,
+                    run.players.predictor,
                     val_loader,
-                    val_set,
-                    device=device,
+                    run.val_set,
+                    share,
+                    device=run.device,
                     l1_weight=settings.l1_weight,
                     display=display,
+                    team=team,
                 )
+                if result is None:
+                    _stop(run)
+                row |= history_row(result)
+            progress.history.append(row)
+            progress.epoch, progress.batches, progress.sums = epoch, 0, {}
+
+            # --- write ---
+            log.info("%s", epoch_line(row, settings.epochs, run.device))
+            if metrics is not None:
+                write_curves(
+                    folder / "curves.png", progress.history, f"{folder.name}, epoch {epoch}"
+                )
+            if metrics is not None and result is not None:
                 metrics.write("val", step=progress.step, epoch=epoch, values=result.figures)
-                history[-1] |= history_row(result)
                 if display and (epoch % settings.grid_every == 0 or last):
                     write_grid(
                         folder / "grids" / f"epoch{epoch:03d}.png",
                         result.display,
-                        header=grid_header(settings, folder, history),
+                        header=grid_header(settings, folder, progress.history),
                         zero_filled=settings.grid_zero_filled,
                         window=settings.grid_window,
                     )
-
-            # --- write ---
-            log.info("%s", epoch_line(history[-1], settings.epochs, device))
-            write_curves(folder / "curves.png", history, f"{folder.name}, epoch {epoch}")
-            volumes = volume_names(train_set, val_set)
-            checkpoint = make_checkpoint(settings, players, progress, volumes)
-            save_checkpoint(folder, checkpoint, settings.keep_checkpoints)
+            _save(run)
     finally:
-        metrics.close()
+        if metrics is not None:
+            metrics.close()
         # Now: matplotlib's layout keeps this frame in a cycle of references, and workers that the
         # garbage collector ends take their time-out, five seconds each.
         del loader, val_loader
 
 
-def train_epoch(
-    settings: Settings,
-    device: torch.device,
-    loader: DataLoader[Batch],
-    players: Players,
-    metrics: MetricsWriter,
-    progress: Progress,
-) -> dict[str, float]:
-    """One epoch's batches, counted in `progress`; returns the mean of each figure.
+def train_epoch(run: Run, loader: DataLoader[Batch], metrics: MetricsWriter | None) -> None:
+    """The steps that are left of an epoch, counted in `run.progress`.
 
-    Gradients of `accumulate` batches are averaged for one step of the optimisers; what is left
-    over at the end of the epoch makes a smaller step.
+    Raises:
+        Stopped: asked to by a signal, in any process; the state after the last step is saved.
     """
-    players.predictor.train()
-    sums: dict[str, float] = {}
+    settings, progress = run.settings, run.progress
+    epoch = progress.epoch + 1
+    run.players.predictor.train()
+    feed = _Feed(loader, run.device)
     running: dict[str, float] = {}
-    bar = tqdm(loader, desc=f"epoch {progress.epoch}/{settings.epochs}", leave=False, mininterval=1)
-    before = time.perf_counter()
-    micro_batches = len(loader)
-    for index, on_cpu in enumerate(bar):
-        waited = time.perf_counter() - before
-        batch = on_cpu.to(device)
-        first = index - index % settings.accumulate
-        together = min(settings.accumulate, micro_batches - first)
-        values = accumulate_gradients(settings, players, batch, progress.epoch, together)
-        if index + 1 == first + together:
-            values |= step_optimizers(settings, players, batch)
-            progress.step += 1
-        now = time.perf_counter()
-        values |= {"step_ms": 1000 * (now - before), "wait_ms": 1000 * waited}
-        before = now
-        for key, value in values.items():
-            sums[key] = sums.get(key, 0.0) + value
+    bar = tqdm(
+        range(len(loader) // settings.accumulate),
+        desc=f"epoch {epoch}/{settings.epochs}",
+        leave=False,
+        mininterval=1,
+        disable=not run.team.is_first,
+    )
+    for _ in bar:
+        before = time.perf_counter()
+        batches = feed.take(settings.accumulate)
+        values = train_step(settings, run.players, batches, epoch)
+        seconds = {"step": time.perf_counter() - before, "wait": feed.waited()}
+        values |= {f"{key}_ms": 1000 * value for key, value in seconds.items()}
+        # One message a step: what is logged, and whether any process was asked to stop.
+        values = run.team.mean({**values, "stop": float(run.team.stop.signal_name is not None)})
+        stop = values.pop("stop") > 0
+        progress.step += 1
+        progress.batches += settings.accumulate * run.team.size
+        for key, value in {**values, "steps": 1.0}.items():
+            progress.sums[key] = progress.sums.get(key, 0.0) + value
             running[key] = SMOOTHING * running.get(key, value) + (1 - SMOOTHING) * value
-        bar.set_postfix_str(_bar_text(running, device), refresh=False)
-        if index + 1 == first + together and progress.step % settings.log_every == 0:
+        bar.set_postfix_str(_bar_text(running, run.device), refresh=False)
+        if metrics is not None and progress.step % settings.log_every == 0:
             if "accuracy" in values:
                 values["accuracy_running"] = running["accuracy"]
-            metrics.write("train", step=progress.step, epoch=progress.epoch, values=values)
-    steps = -(-micro_batches // settings.accumulate)
-    per_step = ("grad_norm", "adversary_grad_norm")
-    means = {k: v / (steps if k in per_step else micro_batches) for k, v in sums.items()}
-    lr = players.optimizer.param_groups[0]["lr"]
-    return {"lr": lr, **{_EPOCH_NAMES.get(key, key): value for key, value in means.items()}}
+            metrics.write("train", step=progress.step, epoch=epoch, values=values)
+        if stop:
+            _stop(run)
+        if settings.checkpoint_every and progress.step % settings.checkpoint_every == 0:
+            _save(run)
 
 
-_EPOCH_NAMES = {"loss": "train_loss", "ssim": "train_ssim"}
+class _Feed:
+    """Batches on the device, and how long they were waited for."""
+
+    def __init__(self, loader: DataLoader[Batch], device: torch.device) -> None:
+        self._batches = iter(loader)
+        self._device = device
+        self._waited = 0.0
+
+    def take(self, count: int) -> Iterator[Batch]:
+        """The next `count` batches, one at a time."""
+        for _ in range(count):
+            asked = time.perf_counter()
+            batch = next(self._batches)
+            self._waited += time.perf_counter() - asked
+            yield batch.to(self._device)
+
+    def waited(self) -> float:
+        """Seconds waited since this was last asked."""
+        seconds, self._waited = self._waited, 0.0
+        return seconds
 
 
-def make_checkpoint(
-    settings: Settings, players: Players, progress: Progress, volumes: dict[str, list[str]]
-) -> Checkpoint:
-    """The state of the run as plain data."""
+def epoch_figures(run: Run) -> dict[str, float]:
+    """The mean of each figure over the steps of the epoch, and the learning rate."""
+    sums = dict(run.progress.sums)
+    steps = sums.pop("steps")
+    names = {"loss": "train_loss", "ssim": "train_ssim"}
+    lr = run.players.optimizer.param_groups[0]["lr"]
+    return {"lr": lr, **{names.get(key, key): value / steps for key, value in sums.items()}}
+
+
+def _save(run: Run) -> None:
+    """Write a checkpoint of where the run is."""
+    rng = run.team.gather(random_state())
+    if run.team.is_first:
+        checkpoint = make_checkpoint(run, rng)
+        save_checkpoint(run.folder, checkpoint, run.settings.keep_checkpoints)
+
+
+def _stop(run: Run) -> NoReturn:
+    """Save and end.
+
+    Raises:
+        Stopped: always.
+    """
+    _save(run)
+    names = run.team.gather(run.team.stop.signal_name)  # none leaves before the state is saved
+    raise Stopped(next(name for name in names if name is not None), run.progress.step)
+
+
+def make_checkpoint(run: Run, rng: list[dict[str, Any]]) -> Checkpoint:
+    """The state of the run as plain data; `rng` has the random state of each process."""
+    players = run.players
     optimizer, adversary = players.adversary_optimizer, players.adversary
     return Checkpoint(
-        epoch=progress.epoch,
-        step=progress.step,
+        **vars(run.progress),
         predictor=players.predictor.state_dict(),
         optimizer=players.optimizer.state_dict(),
         adversary=None if adversary is None else adversary.state_dict(),
         adversary_optimizer=None if optimizer is None else optimizer.state_dict(),
-        rng=random_state(),
-        history=progress.history,
-        settings=plain(settings),
-        volumes=volumes,
+        rng=rng,
+        settings=plain(run.settings),
+        volumes=run.volumes,
     )
-
-
-def _folder_of(checkpoint: Path) -> Path:
-    """The run's folder that a checkpoint lies in, for a resume."""
-    path = checkpoint.resolve()
-    if path.parent.name != FOLDER:
-        raise CheckpointError(
-            f"cannot resume from {checkpoint}: it does not lie in the {FOLDER} folder of a run. "
-            f"Its weights can be used with restart={checkpoint}"
-        )
-    folder = path.parent.parent
-    newest = list_checkpoints(folder)[-1]
-    if path != newest:
-        raise CheckpointError(
-            f"cannot resume from {checkpoint}: its run has gone on to {newest.name} and "
-            f"would be overwritten. Go on from there with resume={folder}, or begin a new run "
-            f"from these weights with restart={checkpoint}"
-        )
-    return folder
-
-
-def volume_names(train_set: SliceDataset, val_set: SliceDataset) -> dict[str, list[str]]:
-    """File names of both data sets, to notice other data at a resume."""
-    sets = {"training": train_set, "validation": val_set}
-    return {part: [volume.name for volume in data.volumes] for part, data in sets.items()}
-
-
-def _report_changes(start: Checkpoint, settings: Settings, volumes: dict[str, list[str]]) -> None:
-    old, new = (
-        {key: value for key, value in content.items() if key not in NOT_COMPARED}
-        for content in (start.settings, plain(settings))
-    )
-    for change in differences(old, new):
-        log.warning("setting changed since the checkpoint: %s", change)
-    for part, names in volumes.items():
-        was, now = set(start.volumes[part]), set(names)
-        if was != now:
-            log.warning(
-                "other %s volumes than at the checkpoint: %d new, %d missing",
-                *(part, len(now - was), len(was - now)),
-            )
 
 
 def _middle(dataset: SliceDataset) -> Draw:

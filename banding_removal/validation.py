@@ -1,4 +1,7 @@
-"""Validation: per-volume figures, by scanner and acquisition, and the slices for the grid."""
+"""Validation: per-volume figures, by scanner and acquisition, and the slices for the grid.
+
+Several processes divide the volumes among them and get the same figures as one.
+"""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from banding_removal.distributed import Team
 from banding_removal.losses import reconstruction_loss
 from banding_removal.metrics import Quality, VolumeQuality
 from data.dataset import Batch, SliceDataset
@@ -38,6 +42,16 @@ class ValidationResult:
     figures: dict[str, float]
     volumes: dict[str, Quality]
     display: list[DisplaySlice]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """What one process found."""
+
+    stopped: bool
+    volumes: dict[str, VolumeQuality]
+    losses: dict[int, float]
+    shown: dict[int, DisplaySlice]
 
 
 def choose_display_slices(dataset: SliceDataset, count: int) -> list[int]:
@@ -71,12 +85,27 @@ def validate(
     predictor: Predictor,
     loader: DataLoader[Batch],
     dataset: SliceDataset,
+    share: Sequence[int],
     *,
     device: torch.device,
     l1_weight: float,
     display: Sequence[int],
-) -> ValidationResult:
-    """Reconstruct every slice of `dataset` (in the order of `loader`, one slice a batch).
+    team: Team,
+) -> ValidationResult | None:
+    """Reconstruct every slice of `dataset`; the result is that of all processes, in all of them.
+
+    Args:
+        predictor: to be judged.
+        loader: batches of one slice each: this process's share.
+        dataset: all validation slices.
+        share: the slices that the loader yields, in this order; volumes are not divided.
+        device: of the predictor.
+        l1_weight: of the loss.
+        display: slices to return images of.
+        team: the processes, each of which has its share.
+
+    Returns:
+        None if any process was asked to stop.
 
     Raises:
         FloatingPointError: a reconstruction is not finite; the file and slice are named.
@@ -84,18 +113,21 @@ def validate(
     groups = {volume.name: volume.group for volume in dataset.volumes}
     acquisitions = {volume.name: volume.acquisition for volume in dataset.volumes}
     volumes: dict[str, VolumeQuality] = {}
-    losses: list[float] = []
+    losses: dict[int, float] = {}
     shown: dict[int, DisplaySlice] = {}
     wanted = set(display)
 
     predictor.eval()
-    for index, on_cpu in enumerate(tqdm(loader, desc="validate", leave=False, mininterval=1)):
+    bar = tqdm(loader, desc="validate", leave=False, mininterval=1, disable=not team.is_first)
+    for index, on_cpu in zip(share, bar, strict=True):
+        if team.stop.signal_name is not None:
+            break
         batch = on_cpu.to(device)
         output = predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
         if not output.isfinite().all():
             raise FloatingPointError(f"the reconstruction of {batch.describe()} is not finite")
         loss, _ = reconstruction_loss(output, batch.target, batch.data_range, l1_weight)
-        losses.append(float(loss))
+        losses[index] = float(loss)
         reconstruction, target = crop_to_smaller(output, batch.target)
         name = batch.names[0]
         volume = volumes.setdefault(name, VolumeQuality(data_range=float(batch.data_range)))
@@ -112,8 +144,21 @@ def validate(
                 data_range=float(batch.data_range),
                 quality=quality,
             )
-    results = {name: volume.result() for name, volume in volumes.items()}
-    figures = {"loss": float(np.mean(losses)), **_means(list(results.values()))}
+
+    stopped = team.stop.signal_name is not None
+    parts = team.gather(_Part(stopped=stopped, volumes=volumes, losses=losses, shown=shown))
+    if any(part.stopped for part in parts):
+        return None
+    volumes, losses, shown = {}, {}, {}
+    for part in parts:
+        volumes |= part.volumes
+        losses |= part.losses
+        shown |= part.shown
+    # In the order of the data set: sums come out the same to the last bit for any number of parts.
+    names = list(dict.fromkeys(dataset.volumes[place[0]].name for place in dataset.places))
+    results = {name: volumes[name].result() for name in names}
+    mean_loss = float(np.mean([losses[index] for index in range(len(dataset))]))
+    figures = {"loss": mean_loss, **_means(list(results.values()))}
     for group in sorted(set(groups.values())):
         members = [quality for name, quality in results.items() if groups[name] == group]
         if members:

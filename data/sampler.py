@@ -1,5 +1,6 @@
 """The order of an epoch."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -19,6 +20,21 @@ class EpochSampler(Sampler[list[Draw]]):
 
     With a `fraction` below 1 an epoch is that part of the data, and the next epoch takes up where
     it ended: five epochs of a fifth see every slice once.
+
+    Several processes take the batches in turn, each its own: process r of n gets r, r + n, ... So
+    that all of them take the same number of whole steps, an epoch is filled up with its own first
+    batches to a multiple of n x `accumulate`: n processes see in a step what one with
+    accumulate=n sees.
+
+    Args:
+        dataset: slices and their sizes.
+        batch_size: of each process.
+        seed: of the orders.
+        shuffle: False: in the order of the data set.
+        fraction: of the data in an epoch.
+        rank: which process this is.
+        ranks: number of processes.
+        accumulate: batches of each process that make one step.
     """
 
     def __init__(
@@ -29,20 +45,34 @@ class EpochSampler(Sampler[list[Draw]]):
         seed: int,
         shuffle: bool,
         fraction: float = 1.0,
+        rank: int = 0,
+        ranks: int = 1,
+        accumulate: int = 1,
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
         self.count = max(1, round(fraction * len(dataset)))
+        self.rank = rank
+        self.ranks = ranks
+        self.accumulate = accumulate
         self.epoch = 0
+        self.start = 0  # batches of the epoch, of all processes, that have been had before
 
     def __len__(self) -> int:
-        if self.batch_size == 1:
-            return self.count
-        return sum(1 for _ in self)
+        batches = self.count if self.batch_size == 1 else sum(1 for _ in self._batches())
+        steps = -(-max(0, batches - self.start) // (self.ranks * self.accumulate))
+        return steps * self.accumulate
 
     def __iter__(self) -> Iterator[list[Draw]]:
+        batches = list(self._batches())
+        left = batches[self.start :]
+        missing = len(self) * self.ranks - len(left)
+        left += itertools.islice(itertools.cycle(batches), missing)
+        yield from left[self.rank :: self.ranks]
+
+    def _batches(self) -> Iterator[list[Draw]]:
         waiting: dict[tuple[int, ...], list[Draw]] = defaultdict(list)
         for index in self._indices():
             draw = Draw(epoch=self.epoch, index=index)
@@ -63,3 +93,17 @@ class EpochSampler(Sampler[list[Draw]]):
                 np.random.default_rng([self.seed, number]).shuffle(order)
             found += order[offset : offset + self.count - len(found)].tolist()
         return found
+
+
+def shares_by_volume(dataset: SliceDataset, ranks: int) -> list[list[int]]:
+    """Slices of a data set for each of `ranks` processes: whole volumes, about equally many slices.
+
+    The largest volumes go first, each to whoever has the fewest slices.
+    """
+    by_volume: dict[int, list[int]] = defaultdict(list)
+    for index, (volume, _) in enumerate(dataset.places):
+        by_volume[volume].append(index)
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    for indices in sorted(by_volume.values(), key=len, reverse=True):
+        min(shares, key=len).extend(indices)
+    return [sorted(share) for share in shares]

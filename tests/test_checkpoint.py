@@ -25,16 +25,18 @@ def tiny_predictor(chans: int = 2) -> Predictor:
     return Predictor(cascades=1, chans=chans, pools=1, sens_chans=2)
 
 
-def checkpoint_of(predictor: Predictor, epoch: int) -> Checkpoint:
+def checkpoint_of(predictor: Predictor, epoch: int, batches: int = 0) -> Checkpoint:
     optimizer = torch.optim.Adam(predictor.parameters())
     return Checkpoint(
         epoch=epoch,
-        step=10 * epoch,
+        step=10 * epoch + batches,
+        batches=batches,
+        sums={"loss": 0.5},
         predictor=predictor.state_dict(),
         optimizer=optimizer.state_dict(),
         adversary=None,
         adversary_optimizer=None,
-        rng=random_state(),
+        rng=[random_state()],
         history=[{"epoch": epoch, "val_ssim": 0.5}],
         settings={"lr": 1e-3},
         volumes={"training": ["a.h5"], "validation": []},
@@ -55,7 +57,7 @@ def test_the_random_state_goes_on_where_it_was(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, checkpoint_of(tiny_predictor(), 1), keep=1)
     expected = torch.rand(4)
     torch.rand(7)
-    restore_random_state(load_checkpoint(path).rng)
+    restore_random_state(load_checkpoint(path).rng[0])
     assert torch.equal(torch.rand(4), expected)
 
 
@@ -66,6 +68,20 @@ def test_only_the_newest_are_kept_and_the_newest_is_found(tmp_path: Path) -> Non
     assert find_checkpoint(tmp_path).name == "epoch011.pt"
     named = tmp_path / "checkpoints" / "epoch010.pt"
     assert find_checkpoint(named) == named
+
+
+def test_within_an_epoch_the_newest_two_are_kept_beside_those_after_epochs(tmp_path: Path) -> None:
+    def names_after(epoch: int, batches: int) -> list[str]:
+        save_checkpoint(tmp_path, checkpoint_of(tiny_predictor(), epoch, batches), keep=1)
+        return [path.stem for path in list_checkpoints(tmp_path)]
+
+    assert names_after(0, 2) == ["epoch000_step000002"]
+    assert names_after(0, 4) == ["epoch000_step000002", "epoch000_step000004"]
+    assert names_after(1, 0) == ["epoch000_step000004", "epoch001"]
+    assert names_after(1, 2) == ["epoch001", "epoch001_step000012"]
+    assert names_after(1, 4) == ["epoch001", "epoch001_step000012", "epoch001_step000014"]
+    assert names_after(1, 6) == ["epoch001", "epoch001_step000014", "epoch001_step000016"]
+    assert names_after(2, 0) == ["epoch001_step000016", "epoch002"]
 
 
 def test_none_is_removed_when_all_are_kept(tmp_path: Path) -> None:

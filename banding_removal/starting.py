@@ -1,0 +1,137 @@
+"""Where a run begins: a folder to go on in, weights to begin from, or nothing."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from banding_removal.checkpoint import (
+    FOLDER,
+    Checkpoint,
+    CheckpointError,
+    find_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+)
+from banding_removal.config import Settings, differences, plain
+from banding_removal.run_folder import RunInUseError, RunLock, latest_run
+
+log = logging.getLogger(__name__)
+
+# Between runs that have the same data and mean the same thing, only these may differ unnoticed.
+NOT_COMPARED = ("resume", "restart", "after", "epochs")
+# What changes nothing in what a run computes: it goes on although these differ.
+HOW_IT_RUNS = (
+    *("resume", "device", "workers", "timeout_minutes"),
+    *("log_every", "keep_checkpoints", "checkpoint_every"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a run begins from; with neither, from nothing."""
+
+    folder: Path | None = None  # to go on in, with everything; else a new one is made
+    checkpoint: Path | None = None
+
+
+def find_start(settings: Settings, lock: RunLock) -> Start:
+    """Where these settings begin.
+
+    That is: `resume`; else the newest run of this name, if it has the same settings and is not
+    complete, so that the same command goes on with what was stopped, killed or failed; else a new
+    run, from the weights of `restart`, or of the newest run called `after`, or from none.
+
+    Args:
+        settings: of the run.
+        lock: takes the folder to go on in.
+
+    Raises:
+        CheckpointError: it is not there; for `after`, the message says how to make it.
+        RunInUseError: the run to resume is going on.
+    """
+    if settings.resume is not None:
+        path = find_checkpoint(settings.resume)
+        folder = _folder_of(path)
+        lock.take(folder)
+        return Start(folder=folder, checkpoint=path)
+    unfinished = _unfinished(settings, lock)
+    if unfinished is not None:
+        return unfinished
+    if settings.restart is not None:
+        return Start(checkpoint=find_checkpoint(settings.restart))
+    if settings.after is None:
+        return Start()
+    before = latest_run(settings.logs, settings.after, containing=f"{FOLDER}/*.pt")
+    if before is None:
+        raise CheckpointError(
+            f"no pretrained predictor: {settings.logs} holds no run called {settings.after} with a "
+            f"checkpoint. Pretrain one first (ipython scripts/{settings.after}.py), or name one "
+            f"with restart=..."
+        )
+    return Start(checkpoint=find_checkpoint(before))
+
+
+def _unfinished(settings: Settings, lock: RunLock) -> Start | None:
+    """The newest run of this name, if these settings go on with it."""
+    folder = latest_run(settings.logs, settings.name)
+    if folder is None or not list_checkpoints(folder):
+        return None
+    path = find_checkpoint(folder)
+    try:
+        checkpoint = load_checkpoint(path)
+        same = _comparable(checkpoint.settings) == _comparable(plain(settings))
+        if not same or checkpoint.epoch >= settings.epochs:
+            return None
+        lock.take(folder)
+    except CheckpointError as error:
+        log.warning("a new run, since the one before cannot go on: %s", error)
+        return None
+    except RunInUseError:
+        return None
+    log.info(
+        "going on with %s, which has the same settings and ended within epoch %d of %d "
+        "(another name=... begins anew)",
+        *(folder, checkpoint.epoch + 1, settings.epochs),
+    )
+    return Start(folder=folder, checkpoint=path)
+
+
+def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in HOW_IT_RUNS}
+
+
+def _folder_of(checkpoint: Path) -> Path:
+    """The run's folder that a checkpoint lies in, for a resume."""
+    path = checkpoint.resolve()
+    if path.parent.name != FOLDER:
+        raise CheckpointError(
+            f"cannot resume from {checkpoint}: it does not lie in the {FOLDER} folder of a run. "
+            f"Its weights can be used with restart={checkpoint}"
+        )
+    folder = path.parent.parent
+    newest = list_checkpoints(folder)[-1]
+    if path != newest:
+        raise CheckpointError(
+            f"cannot resume from {checkpoint}: its run has gone on to {newest.name} and "
+            f"would be overwritten. Go on from there with resume={folder}, or begin a new run "
+            f"from these weights with restart={checkpoint}"
+        )
+    return folder
+
+
+def report_changes(start: Checkpoint, settings: Settings, volumes: dict[str, list[str]]) -> None:
+    """Warn of settings and volumes that are not those of the checkpoint."""
+    old, new = (
+        {key: value for key, value in content.items() if key not in NOT_COMPARED}
+        for content in (start.settings, plain(settings))
+    )
+    for change in differences(old, new):
+        log.warning("setting changed since the checkpoint: %s", change)
+    for part, names in volumes.items():
+        was, now = set(start.volumes[part]), set(names)
+        if was != now:
+            log.warning(
+                "other %s volumes than at the checkpoint: %d new, %d missing",
+                *(part, len(now - was), len(was - now)),
+            )

@@ -1,0 +1,105 @@
+"""What test processes run: looked up by name in processes that are started."""
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from banding_removal.assembly import make_datasets, make_loader
+from banding_removal.config import Settings
+from banding_removal.distributed import Team
+from banding_removal.steps import Players, make_players, train_step
+from banding_removal.validation import ValidationResult, validate
+from data.dataset import Draw, SliceDataset, collate
+from data.index import VolumeError
+from data.sampler import shares_by_volume
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain:
+    """Settings of a job that needs none but these."""
+
+    nproc: int | None = 2
+    device: str = "cpu"
+    timeout_minutes: float = 5.0
+
+
+def gradients(settings: Settings, team: Team, indices: list[int]) -> list[Tensor]:
+    """Gradients of both networks after one step's batches, before the optimisers' step."""
+    train_set, _ = make_datasets(settings)
+    torch.manual_seed(0)
+    players = make_players(settings, CPU, team=team)
+    kept: list[Tensor] = []
+
+    def keep(*_: Any) -> None:
+        networks = [n for n in (players.predictor, players.adversary) if n is not None]
+        kept.extend(w.grad.clone() for n in networks for w in n.parameters() if w.grad is not None)
+
+    players.optimizer.register_step_pre_hook(keep)
+    train_step(settings, players, [collate([train_set[i]]) for i in indices], 1)
+    return kept
+
+
+def everything(settings: Settings, team: Team) -> dict[str, Any]:
+    """What several processes compute together, for the comparison with one."""
+    # Names of the team's members, and the first one's view of everything.
+    shared = team.from_first(lambda: f"made by {team.rank}")
+    mean = team.mean({"b": float(team.rank), "a": 10.0 * team.rank})
+    stage_2 = replace(settings, adversary="simple", adversary_chans=8, reg_param=5.0)
+    return {
+        "shared": team.gather(shared),
+        "mean": mean,
+        "ranks": team.gather(team.rank),
+        "random": team.gather(_random_after_seeding(team)),
+        "stage 1": gradients(settings, team, [team.rank]),
+        "stage 2": gradients(stage_2, team, [team.rank]),
+        "accumulated": gradients(replace(stage_2, accumulate=2), team, [team.rank, team.rank + 2]),
+        "validation": validation(settings, team),
+    }
+
+
+def _random_after_seeding(team: Team) -> float:
+    torch.manual_seed(3)
+    team.seed_apart(3)
+    return float(torch.rand(()))
+
+
+def validation(settings: Settings, team: Team) -> ValidationResult | None:
+    """The validation of an untrained predictor."""
+    _, val_set = make_datasets(settings)
+    torch.manual_seed(0)
+    players: Players = make_players(settings, CPU)
+    return validate_with(players, val_set, team)
+
+
+def validate_with(players: Players, val_set: SliceDataset, team: Team) -> ValidationResult | None:
+    share = shares_by_volume(val_set, team.size)[team.rank]
+    return validate(
+        players.predictor,
+        make_loader(val_set, [[Draw(epoch=0, index=i)] for i in share], 0, CPU),
+        val_set,
+        share,
+        device=CPU,
+        l1_weight=0.01,
+        display=[0, 7, 4],
+        team=team,
+    )
+
+
+def fail_in_rank_1(settings: Plain, team: Team) -> None:
+    """One process fails while the other waits for it."""
+    with team.naming_causes():
+        if team.rank == 1:
+            raise VolumeError("/data/broken.h5: cannot be read")
+        team.wait()
+
+
+def fail_while_the_other_computes(settings: Plain, team: Team) -> None:
+    """The other process is not in a collective, and would not notice for a long time."""
+    if team.rank == 0:
+        raise RuntimeError("a bug")
+    time.sleep(600)

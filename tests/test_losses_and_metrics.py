@@ -3,10 +3,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter, gaussian_laplace
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from banding_removal.losses import reconstruction_loss, ssim
-from banding_removal.metrics import VolumeQuality
+from banding_removal.metrics import VolumeQuality, hfen
 
 
 def volume(slices: int, height: int = 20, width: int = 24) -> tuple[np.ndarray, np.ndarray]:
@@ -82,3 +83,38 @@ def test_the_loss_is_finite_on_an_all_zero_target() -> None:
     loss.backward()
     assert loss == 0
     assert prediction.grad is not None and prediction.grad.isfinite().all()
+
+
+def gaussian_laplace_reference(image: np.ndarray) -> np.ndarray:
+    """Where 15 x 15 pixels fit; SciPy's filter reaches 7 pixels with truncate = 4.5 sigma."""
+    filtered = gaussian_laplace(image.astype(np.float64), 1.5, truncate=4.5)
+    return filtered[7:-7, 7:-7]
+
+
+def test_hfen_equals_that_of_scipys_laplacian_of_gaussian() -> None:
+    rng = np.random.default_rng(0)
+    target = rng.uniform(0, 1e-4, (2, 1, 40, 33)).astype(np.float32)
+    prediction = np.stack([gaussian_filter(target[0], (0, 1, 1)), 1.1 * target[1]])
+    values = hfen(torch.from_numpy(prediction), torch.from_numpy(target))
+    expected = [
+        np.linalg.norm(gaussian_laplace_reference((x - t)[0]))
+        / np.linalg.norm(gaussian_laplace_reference(t[0]))
+        for x, t in zip(prediction, target, strict=True)
+    ]
+    np.testing.assert_allclose(values.numpy(), expected, rtol=2e-3)
+    assert values[1] == pytest.approx(0.1, rel=1e-5)
+
+
+def test_hfen_ignores_a_constant_and_has_no_value_where_the_target_is_one() -> None:
+    target = torch.rand(3, 1, 20, 24, dtype=torch.float64)
+    target[2] = 0.1
+    values = hfen(target + 0.3, target)
+    assert values[:2].tolist() == pytest.approx([0, 0], abs=1e-12)
+    assert values[2].isnan()
+
+
+def test_hfen_names_shapes_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="of one shape"):
+        hfen(torch.rand(1, 1, 20, 20), torch.rand(1, 1, 20, 21))
+    with pytest.raises(ValueError, match="smaller than 15"):
+        hfen(torch.rand(1, 1, 20, 14), torch.rand(1, 1, 20, 14))

@@ -334,14 +334,18 @@ def _summary(volumes: Sequence[VolumeFigures], seed: int) -> ProbeResult:
     generator = torch.Generator().manual_seed(seed)
     count = len(volumes)
     drawn = torch.randint(count, (RESAMPLES, count), generator=generator)
-    slices = torch.tensor([volume.slices for volume in volumes]).double()
+    slices = torch.tensor([volume.slices for volume in volumes], dtype=torch.float64)
 
     def figure(value: Callable[[VolumeFigures], float]) -> Figure:
-        values = torch.tensor([value(volume) for volume in volumes]).double()
+        values = torch.tensor([value(volume) for volume in volumes], dtype=torch.float64)
         means = (values * slices)[drawn].sum(dim=1) / slices[drawn].sum(dim=1)
         tail = _tail(count)
-        low, high = torch.quantile(means, torch.tensor([tail, 1 - tail]).double()).tolist()
-        return Figure(estimate=float((values * slices).sum() / slices.sum()), low=low, high=high)
+        low, high = torch.quantile(
+            means, torch.tensor([tail, 1 - tail], dtype=torch.float64)
+        ).tolist()
+        estimate = float((values * slices).sum() / slices.sum())
+        # Where all volumes have the same figure, rounding would put the estimate outside.
+        return Figure(estimate=estimate, low=min(low, estimate), high=max(high, estimate))
 
     return ProbeResult(
         balanced_accuracy=figure(lambda volume: volume.balanced_accuracy),

@@ -100,7 +100,7 @@ def probe(
 
     The intervals are of a bootstrap by volume. They hold the spread over volumes, not over the
     seeds of the classifier, and are of no width where all volumes have the same figure. Few volumes
-    make them approximate: of 40 sets of 8 volumes with nothing but noise, they held 1/2 in 38 or 39.
+    make them approximate: of 40 sets of 8 volumes of pure noise, they held 1/2 in 38 or 39.
     Training takes most of the time, about a minute on one core, whatever the number of slices.
 
     Args:

@@ -74,27 +74,43 @@ def find_start(settings: Settings, lock: RunLock) -> Start:
 
 def _unfinished(settings: Settings, lock: RunLock) -> Start | None:
     """The newest run of this name, if these settings go on with it."""
+    found = _same_run(settings)
+    if found is None:
+        return None
+    folder, path, epoch = found
+    if epoch >= settings.epochs:
+        return None
+    try:
+        lock.take(folder)
+    except RunInUseError:
+        return None
+    log.info(
+        "going on with %s, which has the same settings and ended within epoch %d of %d "
+        "(another name=... begins anew)",
+        *(folder, epoch + 1, settings.epochs),
+    )
+    return Start(folder=folder, checkpoint=path)
+
+
+def completed_run(settings: Settings) -> Path | None:
+    """The folder of the newest run of this name, if it is what these settings would make."""
+    found = _same_run(settings)
+    return found[0] if found is not None and found[2] >= settings.epochs else None
+
+
+def _same_run(settings: Settings) -> tuple[Path, Path, int] | None:
+    """Folder, newest checkpoint and epoch of the newest run of this name, if settings agree."""
     folder = latest_run(settings.logs, settings.name)
     if folder is None or not list_checkpoints(folder):
         return None
     path = find_checkpoint(folder)
     try:
         checkpoint = load_checkpoint(path)
-        same = _comparable(checkpoint.settings) == _comparable(plain(settings))
-        if not same or checkpoint.epoch >= settings.epochs:
-            return None
-        lock.take(folder)
     except CheckpointError as error:
         log.warning("a new run, since the one before cannot go on: %s", error)
         return None
-    except RunInUseError:
-        return None
-    log.info(
-        "going on with %s, which has the same settings and ended within epoch %d of %d "
-        "(another name=... begins anew)",
-        *(folder, checkpoint.epoch + 1, settings.epochs),
-    )
-    return Start(folder=folder, checkpoint=path)
+    same = _comparable(checkpoint.settings) == _comparable(plain(settings))
+    return (folder, path, checkpoint.epoch) if same else None
 
 
 def _comparable(settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,18 +1,22 @@
-"""The demo: a phantom data set, a small predictor pretrained on it, pictures of its banding.
+"""The demo: a phantom data set, both stages of the training on it, pictures before and after.
 
     make demo
     ipython scripts/demo.py epochs=2
 
-A few minutes on two CPU cores. Settings can be overridden as key=value, as for scripts/pretrain.py;
-with another data_path no phantom is made.
+Some ten minutes on two CPU cores. Settings can be overridden as key=value, for both stages, as for
+scripts/pretrain.py; with another data_path no phantom is made. A demo that was interrupted goes on
+where it stopped.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from banding_removal.command_line import settings_of, user_errors
-from banding_removal.config import REPOSITORY, Settings
+from banding_removal.config import REPOSITORY, ConfigError, Settings
+from banding_removal.distributed import launch
 from banding_removal.show_banding import ShowSettings, show
+from banding_removal.starting import completed_run
 from banding_removal.training import train
 from data.filters import VolumeFilter
 from data.phantom import DEMO
@@ -20,9 +24,10 @@ from data.phantom_files import write_dataset
 
 PHANTOM = REPOSITORY / "datasets" / "phantom"
 
-SETTINGS = Settings(
+PRETRAINING = Settings(
     name="demo",
     data_path=PHANTOM,
+    nproc=1,
     cascades=4,
     chans=8,
     pools=2,
@@ -37,20 +42,51 @@ SETTINGS = Settings(
     val_filter=VolumeFilter(),
 )
 
+# An adversary that begins from nothing has to be let ahead, and to learn faster than the predictor.
+ADVERSARIAL = replace(
+    PRETRAINING,
+    name="demo_adversarial",
+    epochs=4,
+    lr=3e-4,
+    lr_drop_every=3,
+    adversary="shallow",
+    adversary_chans=12,
+    adversary_lr=1e-3,
+    adversary_strength=1.0,
+    adversary_epoch_from=2,
+)
+
 
 def main(words: list[str]) -> None:
-    """Make the phantom if it is not there, pretrain, and say what to look at."""
-    settings = settings_of(SETTINGS, words)
-    if settings.data_path == PHANTOM:
+    """Make the phantom if it is not there, train in both stages, and say what to look at."""
+    pretraining, adversarial = (settings_of(s, words) for s in (PRETRAINING, ADVERSARIAL))
+    if pretraining.resume is not None or pretraining.restart is not None:
+        raise ConfigError(
+            "the demo goes on by itself: resume and restart are for the other scripts"
+        )
+    if pretraining.name == adversarial.name:
+        raise ConfigError("the demo makes two runs: it cannot be given one name")
+    if pretraining.data_path == PHANTOM:
         write_dataset(PHANTOM, DEMO, train_volumes=24, val_volumes=8, seed=0)
-    folder = train(settings)
-    banding = show(ShowSettings(checkpoint=folder, device=settings.device))
-    grids = sorted((folder / "grids").glob("epoch*.png"))
+    before = _run(pretraining)
+    after = _run(replace(adversarial, restart=before))
+
     print("\nThe demo is complete. Look at")
-    print(f"  {_shown(banding)}: streaks along x (third column) and along y (fourth)")
-    print(f"  {_shown(grids[-1])}: the validation slices after the last epoch")
-    print(f"  {_shown(folder / 'grids' / 'raw_grid.png')}: what the network is given")
-    print(f"  {_shown(folder / 'curves.png')}: loss and image quality by epoch")
+    for folder, what in ((before, "before"), (after, "after the adversarial training")):
+        banding = show(ShowSettings(checkpoint=folder, device=pretraining.device))
+        grid = max((folder / "grids").glob("epoch*.png"))
+        print(f"  {_shown(grid)}: validation slices {what}")
+        print(f"  {_shown(banding)}: streaks along x (third column) and along y (fourth), {what}")
+    print(f"  {_shown(before / 'grids' / 'raw_grid.png')}: what the network is given")
+    print(f"  {_shown(after / 'curves.png')}: both players by epoch")
+
+
+def _run(settings: Settings) -> Path:
+    folder = completed_run(settings)
+    if folder is not None:
+        print(f"{_shown(folder)} is complete; remove it to train again")
+        return folder
+    return launch(train, settings)
 
 
 def _shown(path: Path) -> Path:

@@ -15,6 +15,7 @@ from banding_removal.config import Settings
 SETTINGS = Settings(
     name="pretrain_dev",
     data_path=Path(DATA_PATH),
+    nproc=1,
     cascades=6,
     lr=1e-4,
     workers=2,

@@ -18,6 +18,7 @@ SETTINGS = Settings(
     name="train_dev",
     after="pretrain_dev",
     data_path=Path(DATA_PATH),
+    nproc=1,
     cascades=6,
     epochs=1000,
     epoch_fraction=0.2,

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from banding_removal import training
+from banding_removal.assembly import make_datasets
 from banding_removal.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
 from banding_removal.config import ConfigError, Settings
 from banding_removal.distributed import Team, launch, process_count
@@ -143,7 +145,14 @@ TOY = ("cascades=1", "chans=2", "pools=1", "sens_chans=2", "acs_lines=[6]", "dev
 class Job:
     """A script in processes of its own."""
 
-    def __init__(self, folder: Path, script: str, *words: str, command: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        script: str,
+        *words: str,
+        command: tuple[str, ...],
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.logs = folder / "logs"
         words = (f"data_path={folder / 'data'}", f"logs={self.logs}", *TOY, *words)
         self.process = subprocess.Popen(
@@ -152,6 +161,7 @@ class Job:
             stderr=subprocess.PIPE,
             text=True,
             cwd=folder,
+            env={**os.environ, **(environment or {})},
         )
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
@@ -228,6 +238,42 @@ def test_the_same_script_runs_under_torchrun(tmp_path: Path, data_path: Path) ->
     assert len(list_checkpoints(run)) == 1
 
 
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return int(listener.getsockname()[1])
+
+
+def test_processes_started_one_by_one_stop_together_when_one_is_told_to(
+    tmp_path: Path, data_path: Path
+) -> None:
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+    words = ("epochs=10000", "log_every=1", "workers=1")
+    jobs = [
+        Job(
+            tmp_path, "pretrain_dev.py", *words, command=PYTHON, environment={**place, "RANK": rank}
+        )
+        for rank in ("0", "1")
+    ]
+    run = jobs[0].logs / "pretrain_dev"
+    jobs[0].wait_for(lambda: steps_of(run) > 2)
+    jobs[1].process.send_signal(signal.SIGUSR1)
+    ends = [job.end() for job in jobs]
+    assert [code for code, _, _ in ends] == [75, 75]
+    assert "stopped by SIGUSR1" in ends[0][2]
+    assert ends[1][1] == ""
+
+
+def test_a_place_among_processes_that_is_half_given_is_refused(
+    tmp_path: Path, data_path: Path
+) -> None:
+    place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    job = Job(tmp_path, "pretrain_dev.py", command=PYTHON, environment=place)
+    code, _, err = job.end()
+    assert code == 2
+    assert "MASTER_PORT must be set" in err
+
+
 def test_the_number_of_processes_is_that_of_the_gpus_or_as_asked(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,8 +293,6 @@ def test_the_number_of_processes_is_that_of_the_gpus_or_as_asked(
 
 
 def test_shares_are_whole_volumes_of_about_equal_size(settings: Settings) -> None:
-    from banding_removal.assembly import make_datasets
-
     for i, slices in enumerate((9, 4, 2)):
         write_volume(settings.data_path / "multicoil_val" / f"x{i}.h5", slices=slices, seed=i)
     _, val_set = make_datasets(settings)  # 3, 3, 9, 4, 2 slices

@@ -9,7 +9,9 @@ from matplotlib.figure import Figure
 
 from banding_removal.checkpoint import atomic_write
 
-PANELS = (
+Panels = tuple[tuple[str, tuple[str, ...]], ...]
+
+PANELS: Panels = (
     ("loss", ("train_loss", "val_loss")),
     ("SSIM", ("train_ssim", "val_ssim")),
     ("NMSE", ("val_nmse",)),
@@ -17,7 +19,12 @@ PANELS = (
     ("learning rate", ("lr",)),
     ("ms per step", ("step_ms", "wait_ms")),
 )
-ADVERSARY_PANELS = (
+BANDING_PANELS: Panels = (
+    ("banding (dB)", ("val_banding",)),
+    ("banding, excess (% of q)", ("val_banding_excess",)),
+    ("streaks over the target's (dB)", ("val_banding_along", "val_banding_across")),
+)
+ADVERSARY_PANELS: Panels = (
     ("orientation loss", ("predictor_orientation", "adversary_orientation")),
     ("adversary's accuracy", ("accuracy",)),
     ("adversary's penalty and bias", ("penalty", "bias")),
@@ -26,7 +33,9 @@ ADVERSARY_PANELS = (
 
 def write_curves(path: Path, history: Sequence[dict[str, Any]], title: str) -> None:
     """One panel a figure of the history (one row an epoch, key "epoch"), written atomically."""
-    panels = PANELS + (ADVERSARY_PANELS if any("accuracy" in row for row in history) else ())
+    panels = PANELS + BANDING_PANELS
+    if any("accuracy" in row for row in history):
+        panels += ADVERSARY_PANELS
     rows = len(panels) // 3
     figure = Figure(figsize=(13, 3.25 * rows), layout="constrained")
     axes = figure.subplots(rows, 3).flat

@@ -12,8 +12,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn import functional as F
 
+from banding_removal.banding import BandingOfSlice
 from banding_removal.checkpoint import atomic_write
+from banding_removal.low_signal import low_signal_regions
 from banding_removal.validation import DisplaySlice
 from data.dataset import Batch
 from data.operators import center_crop, rss, to_image
@@ -22,6 +25,7 @@ GAP = 6  # pixels between pictures
 TEXT = 13  # font size
 LINE = 17  # height of a line of text
 SMALLEST = 240  # pictures are enlarged by a whole factor to at least this many pixels
+ZOOMED_PART = 0.4  # of height and width
 BACKGROUND, INK = 255, 0
 Pixels = NDArray[np.uint8]
 Row = tuple[dict[str, Pixels], str]  # titled pictures side by side, and the caption below them
@@ -45,8 +49,9 @@ def write_grid(
         slices: what to show.
         header: lines above the pictures; long ones are wrapped.
         zero_filled: add the zero-filled input after the target.
-        window: if given, add target and reconstruction with white at this part of the volume's
-            largest target value, where streaks in low-signal regions show.
+        window: if given, add a low-signal part of the slice, enlarged, with white at this part of
+            the volume's largest target value: the target, and the reconstructions with phase
+            encoding along x and along y, whose streaks lie along x and along y.
     """
     rows: list[Row] = []
     for item in slices:
@@ -59,17 +64,51 @@ def write_grid(
         pictures["reconstruction"] = grey(item.reconstruction, low, scale)
         pictures["error x 4"] = grey(error, 0, 1)
         if window is not None:
+            part = low_signal_part(item.target, item.scale)
             # One scale for all slices of a volume: an empty slice stays as dark as it is.
             white = item.data_range * window
-            pictures["target, low signal"] = grey(item.target, 0, white)
-            pictures["reconstruction, low signal"] = grey(item.reconstruction, 0, white)
+            zooms = {"target, zoom": item.target, "reconstruction, zoom": item.reconstruction}
+            if item.other is not None:
+                zooms["phase encode along y, zoom"] = item.other
+            for title, image in zooms.items():
+                pictures[title] = grey(image[part], 0, white)
         q = item.quality
         caption = (
             f"{item.name} slice {item.slice_index} {item.acquisition}   "
-            f"NMSE {_number(q.nmse, '.4f')}   SSIM {q.ssim:.4f}   MSE {q.mse:.3g}"
+            f"NMSE {_number(q.nmse, '.4f')}   SSIM {q.ssim:.4f}   MSE {q.mse:.3g}   "
+            f"{banding_caption(item.banding)}"
         )
         rows.append((pictures, caption))
     write_page(path, rows, header)
+
+
+def low_signal_part(target: Tensor, scale: float, part: float = ZOOMED_PART) -> tuple[slice, slice]:
+    """Rows and columns of the part of a target (h, w) with the most low-signal anatomy.
+
+    Where there is none, with the most low-signal pixels.
+
+    Args:
+        target: real (h, w).
+        scale: q of its volume.
+        part: of height and of width.
+    """
+    size = [max(1, round(part * length)) for length in target.shape]
+    regions = low_signal_regions(target, scale)
+    # Dark tissue shows more than the background does, however large that is.
+    weight = regions.low_signal.double() + 1000 * regions.anatomy.double()
+    counts = F.avg_pool2d(weight[None, None], size, stride=1)[0, 0]
+    top, left = divmod(int(counts.argmax()), counts.shape[1])
+    return slice(top, top + size[0]), slice(left, left + size[1])
+
+
+def banding_caption(banding: BandingOfSlice | None) -> str:
+    """The figures of a slice's banding in words."""
+    if banding is None:
+        return "banding not measurable: one orientation only"
+    region = banding.low_signal
+    if region.reason:
+        return f"banding not measurable: {region.reason}"
+    return f"banding {region.contribution:.2f} dB   excess {region.signed_excess:.2f} %"
 
 
 def write_raw_grid(path: Path, batch: Batch) -> None:

@@ -1,5 +1,6 @@
 """How an epoch is put into words, for the log and above the grids."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,15 @@ def epoch_line(row: dict[str, Any], epochs: int, device: torch.device) -> str:
 
 
 def _validation(row: dict[str, Any]) -> str:
-    return (
+    text = (
         f"loss {row['val_loss']:.4f}  SSIM {row['val_ssim']:.4f}  NMSE {row['val_nmse']:.4f}  "
         f"PSNR {row['val_psnr']:.2f} dB"
+    )
+    if math.isnan(row["val_banding"]):
+        return f"{text}  banding not measurable"
+    return (
+        f"{text}  banding {row['val_banding']:.2f} dB  excess {row['val_banding_excess']:.2f} %  "
+        f"along/across {row['val_banding_along']:.1f}/{row['val_banding_across']:.1f} dB"
     )
 
 

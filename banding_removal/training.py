@@ -36,9 +36,9 @@ from banding_removal.run_log import MetricsWriter, early_records, logging_to, pe
 from banding_removal.starting import Start, find_start, report_changes
 from banding_removal.steps import Players, make_players, set_learning_rates, train_step
 from banding_removal.stopping import Stopped
-from banding_removal.validation import choose_display_slices, validate
+from banding_removal.validation import Validator, choose_display_slices
 from data.dataset import Batch, Draw, SliceDataset, collate
-from data.sampler import EpochSampler, shares_by_volume
+from data.sampler import EpochSampler
 
 log = logging.getLogger(__name__)
 
@@ -186,11 +186,16 @@ def _train_epochs(run: Run) -> None:
         ranks=team.size,
         accumulate=settings.accumulate,
     )
-    share = shares_by_volume(run.val_set, team.size)[team.rank]
-    val_draws = [[Draw(epoch=0, index=index)] for index in share]
     loader = make_loader(run.train_set, sampler, settings.workers, run.device)
-    val_loader = make_loader(run.val_set, val_draws, settings.workers, run.device)
     display = choose_display_slices(run.val_set, settings.grid_slices)
+    validator = Validator(
+        run.val_set,
+        display=display,
+        device=run.device,
+        workers=settings.workers,
+        l1_weight=settings.l1_weight,
+        team=team,
+    )
     metrics = None
     if team.is_first:
         raw = collate([run.train_set[_middle(run.train_set)]])
@@ -211,16 +216,7 @@ def _train_epochs(run: Run) -> None:
             last = epoch == settings.epochs
             result = None
             if epoch % settings.validate_every == 0 or last:
-                result = validate(
-                    run.players.predictor,
-                    val_loader,
-                    run.val_set,
-                    share,
-                    device=run.device,
-                    l1_weight=settings.l1_weight,
-                    display=display,
-                    team=team,
-                )
+                result = validator.run(run.players.predictor)
                 if result is None:
                     _stop(run)
                 row |= history_row(result)
@@ -249,7 +245,7 @@ def _train_epochs(run: Run) -> None:
             metrics.close()
         # Now: matplotlib's layout keeps this frame in a cycle of references, and workers that the
         # garbage collector ends take their time-out, five seconds each.
-        del loader, val_loader
+        del loader, validator
 
 
 def train_epoch(run: Run, loader: DataLoader[Batch], metrics: MetricsWriter | None) -> None:

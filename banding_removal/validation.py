@@ -5,25 +5,32 @@ Several processes divide the volumes among them and get the same figures as one.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from banding_removal.assembly import make_loader
+from banding_removal.banding import BandingOfSlice, banding_of_slice
+from banding_removal.banding_statistics import summarize
 from banding_removal.distributed import Team
 from banding_removal.losses import reconstruction_loss
+from banding_removal.low_signal import volume_scale
 from banding_removal.metrics import Quality, VolumeQuality
-from data.dataset import Batch, SliceDataset
+from data.dataset import Batch, Draw, SliceDataset
 from data.operators import center_crop, crop_to_smaller, rss, to_image
+from data.sampler import shares_by_volume
 from model.predictor import Predictor
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DisplaySlice:
-    """A validation slice for the grid: images (h, w) on the CPU and what to write below."""
+    """A validation slice: images (h, w), for the grid on the CPU, and its figures."""
 
     name: str
     slice_index: int
@@ -32,26 +39,40 @@ class DisplaySlice:
     reconstruction: Tensor
     zero_filled: Tensor
     data_range: float  # largest target value of the volume
+    scale: float  # the unit of banding, the 99.5th percentile of the volume's targets
     quality: Quality
+    other: Tensor | None = None  # reconstruction from phase encoding along y, upright
+    banding: BandingOfSlice | None = None
+
+    def to(self, device: torch.device) -> "DisplaySlice":
+        """The slice with its images on `device`."""
+        images: dict[str, Any] = {
+            key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **images)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationResult:
-    """Means over volumes; `figures` has loss, nmse, psnr, ssim, and `ssim/<group>` and so on."""
+    """Means over volumes; `figures` has loss, nmse, psnr, ssim, and `ssim/<group>` and so on.
+
+    Those that begin with "banding" are means over slices, NaN where not measurable.
+    """
 
     figures: dict[str, float]
     volumes: dict[str, Quality]
     display: list[DisplaySlice]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Part:
     """What one process found."""
 
-    stopped: bool
-    volumes: dict[str, VolumeQuality]
-    losses: dict[int, float]
-    shown: dict[int, DisplaySlice]
+    stopped: bool = False
+    volumes: dict[str, VolumeQuality] = field(default_factory=dict)
+    losses: dict[int, float] = field(default_factory=dict)
+    shown: dict[int, DisplaySlice] = field(default_factory=dict)
+    banding: list[BandingOfSlice] = field(default_factory=list)
 
 
 def choose_display_slices(dataset: SliceDataset, count: int) -> list[int]:
@@ -80,92 +101,166 @@ def choose_display_slices(dataset: SliceDataset, count: int) -> list[int]:
     return chosen
 
 
-@torch.no_grad()
-def validate(
-    predictor: Predictor,
-    loader: DataLoader[Batch],
-    dataset: SliceDataset,
-    share: Sequence[int],
-    *,
-    device: torch.device,
-    l1_weight: float,
-    display: Sequence[int],
-    team: Team,
-) -> ValidationResult | None:
-    """Reconstruct every slice of `dataset`; the result is that of all processes, in all of them.
+class Validator:
+    """Validation of one predictor after another on the same slices.
+
+    Every slice is reconstructed with phase encoding along x, as it was acquired, which gives the
+    image quality, and along y, which together with the first gives the banding; those that were
+    undersampled by the scanner only as they are.
 
     Args:
-        predictor: to be judged.
-        loader: batches of one slice each: this process's share.
         dataset: all validation slices.
-        share: the slices that the loader yields, in this order; volumes are not divided.
-        device: of the predictor.
-        l1_weight: of the loss.
         display: slices to return images of.
-        team: the processes, each of which has its share.
-
-    Returns:
-        None if any process was asked to stop.
-
-    Raises:
-        FloatingPointError: a reconstruction is not finite; the file and slice are named.
+        device: of the predictors.
+        workers: loading processes of each process.
+        l1_weight: of the loss.
+        team: the processes, each of which has its share of whole volumes.
     """
-    groups = {volume.name: volume.group for volume in dataset.volumes}
-    acquisitions = {volume.name: volume.acquisition for volume in dataset.volumes}
-    volumes: dict[str, VolumeQuality] = {}
-    losses: dict[int, float] = {}
-    shown: dict[int, DisplaySlice] = {}
-    wanted = set(display)
 
-    predictor.eval()
-    bar = tqdm(loader, desc="validate", leave=False, mininterval=1, disable=not team.is_first)
-    for index, on_cpu in zip(share, bar, strict=True):
-        if team.stop.signal_name is not None:
-            break
-        batch = on_cpu.to(device)
-        output = predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
-        if not output.isfinite().all():
-            raise FloatingPointError(f"the reconstruction of {batch.describe()} is not finite")
-        loss, _ = reconstruction_loss(output, batch.target, batch.data_range, l1_weight)
-        losses[index] = float(loss)
+    def __init__(
+        self,
+        dataset: SliceDataset,
+        *,
+        display: Sequence[int],
+        device: torch.device,
+        workers: int,
+        l1_weight: float,
+        team: Team,
+    ) -> None:
+        self.dataset = dataset
+        self.display = display
+        self.device = device
+        self.l1_weight = l1_weight
+        self.team = team
+        self._draws = [
+            Draw(epoch=0, index=index, rotated=rotated)
+            for index in shares_by_volume(dataset, team.size)[team.rank]
+            for rotated in (False, True)
+            if not rotated or dataset.volumes[dataset.places[index][0]].measured is None
+        ]
+        self._loader = make_loader(dataset, [[draw] for draw in self._draws], workers, device)
+        self._scales: dict[str, float] = {}
+
+    @torch.no_grad()
+    def run(self, predictor: Predictor) -> ValidationResult | None:
+        """Reconstruct every slice; the result is that of all processes, in all of them.
+
+        Returns:
+            None if any process was asked to stop.
+
+        Raises:
+            FloatingPointError: a reconstruction is not finite; the file and slice are named.
+        """
+        part = _Part()
+        predictor.eval()
+        bar = tqdm(
+            self._loader, "validate", leave=False, mininterval=1, disable=not self.team.is_first
+        )
+        upright: DisplaySlice | None = None
+        for draw, on_cpu in zip(self._draws, bar, strict=True):
+            if self.team.stop.signal_name is not None:
+                part.stopped = True
+                break
+            batch = on_cpu.to(self.device)
+            output = predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
+            if not output.isfinite().all():
+                raise FloatingPointError(f"the reconstruction of {batch.describe()} is not finite")
+            if not draw.rotated:
+                upright = self._judge(part, draw.index, batch, output)
+            elif upright is not None:
+                upright = self._judge_banding(part, upright, output)
+            if draw.index in self.display and upright is not None:
+                part.shown[draw.index] = upright
+        return self._result(self.team.gather(part))
+
+    def _judge(self, part: "_Part", index: int, batch: Batch, output: Tensor) -> DisplaySlice:
+        """Loss and quality of a slice as it was acquired, added to this process's part."""
+        volume = self.dataset.volumes[self.dataset.places[index][0]]
+        assert batch.target is not None, "the data set is made with require_target"
+        loss, _ = reconstruction_loss(output, batch.target, batch.data_range, self.l1_weight)
+        part.losses[index] = float(loss)
         reconstruction, target = crop_to_smaller(output, batch.target)
-        name = batch.names[0]
-        volume = volumes.setdefault(name, VolumeQuality(data_range=float(batch.data_range)))
-        quality = volume.add(reconstruction, target, batch.data_range)
-        if index in wanted:
-            zero_filled = rss(to_image(batch.masked_kspace))
-            shown[index] = DisplaySlice(
-                name=name,
-                slice_index=batch.slices[0],
-                acquisition=acquisitions[name],
-                target=target[0, 0].cpu(),
-                reconstruction=reconstruction[0, 0].cpu(),
-                zero_filled=center_crop(zero_filled, _size(target))[0, 0].cpu(),
-                data_range=float(batch.data_range),
-                quality=quality,
-            )
+        data_range = float(batch.data_range)
+        sums = part.volumes.setdefault(volume.name, VolumeQuality(data_range=data_range))
+        return DisplaySlice(
+            name=volume.name,
+            slice_index=batch.slices[0],
+            acquisition=volume.acquisition,
+            target=target[0, 0],
+            reconstruction=reconstruction[0, 0],
+            zero_filled=center_crop(rss(to_image(batch.masked_kspace)), _size(target))[0, 0],
+            data_range=data_range,
+            scale=self._scale(self.dataset.places[index][0]),
+            quality=sums.add(reconstruction, target, batch.data_range),
+        ).to(CPU if index in self.display else self.device)
 
-    stopped = team.stop.signal_name is not None
-    parts = team.gather(_Part(stopped=stopped, volumes=volumes, losses=losses, shown=shown))
-    if any(part.stopped for part in parts):
-        return None
-    volumes, losses, shown = {}, {}, {}
-    for part in parts:
-        volumes |= part.volumes
-        losses |= part.losses
-        shown |= part.shown
-    # In the order of the data set: sums come out the same to the last bit for any number of parts.
-    names = list(dict.fromkeys(dataset.volumes[place[0]].name for place in dataset.places))
-    results = {name: volumes[name].result() for name in names}
-    mean_loss = float(np.mean([losses[index] for index in range(len(dataset))]))
-    figures = {"loss": mean_loss, **_means(list(results.values()))}
-    for group in sorted(set(groups.values())):
-        members = [quality for name, quality in results.items() if groups[name] == group]
-        if members:
-            figures |= {f"{key}/{group}": value for key, value in _means(members).items()}
-    return ValidationResult(
-        figures=figures, volumes=results, display=[shown[index] for index in display]
-    )
+    def _judge_banding(self, part: "_Part", upright: DisplaySlice, output: Tensor) -> DisplaySlice:
+        """Banding of a slice, from its reconstruction along y, added to this process's part."""
+        other = output[0, 0].T.to(upright.target.device)
+        sizes = [image.shape for image in (upright.reconstruction, other)]
+        size = (min(height for height, _ in sizes), min(width for _, width in sizes))
+        banding = banding_of_slice(
+            center_crop(upright.reconstruction, size),
+            center_crop(other, size),
+            center_crop(upright.target, size),
+            scale=upright.scale,
+            volume=upright.name,
+            slice_index=upright.slice_index,
+        )
+        part.banding.append(banding)
+        return replace(upright, other=center_crop(other, size), banding=banding)
+
+    def _scale(self, volume_index: int) -> float:
+        """The unit of banding of a volume, from all its targets; read once."""
+        name = self.dataset.volumes[volume_index].name
+        if name not in self._scales:
+            self._scales[name] = volume_scale(self.dataset.targets(volume_index))
+        return self._scales[name]
+
+    def _result(self, parts: Sequence["_Part"]) -> ValidationResult | None:
+        if any(part.stopped for part in parts):
+            return None
+        total = _Part()
+        for part in parts:
+            total.volumes |= part.volumes
+            total.losses |= part.losses
+            total.shown |= part.shown
+            total.banding += part.banding
+        # In the order of the data set: sums come out the same to the last bit for any parts.
+        volumes = self.dataset.volumes
+        names = dict.fromkeys(volumes[place[0]].name for place in self.dataset.places)
+        results = {name: total.volumes[name].result() for name in names}
+        mean_loss = float(np.mean([total.losses[index] for index in range(len(self.dataset))]))
+        figures = {
+            "loss": mean_loss,
+            **_means(list(results.values())),
+            **_banding_figures(total.banding),
+        }
+        groups = {volume.name: volume.group for volume in volumes if volume.name in names}
+        for group in sorted(set(groups.values())):
+            members = [name for name, its_group in groups.items() if its_group == group]
+            of_group = _means([results[name] for name in members]) | _banding_figures(
+                [item for item in total.banding if item.volume in members]
+            )
+            figures |= {f"{key}/{group}": value for key, value in of_group.items()}
+        display = [total.shown[index] for index in self.display]
+        return ValidationResult(figures=figures, volumes=results, display=display)
+
+
+def _banding_figures(slices: Sequence[BandingOfSlice]) -> dict[str, float]:
+    """Means over slices of the low-signal pixels' figures, and B of either part of them."""
+    summary = summarize(slices, resamples=200)
+    region = summary.low_signal
+    return {
+        "banding": region.contribution.value,
+        "banding_low": region.contribution.low,
+        "banding_high": region.contribution.high,
+        "banding_excess": region.excess.value,
+        "banding_along": region.along.value,
+        "banding_across": region.across.value,
+        "banding_background": summary.background.contribution.value,
+        "banding_anatomy": summary.anatomy.contribution.value,
+    }
 
 
 def _size(image: Tensor) -> tuple[int, int]:

@@ -4,7 +4,8 @@
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +27,7 @@ class Draw:
 
     epoch: int
     index: int
+    rotated: bool | None = None  # transposed or not; None: as the data set draws it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +220,18 @@ class SliceDataset(Dataset[Example]):
             slice_index=slice_index,
         )
 
+    def targets(self, volume_index: int) -> Tensor:
+        """All target images of a volume, float32 (slice, h, w).
+
+        Raises:
+            VolumeError: the file cannot be read.
+        """
+        volume = self.volumes[volume_index]
+        assert volume.target_key is not None, "the data set is made with require_target"
+        with _named_errors(volume, "target"):
+            images = self._open(volume)[volume.target_key][()].astype(np.float32)
+        return torch.from_numpy(images)
+
     def with_rotation(self, probability: float) -> "SliceDataset":
         """The same slices and masks, transposed with this probability."""
         other = copy.copy(self)
@@ -234,27 +248,31 @@ class SliceDataset(Dataset[Example]):
 
     def _draw_rotation(self, draw: Draw, rng: np.random.RandomState) -> bool:
         volume = self.volumes[self.places[draw.index][0]]
-        return volume.measured is None and bool(rng.uniform() < self.rotate_probability)
+        drawn = volume.measured is None and bool(rng.uniform() < self.rotate_probability)
+        if draw.rotated and volume.measured is not None:
+            raise ValueError(f"{volume.path} was undersampled by the scanner: it stays upright")
+        return drawn if draw.rotated is None else draw.rotated
 
     def _read(
         self, volume: Volume, slice_index: int
     ) -> tuple[NDArray[np.complex64], NDArray[np.float32] | None]:
         """K-space (coil, H, W) and target (h, w) of a slice: datasets of fixed-size numbers."""
-        try:
-            # A file truncated while it is open reads as zeros, and one that was replaced may have
-            # any shape: both are noticed here and not in the pictures.
-            if not volume.unchanged():
-                raise OSError("the file was changed or removed after it was indexed")
-            file = self._handles.open(volume.path)
+        with _named_errors(volume, f"slice {slice_index}"):
+            file = self._open(volume)
             kspace = _read_slice(file, "kspace", slice_index)
             target = None
             if volume.target_key is not None:
                 target = _read_slice(file, volume.target_key, slice_index).astype(np.float32)
-        except (OSError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-            raise VolumeError(f"{volume.path}: slice {slice_index}: {error}") from error
         if target is not None and not np.isfinite(target).all():
             raise VolumeError(f"{volume.path}: target of slice {slice_index} has NaN or Inf")
         return kspace.reshape(-1, volume.height, volume.width), target
+
+    def _open(self, volume: Volume) -> h5py.File:
+        # A file truncated while it is open reads as zeros, and one that was replaced may have any
+        # shape: both are noticed here and not in the pictures.
+        if not volume.unchanged():
+            raise OSError("the file was changed or removed after it was indexed")
+        return self._handles.open(volume.path)
 
     def _mask(
         self,
@@ -274,6 +292,15 @@ class SliceDataset(Dataset[Example]):
         rng = rng if self.redraw_masks else seeded_by_name(volume.name)
         offset = acquired[0] if self.offsets_from_data and acquired is not None else None
         return self.masks.draw(len(largest), rng, offset=offset, acquired=acquired)
+
+
+@contextmanager
+def _named_errors(volume: Volume, what: str) -> Iterator[None]:
+    """Whatever reading HDF5 raises, as a VolumeError that names the file."""
+    try:
+        yield
+    except (OSError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise VolumeError(f"{volume.path}: {what}: {error}") from error
 
 
 def _read_slice(file: h5py.File, key: str, slice_index: int) -> NDArray[Any]:

@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from banding_removal.assembly import make_datasets, make_loader
+from banding_removal.assembly import make_datasets
 from banding_removal.config import Settings
 from banding_removal.distributed import Team
 from banding_removal.steps import Players, make_players, train_step
-from banding_removal.validation import ValidationResult, validate
-from data.dataset import Draw, SliceDataset, collate
+from banding_removal.validation import ValidationResult, Validator
+from data.dataset import SliceDataset, collate
 from data.index import VolumeError
-from data.sampler import shares_by_volume
 
 CPU = torch.device("cpu")
 
@@ -77,17 +76,10 @@ def validation(settings: Settings, team: Team) -> ValidationResult | None:
 
 
 def validate_with(players: Players, val_set: SliceDataset, team: Team) -> ValidationResult | None:
-    share = shares_by_volume(val_set, team.size)[team.rank]
-    return validate(
-        players.predictor,
-        make_loader(val_set, [[Draw(epoch=0, index=i)] for i in share], 0, CPU),
-        val_set,
-        share,
-        device=CPU,
-        l1_weight=0.01,
-        display=[0, 7, 4],
-        team=team,
+    validator = Validator(
+        val_set, display=[0, 7, 4], device=CPU, workers=0, l1_weight=0.01, team=team
     )
+    return validator.run(players.predictor)
 
 
 def fail_in_rank_1(settings: Plain, team: Team) -> None:

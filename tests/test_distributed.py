@@ -311,7 +311,11 @@ def signal_at(
     monkeypatch: pytest.MonkeyPatch, name: str, call: int, number: int = signal.SIGTERM
 ) -> None:
     """Send this process a signal during one call of a function of the training loop."""
-    original = getattr(training, name)
+    owner: Any = training
+    *path, name = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    original = getattr(owner, name)
     calls = 0
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -321,7 +325,7 @@ def signal_at(
             os.kill(os.getpid(), number)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(training, name, wrapped)
+    monkeypatch.setattr(owner, name, wrapped)
 
 
 @pytest.mark.parametrize(
@@ -330,8 +334,8 @@ def signal_at(
         ("train_step", 1, 1, 0),
         ("train_step", 3, 3, 2),
         ("train_step", 6, 6, 0),  # the last one of an epoch: nothing is left but the validation
-        ("validate", 1, 6, 0),
-        ("validate", 2, 12, 2),
+        ("Validator.run", 1, 6, 0),
+        ("Validator.run", 2, 12, 2),
         ("make_datasets", 1, 1, 0),
     ],
 )

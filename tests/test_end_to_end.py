@@ -37,18 +37,41 @@ def test_phantom_and_demo_run_under_ipython_from_any_folder(tmp_path: Path) -> N
     words = (f"data_path={tmp_path / 'my phantom'}", f"logs={tmp_path / 'logs'}", "epochs=2")
     demo = start(tmp_path, "demo.py", *words, *TOY_MODEL, "grid_zero_filled=true")
     assert demo.returncode == 0, demo.stderr
-    run = tmp_path / "logs" / "run"
-    first, second = (read(run / "grids" / f"epoch00{i}.png") for i in (1, 2))
-    assert not np.array_equal(first, second)
-    assert read(run / "grids" / "raw_grid.png").std() > 0
-    assert read(run / "banding.png").std() > 0
-    assert "logs/demo/grids/epoch002.png" in demo.stdout
-    assert (run / "log.txt").read_text().rstrip().endswith("the run is complete")
+    for name in ("demo", "demo_adversarial"):
+        run = tmp_path / "logs" / name
+        first, second = (read(run / "grids" / f"epoch00{i}.png") for i in (1, 2))
+        assert not np.array_equal(first, second)
+        assert read(run / "grids" / "raw_grid.png").std() > 0
+        assert read(run / "banding.png").std() > 0
+        assert f"logs/{name}/grids/epoch002.png" in demo.stdout
+        assert (run / "log.txt").read_text().rstrip().endswith("the run is complete")
+    assert "adversary: accuracy" in (run / "log.txt").read_text()
+    assert (tmp_path / "logs" / "run").resolve() == run.resolve()
 
+    again = start(tmp_path, "demo.py", *words, *TOY_MODEL, "grid_zero_filled=true", ipython=False)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("is complete; remove it to train again") == 2
+
+
+def test_both_stages_chain_under_ipython_and_the_second_needs_the_first(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        write_volume(tmp_path / f"multicoil_{part}" / "volume.h5", slices=3)
+    words = [f"data_path={tmp_path}", f"logs={tmp_path / 'logs'}", "acs_lines=[6]", "epochs=1"]
+    words += TOY_MODEL
+    alone = start(tmp_path, "train.py", *words)
+    assert alone.returncode != 0
+    assert "ipython scripts/pretrain.py" in alone.stderr
+    first = start(tmp_path, "pretrain.py", *words, "nproc=2")
+    assert first.returncode == 0, first.stderr
+    second = start(tmp_path, "train.py", *words, "adversary_chans=4", "epoch_fraction=1", "nproc=2")
+    assert second.returncode == 0, second.stderr
+    assert "weights from" in (tmp_path / "logs" / "run" / "log.txt").read_text()
+    assert (tmp_path / "logs" / "train" / "log_rank1.txt").exists()
     # With the run's own settings: none of the words above is needed again.
-    resumed = start(tmp_path, "demo.py", "epochs=3", f"resume={run}", ipython=False)
+    resume = f"resume={tmp_path / 'logs' / 'run'}"
+    resumed = start(tmp_path, "train.py", "epochs=2", resume, ipython=False)
     assert resumed.returncode == 0, resumed.stderr
-    assert (run / "grids" / "epoch003.png").exists()
+    assert (tmp_path / "logs" / "train" / "grids" / "epoch002.png").exists()
 
 
 @pytest.mark.parametrize("ipython", [True, False])

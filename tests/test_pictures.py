@@ -27,6 +27,8 @@ def display_slice(size: tuple[int, int], seed: int = 0) -> DisplaySlice:
         reconstruction=target + 0.01 * torch.randn(size, generator=generator),
         zero_filled=target * 0.5,
         data_range=1.0,
+        scale=1.0,
+        other=target + 0.01 * torch.randn(size, generator=generator),
         quality=Quality(nmse=float("nan"), psnr=30.0, ssim=0.8, mse=1e-10),
     )
 
@@ -51,7 +53,8 @@ def test_nothing_of_a_grid_is_cut_off_at_any_size(
     )
     pixels = read(path)
     factor = max(1, -(-240 // max(size)))
-    assert pixels.shape[1] >= (5 + zero_filled) * (size[1] * factor + GAP)
+    zoomed = round(0.4 * size[1])
+    assert pixels.shape[1] >= (3 + zero_filled) * (size[1] * factor + GAP) + 3 * (zoomed + GAP)
     # Text and pictures end before the margins.
     for margin in (pixels[:, : GAP - 2], pixels[:, -(GAP - 2) :], pixels[:3], pixels[-3:]):
         assert (margin == 255).all()

@@ -11,14 +11,14 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from banding_removal.assembly import make_datasets, make_loader
+from banding_removal.assembly import make_datasets
 from banding_removal.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
 from banding_removal.config import ConfigError, Settings
 from banding_removal.distributed import Team
 from banding_removal.steps import accumulate_gradients, learning_rate, make_players
 from banding_removal.training import train
-from banding_removal.validation import choose_display_slices, validate
-from data.dataset import Draw, SliceDataset, collate
+from banding_removal.validation import Validator, choose_display_slices
+from data.dataset import SliceDataset, collate
 from data.filters import VolumeFilter
 from data.index import VolumeError, read_volume
 from data.masks import MaskSampler
@@ -276,18 +276,11 @@ def test_validation_figures_are_means_over_volumes_and_groups_as_scikit_image_ha
     settings: Settings,
 ) -> None:
     _, val_set = make_datasets(settings)
-    draws = [[Draw(epoch=0, index=i)] for i in range(len(val_set))]
     device = torch.device("cpu")
-    result = validate(
-        ZeroFilled(cascades=1, chans=2, pools=1, sens_chans=2),
-        make_loader(val_set, draws, 0, device),
-        val_set,
-        range(len(val_set)),
-        device=device,
-        l1_weight=0.01,
-        display=[1, 4],
-        team=Team(),
+    validator = Validator(
+        val_set, display=[1, 4], device=device, workers=0, l1_weight=0.01, team=Team()
     )
+    result = validator.run(ZeroFilled(cascades=1, chans=2, pools=1, sens_chans=2))
     assert result is not None
     expected = {}
     for v, volume in enumerate(val_set.volumes):

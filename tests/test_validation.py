@@ -1,0 +1,127 @@
+"""Banding at validation: every slice in both orientations."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from banding_removal.banding import banding_of_slice
+from banding_removal.banding_statistics import summarize
+from banding_removal.distributed import Team
+from banding_removal.grids import low_signal_part
+from banding_removal.low_signal import low_signal_regions, volume_scale
+from banding_removal.report import epoch_line
+from banding_removal.validation import Validator
+from data.dataset import Draw, SliceDataset
+from data.index import index_folder
+from data.masks import MaskSampler
+from data.operators import rss, to_image
+from data.phantom import DEMO
+from data.phantom_files import write_dataset
+from tests.fastmri_files import write_volume
+from tests.test_training import ZeroFilled
+
+CPU = torch.device("cpu")
+MASKS = MaskSampler(kind="magic", accelerations=(4,), acs=(12,))
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> SliceDataset:
+    folder = tmp_path_factory.mktemp("phantom")
+    spec = replace(DEMO, slices=4)
+    write_dataset(folder, spec, train_volumes=0, val_volumes=2, seed=3)
+    volumes = index_folder(folder / "multicoil_val", cache_folder=folder / "index")
+    return SliceDataset(volumes, MASKS, seed=0)
+
+
+def validator(dataset: SliceDataset, display: tuple[int, ...] = ()) -> Validator:
+    return Validator(dataset, display=display, device=CPU, workers=0, l1_weight=0.01, team=Team())
+
+
+def zero_filled() -> ZeroFilled:
+    return ZeroFilled(cascades=1, chans=2, pools=1, sens_chans=2)
+
+
+def test_banding_figures_are_those_of_both_orientations_of_every_slice(
+    phantom: SliceDataset,
+) -> None:
+    result = validator(phantom, (1, 6)).run(zero_filled())
+    assert result is not None
+    slices = []
+    for index, (volume, slice_index) in enumerate(phantom.places):
+        along_x = phantom[Draw(epoch=0, index=index, rotated=False)]
+        along_y = phantom[Draw(epoch=0, index=index, rotated=True)]
+        assert along_x.target is not None
+        r_x = rss(to_image(along_x.masked_kspace))[0]
+        r_y = rss(to_image(along_y.masked_kspace))[0].T
+        slices.append(
+            banding_of_slice(
+                r_x,
+                r_y,
+                along_x.target[0],
+                scale=volume_scale(phantom.targets(volume)),
+                volume=phantom.volumes[volume].name,
+                slice_index=slice_index,
+            )
+        )
+        if index == 6:
+            assert torch.equal(result.display[1].reconstruction, r_x)
+            assert result.display[1].other is not None
+            assert torch.equal(result.display[1].other, r_y)
+            assert result.display[1].banding == slices[-1]
+    low = summarize(slices).low_signal
+    assert low.slices > 0
+    assert result.figures["banding"] == low.contribution.value
+    assert result.figures["banding_excess"] == low.excess.value
+    assert result.figures["banding_along"] == low.along.value
+    assert result.figures["banding_across"] == low.across.value
+    groups = {volume.group for volume in phantom.volumes}
+    assert {f"banding/{group}" for group in groups} <= set(result.figures)
+
+
+def test_image_quality_is_that_of_the_slices_as_they_were_acquired(phantom: SliceDataset) -> None:
+    result = validator(phantom).run(zero_filled())
+    assert result is not None
+    name = phantom.volumes[0].name
+    images = [rss(to_image(phantom[i].masked_kspace))[0].double() for i in range(4)]
+    error = sum(
+        float((image - target).square().sum())
+        for image, target in zip(images, phantom.targets(0).double(), strict=True)
+    )
+    energy = float(phantom.targets(0).double().square().sum())
+    assert result.volumes[name].nmse == pytest.approx(error / energy, rel=1e-6)
+
+
+def test_volumes_undersampled_by_the_scanner_have_no_banding_figures(tmp_path: Path) -> None:
+    write_volume(tmp_path / "measured.h5", slices=2, mask=np.arange(28) % 2 == 0)
+    volumes = index_folder(tmp_path, cache_folder=tmp_path / "index")
+    dataset = SliceDataset(volumes, MASKS, seed=0)
+    result = validator(dataset, (0,)).run(zero_filled())
+    assert result is not None
+    assert np.isnan(result.figures["banding"])
+    assert np.isfinite(result.figures["ssim"])
+    assert result.display[0].other is None
+    row = {"epoch": 1, "train_loss": 0.5, "step_ms": 1.0, "wait_ms": 0.0}
+    row |= {f"val_{key}": value for key, value in result.figures.items()}
+    assert "banding not measurable" in epoch_line(row, 1, CPU)
+    with pytest.raises(ValueError, match=r"measured\.h5 was undersampled by the scanner"):
+        dataset[Draw(epoch=0, index=0, rotated=True)]
+
+
+def test_the_zoom_is_where_most_dark_anatomy_is(phantom: SliceDataset) -> None:
+    target, scale = phantom.targets(0)[2], volume_scale(phantom.targets(0))
+    part = low_signal_part(target, scale)
+    anatomy = low_signal_regions(target, scale).anatomy
+    inside = int(anatomy[part].sum())
+    height, width = target[part].shape
+    assert (height, width) == (51, 51)
+    others = [
+        int(anatomy[top : top + height, left : left + width].sum())
+        for top in range(0, 128 - height, 7)
+        for left in range(0, 128 - width, 7)
+    ]
+    assert inside >= max(others) > 0
+    blank = low_signal_part(torch.zeros(40, 30), 1.0)
+    assert torch.zeros(40, 30)[blank].shape == (16, 12)

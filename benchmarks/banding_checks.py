@@ -1,15 +1,18 @@
 """What the banding figures say where the truth is known, at matrices 96, 128 and 320.
 
     python benchmarks/banding_checks.py
+    python benchmarks/banding_checks.py checks.png      (a picture of them at 128, with its figures)
 
 Pairs of reconstructions are made from the phantom's targets: streaks of a known rms are added along
 x in one and along y in the other; then what is not banding, and what hides it. Means over the
 low-signal pixels of all slices; time per pair with one thread.
 """
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +21,8 @@ from scipy.ndimage import gaussian_filter
 
 from banding_removal.banding import banding_of_slice
 from banding_removal.banding_statistics import RegionSummary, summarize
-from banding_removal.low_signal import volume_scale
+from banding_removal.grids import Row, grey, low_signal_part, write_page
+from banding_removal.low_signal import low_signal_regions, volume_scale
 from banding_removal.streaks import rms_percent, streak_energies
 from data.phantom import DEMO, REAL_SIZE, PhantomSpec, make_volume
 
@@ -137,9 +141,41 @@ def print_anatomy(spec: PhantomSpec, targets: Sequence[Floats]) -> None:
     )
 
 
-def main() -> None:
-    """Print one table for each matrix."""
+def draw(path: Path) -> None:
+    """Write each pair of one slice, low signal enlarged, its figures below."""
+    rng = np.random.default_rng(0)
+    volume = make_volume(SPECS[128], 3).target.astype(np.float64)
+    q, target = volume_scale(volume), volume[len(volume) // 2]
+    part = low_signal_part(torch.from_numpy(target), q)
+    regions = low_signal_regions(torch.from_numpy(target), q)
+    measured = regions.anatomy.float() + 0.4 * regions.background.float()
+    where = {
+        "target": grey(torch.from_numpy(target), 0, q),
+        "measured (white: anatomy)": grey(measured, 0, 1),
+    }
+    rows: list[Row] = [(where, "")]
+    names = [name for name in CHECKS if name not in ("streaks of 0.2 %", "streaks of 4 %")]
+    for together in (names[:3], names[3:6], names[6:]):
+        zooms, captions = {}, []
+        for name in together:
+            r_x, r_y = CHECKS[name](target, q, rng)
+            region = banding_of_slice(r_x, r_y, target, scale=q).low_signal
+            zooms[f"{name}: along x"] = grey(torch.from_numpy(r_x)[part], 0, 0.3 * q)
+            zooms["along y".ljust(7 + len(zooms))] = grey(torch.from_numpy(r_y)[part], 0, 0.3 * q)
+            captions.append(
+                f"{name}: B {region.contribution:.2f} dB, excess {region.excess:.2f} %, "
+                f"along {region.along:.1f}, across {region.across:.1f} dB"
+            )
+        rows.append((zooms, "   |   ".join(captions)))
+    write_page(path, rows, ["Pairs made from one target of the phantom; 0.3 q is white."])
+
+
+def main(words: Sequence[str]) -> None:
+    """Print one table for each matrix, or write the picture."""
     torch.set_num_threads(1)
+    if words:
+        draw(Path(words[0]))
+        return
     for size, spec in SPECS.items():
         targets = [make_volume(spec, seed).target.astype(np.float64) for seed in range(VOLUMES)]
         print(f"\n{size} x {size}, {VOLUMES} volumes of {spec.slices} slices")
@@ -161,4 +197,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,0 +1,22 @@
+"""Predictors and simple remedies side by side: a picture with zooms at low signal, and a table.
+
+    ipython scripts/compare.py 'sets={pretrained: logs/pretrain, adversarial: logs/train}'
+    ipython scripts/compare.py 'sets={a: logs/train, b: logs/train_2}' volumes=/data/multicoil_val
+
+The first set is also shown dithered, and blurred across its streaks (remedies=false: not). Figures
+are those of scripts/evaluate.py.
+"""
+
+import sys
+
+from banding_removal.evaluation_table import markdown
+
+from banding_removal.command_line import user_errors
+from banding_removal.comparison import CompareSettings, compare
+from banding_removal.config import from_words
+
+if __name__ == "__main__":
+    with user_errors():
+        found = compare(from_words(CompareSettings(), sys.argv[1:]))
+        print(markdown(found.evaluation))
+        print(f"look at {found.picture}; the table is in {found.table}")

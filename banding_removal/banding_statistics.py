@@ -8,7 +8,7 @@ sum c_v s_v / sum c_v n_v. Intervals from less than about ten volumes are too na
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -150,6 +150,31 @@ def summarize_single(
         low_signal=summary([item.low_signal for item in ordered]),
         background=summary([item.background for item in ordered]),
         anatomy=summary([item.anatomy for item in ordered]),
+    )
+
+
+def mean_over_volumes(
+    values: Mapping[str, float], *, resamples: int = 2000, seed: int = 0
+) -> Estimate:
+    """Mean of a figure that each volume has, image quality for one, and its interval.
+
+    Args:
+        values: of each volume, by name; NaN ones do not count.
+        resamples: number of bootstrap draws.
+        seed: of the draws.
+
+    Returns:
+        The mean; without an interval where it is infinite or of fewer than two volumes.
+    """
+    known = {name: value for name, value in sorted(values.items()) if not math.isnan(value)}
+    if any(math.isinf(value) for value in known.values()):
+        return Estimate(value=sum(known.values()), low=math.nan, high=math.nan)
+    drawn = _Bootstrap(list(known), resamples, seed).mean(list(known.values()))
+    # where all volumes have the same figure, rounding would put the mean outside
+    return Estimate(
+        value=drawn.value,
+        low=min(drawn.low, drawn.value),
+        high=max(drawn.high, drawn.value),
     )
 
 

@@ -139,7 +139,7 @@ def probe(
                 logits = [_logits(classifier, item) for item in slices if item.volume == name]
                 results.append(_volume_figures(name, fold, torch.stack(logits)))
     results.sort(key=lambda result: result.volume)
-    return _summary(results, seed)
+    return summarize_volumes(results, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -332,8 +332,16 @@ def _share_positive(values: Tensor) -> float:
     return float((values.sign() + 1).mean() / 2)
 
 
-def _summary(volumes: Sequence[VolumeFigures], seed: int) -> ProbeResult:
-    """Means over slices, and intervals from resampling whole volumes."""
+def summarize_volumes(volumes: Sequence[VolumeFigures], *, seed: int = 0) -> ProbeResult:
+    """Means over slices, and intervals from resampling whole volumes: all of them, or a group.
+
+    The interval is NaN for a single volume.
+
+    Raises:
+        ValueError: no volume is given.
+    """
+    if not volumes:
+        raise ValueError("the probe's figures need at least one volume")
     generator = torch.Generator().manual_seed(seed)
     count = len(volumes)
     drawn = torch.randint(count, (RESAMPLES, count), generator=generator)
@@ -341,12 +349,14 @@ def _summary(volumes: Sequence[VolumeFigures], seed: int) -> ProbeResult:
 
     def figure(value: Callable[[VolumeFigures], float]) -> Figure:
         values = torch.tensor([value(volume) for volume in volumes], dtype=torch.float64)
+        estimate = float((values * slices).sum() / slices.sum())
+        if count == 1:
+            return Figure(estimate=estimate, low=math.nan, high=math.nan)
         means = (values * slices)[drawn].sum(dim=1) / slices[drawn].sum(dim=1)
         tail = _tail(count)
         low, high = torch.quantile(
             means, torch.tensor([tail, 1 - tail], dtype=torch.float64)
         ).tolist()
-        estimate = float((values * slices).sum() / slices.sum())
         # Where all volumes have the same figure, rounding would put the estimate outside.
         return Figure(estimate=estimate, low=min(low, estimate), high=max(high, estimate))
 

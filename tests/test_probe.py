@@ -161,9 +161,9 @@ def test_intervals_contain_the_estimate_and_grow_with_the_spread_over_volumes(
     alike = [replace(by_volume, volume=str(i), auc=0.75) for i in range(6)]
     spread = [replace(v, auc=0.75 + 0.25 * (-1) ** i) for i, v in enumerate(alike)]
     more = [replace(v, volume=f"{i}{v.volume}") for i in range(8) for v in spread]
-    assert probe_module._summary(alike, 0).auc == Figure(estimate=0.75, low=0.75, high=0.75)
-    few = probe_module._summary(spread, 0).auc
-    many = probe_module._summary(more, 0).auc
+    assert probe_module.summarize_volumes(alike).auc == Figure(estimate=0.75, low=0.75, high=0.75)
+    few = probe_module.summarize_volumes(spread).auc
+    many = probe_module.summarize_volumes(more).auc
     assert 0.5 <= few.low < many.low < 0.75 < many.high < few.high <= 1.0
     assert few.estimate == many.estimate == 0.75
 
@@ -171,7 +171,10 @@ def test_intervals_contain_the_estimate_and_grow_with_the_spread_over_volumes(
 def test_slices_of_one_volume_do_not_narrow_the_interval(streaked: ProbeResult) -> None:
     volumes = [replace(streaked.volumes[0], auc=value) for value in (0.25, 0.5, 1.0)]
     many_slices = [replace(volume, slices=40) for volume in volumes]
-    assert probe_module._summary(many_slices, 0).auc == probe_module._summary(volumes, 0).auc
+    assert (
+        probe_module.summarize_volumes(many_slices).auc
+        == probe_module.summarize_volumes(volumes).auc
+    )
 
 
 def test_rounding_does_not_put_the_estimate_outside_its_interval(
@@ -183,7 +186,7 @@ def test_rounding_does_not_put_the_estimate_outside_its_interval(
         replace(streaked.volumes[0], auc=0.4258082734187948, slices=slices)
         for slices in (27, 16, 31, 14, 9, 6, 13)
     ]
-    auc = probe_module._summary(volumes, 0).auc
+    auc = probe_module.summarize_volumes(volumes).auc
     assert auc.low <= auc.estimate <= auc.high
 
 
@@ -192,7 +195,7 @@ def test_volumes_weigh_by_their_slices(streaked: ProbeResult) -> None:
         replace(streaked.volumes[0], slices=n, balanced_accuracy=value)
         for n, value in ((1, 1.0), (3, 0.6))
     ]
-    assert probe_module._summary(volumes, 0).balanced_accuracy.estimate == pytest.approx(0.7)
+    assert probe_module.summarize_volumes(volumes).balanced_accuracy.estimate == pytest.approx(0.7)
 
 
 def test_figures_of_known_logits() -> None:

@@ -345,7 +345,7 @@ def test_other_reconstructions_are_not_overwritten(
     elif change == "orientation":
         other = replace(settings, orientation="y")
     elif change == "volumes":
-        write_volume(tmp_path / "others" / "a.h5", seed=9)
+        write_volume(tmp_path / "others" / "a.h5", slices=3, seed=9)  # of the same size
         other = replace(settings, volumes=tmp_path / "others")
     elif change == "foreign":
         other = replace(settings, output=settings.volumes)

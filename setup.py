@@ -1,12 +1,15 @@
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+VERSION = re.compile(r'^__version__ = "(.+)"$', re.MULTILINE)
+PACKAGE = (HERE / "banding_removal" / "__init__.py").read_text(encoding="utf-8")
 
 setup(
     name="banding-removal",
-    version="0.1.0",
+    version=VERSION.findall(PACKAGE)[0],
     description="Training the banding out of learned MRI reconstructions",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

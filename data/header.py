@@ -12,6 +12,7 @@ class ScanHeader:
     scanner: str  # systemModel, "unknown" where missing
     field_strength: float | None  # tesla
     acquired: tuple[int, int] | None  # phase-encode columns [left, right) that were measured
+    recon_size: tuple[int, int] | None  # of the scanner's images: readout, phase encode
 
 
 class _TreeWithoutDoctype(ElementTree.TreeBuilder):
@@ -61,8 +62,14 @@ def parse_header(xml: bytes) -> ScanHeader:
     if encoded_y is not None and center is not None and maximum is not None:
         left = int(encoded_y) // 2 - int(center)
         acquired = (left, left + int(maximum) + 1)
+    recon_x = number("encoding/reconSpace/matrixSize/x")
+    recon_y = number("encoding/reconSpace/matrixSize/y")
+    recon_size = None
+    if recon_x is not None and recon_y is not None and min(recon_x, recon_y) >= 1:
+        recon_size = (int(recon_x), int(recon_y))
     return ScanHeader(
         scanner=(text("acquisitionSystemInformation/systemModel") or "unknown").strip(),
         field_strength=number("acquisitionSystemInformation/systemFieldStrength_T"),
         acquired=acquired,
+        recon_size=recon_size,
     )

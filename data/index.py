@@ -24,7 +24,7 @@ from data.header import parse_header
 
 log = logging.getLogger(__name__)
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 SUFFIX = ".h5"
 
 
@@ -56,6 +56,7 @@ class Volume:
     scanner: str
     field_strength: float | None  # tesla
     acquired: tuple[int, int] | None  # phase-encode columns [left, right), by the header
+    recon_size: tuple[int, int] | None  # of the scanner's images, by the header
     measured: str | None  # one 0 or 1 a column: the file's own mask, if it was undersampled
 
     @property
@@ -148,6 +149,7 @@ def _read_fields(file: h5py.File) -> dict[str, Any]:
         "scanner": header.scanner,
         "field_strength": header.field_strength,
         "acquired": acquired,
+        "recon_size": header.recon_size,
         "measured": _measured(file, width),
     }
 

@@ -17,7 +17,7 @@ HEADER = """<?xml version="1.0" encoding="UTF-8"?>
  </acquisitionSystemInformation>
  <encoding>
   <encodedSpace><matrixSize><x>{height}</x><y>{width}</y><z>1</z></matrixSize></encodedSpace>
-  <reconSpace><matrixSize><x>{height}</x><y>{width}</y><z>1</z></matrixSize></reconSpace>
+  <reconSpace><matrixSize><x>{recon_height}</x><y>{recon_width}</y><z>1</z></matrixSize></reconSpace>
   <encodingLimits>
    <kspace_encoding_step_1><minimum>0</minimum><maximum>{maximum}</maximum><center>{center}</center>
    </kspace_encoding_step_1>
@@ -56,6 +56,7 @@ def write_volume(
     coils: int | None = 3,
     size: tuple[int, int] = (32, 28),
     target_size: tuple[int, int] = (24, 24),
+    recon_size: tuple[int, int] | None = None,
     acquired: tuple[int, int] | None = None,
     acquisition: str = "CORPD_FBK",
     scanner: str = "Aera",
@@ -68,7 +69,10 @@ def write_volume(
     drop: tuple[str, ...] = (),
     attrs: dict[str, Any] | None = None,
 ) -> Path:
-    """Write one volume; `drop` leaves datasets or attributes out."""
+    """Write one volume; `drop` leaves datasets or attributes out.
+
+    The header's reconstruction size is `recon_size`, or else that of k-space.
+    """
     height, width = size
     acquired = (2, width - 3) if acquired is None else acquired
     if kspace is None:
@@ -85,11 +89,14 @@ def write_volume(
             file.attrs["max"] = target.max()
             file.attrs["norm"] = np.linalg.norm(target)
         left, right = acquired
+        recon_height, recon_width = recon_size or size
         text = HEADER.format(
             scanner=scanner,
             field_strength=field_strength,
             height=height,
             width=width,
+            recon_height=recon_height,
+            recon_width=recon_width,
             center=width // 2 - left,
             maximum=right - left - 1,
         )

@@ -21,6 +21,7 @@ VOLUME = Volume(
     scanner="Aera",
     field_strength=1.494,
     acquired=(0, 368),
+    recon_size=(320, 320),
     measured=None,
 )
 # What a header or file may leave out.

@@ -14,7 +14,14 @@ from data.index import VolumeError, index_folder, read_volume
 from tests.fastmri_files import HEADER, make_kspace, write_volume
 
 XML = HEADER.format(
-    scanner=" Aera ", field_strength=1.494, height=640, width=368, center=183, maximum=365
+    scanner=" Aera ",
+    field_strength=1.494,
+    height=640,
+    width=368,
+    recon_height=320,
+    recon_width=300,
+    center=183,
+    maximum=365,
 )
 
 
@@ -56,6 +63,7 @@ def test_header_is_read_with_and_without_namespace(xml: str) -> None:
     assert header.scanner == "Aera"
     assert header.field_strength == 1.494
     assert header.acquired == (1, 367)  # 368 // 2 - 183, and 1 + 365 + 1
+    assert header.recon_size == (320, 300)
 
 
 @pytest.mark.parametrize("tag", ["center", "maximum", "y", "matrixSize", "encodingLimits"])
@@ -239,14 +247,14 @@ def test_removed_file_leaves_the_index_and_the_cache(tmp_path: Path, opened: lis
     "content",
     [
         b"",
-        b'{"version": 1, "volu',
+        b'{"version": 2, "volu',
         b"\xff\xfe\x00",
         b"null",
         b"[]",
-        b'{"version": 1}',
-        b'{"version": 1, "volumes": [{"path": "a.h5"}]}',
-        b'{"version": 1, "volumes": [{"speed": 3}]}',
-        b'{"version": 1, "volumes": [null]}',
+        b'{"version": 2}',
+        b'{"version": 2, "volumes": [{"path": "a.h5"}]}',
+        b'{"version": 2, "volumes": [{"speed": 3}]}',
+        b'{"version": 2, "volumes": [null]}',
     ],
 )
 def test_damaged_cache_is_rebuilt_with_a_warning(

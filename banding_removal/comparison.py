@@ -1,6 +1,6 @@
 """Predictors and the simple remedies side by side: one picture, one table."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class CompareSettings:
     slices: tuple[int | None, int | None] = (None, None)  # of each volume, [first, stop)
     remedies: bool = True  # the first set dithered, and blurred across its streaks, too
     dither: float = 0.04  # noise where the signal is q, as a fraction of q
-    blur: float = 0.6  # pixels, standard deviation
+    blur: float = 0.5  # pixels, standard deviation
     rows: int = 4  # slices in the picture
     window: float = 0.25  # white of the zooms, as a fraction of the volume's largest target value
     probe: bool = False  # train classifiers, too: about a minute a set
@@ -159,7 +159,8 @@ def _page(
     by_name = {volume.name: volume for volume in references}
     images = [list(one.slices) for one in sets]
     rows: list[Row] = []
-    for index in _chosen(images[0], settings.rows):
+    scales = {volume.name: volume.scale for volume in references}
+    for index in _chosen(images[0], scales, settings.rows):
         target = images[0][index].target
         volume = by_name[images[0][index].volume]
         part = low_signal_part(target, volume.scale)
@@ -192,14 +193,13 @@ def _page(
     return rows, header
 
 
-def _chosen(slices: Sequence[SliceImages], count: int) -> list[int]:
-    """Positions of middle slices of volumes, spread over the volumes."""
-    by_volume: dict[str, list[int]] = {}
+def _chosen(slices: Sequence[SliceImages], scales: Mapping[str, float], count: int) -> list[int]:
+    """Positions of the slices with the most low-signal anatomy, one of a volume, in their order."""
+    best: dict[str, tuple[int, int]] = {}
     for index, item in enumerate(slices):
-        by_volume.setdefault(item.volume, []).append(index)
-    middles = [indices[len(indices) // 2] for indices in by_volume.values()]
-    count = min(count, len(middles))
-    return [middles[i * len(middles) // count] for i in range(count)]
+        anatomy = int(low_signal_regions(item.target, scales[item.volume]).anatomy.sum())
+        best[item.volume] = max(best.get(item.volume, (-1, index)), (anatomy, index))
+    return sorted(index for _, index in sorted(best.values(), reverse=True)[:count])
 
 
 def _overall(result: SetResult) -> str:

@@ -1,0 +1,111 @@
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from banding_removal.comparison import CompareSettings, compare
+from banding_removal.config import ConfigError
+from banding_removal.remedies import blurred_across, dithered
+from data.phantom import DEMO
+from data.phantom_files import write_dataset
+
+
+def test_dither_follows_the_square_root_of_the_local_signal() -> None:
+    image = torch.full((200, 200), 0.04)
+    image[:, 100:] = 0.64
+    noise = dithered(image, 1.0, 0.05, (1, 2)) - image
+    dark, bright = noise[:, 10:90].std(), noise[:, 110:190].std()
+    assert float(dark) == pytest.approx(0.05 * 0.2, rel=0.02)
+    assert float(bright) == pytest.approx(0.05 * 0.8, rel=0.02)
+    assert torch.equal(dithered(image, 1.0, 0.05, (1, 2)) - image, noise)
+    assert not torch.equal(dithered(image, 1.0, 0.05, (1, 3)) - image, noise)
+    assert torch.equal(dithered(torch.zeros(20, 20), 1.0, 0.05, (1,)), torch.zeros(20, 20))
+
+
+def test_blur_goes_across_the_streaks_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    along_x = torch.randn(64, 1, generator=generator).expand(64, 64)
+    assert float(blurred_across(along_x, 1.0, phase_encode_axis=-1).std()) < 0.7
+    kept = blurred_across(along_x.T, 1.0, phase_encode_axis=1)
+    torch.testing.assert_close(kept, along_x.T)
+    torch.testing.assert_close(
+        blurred_across(along_x.T, 1.0, phase_encode_axis=0),
+        blurred_across(along_x, 1.0, phase_encode_axis=1).T,
+    )
+    with pytest.raises(ValueError, match="sigma"):
+        blurred_across(along_x, 0.0, phase_encode_axis=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three phantom volumes, and reconstructions of them with streaks of 1 % of q."""
+    folder = tmp_path_factory.mktemp("compare")
+    spec = replace(DEMO, slices=4)
+    write_dataset(folder, spec, train_volumes=0, val_volumes=3, seed=5)
+    rng = np.random.default_rng(0)
+    for path in (folder / "multicoil_val").glob("*.h5"):
+        with h5py.File(path) as file:
+            target = file["reconstruction_rss"][()]
+        amplitude = 0.01 * np.percentile(target, 99.5)
+        slices, height, width = target.shape
+        images = {
+            "x": target + amplitude * rng.standard_normal((slices, height, 1)),
+            "y": target + amplitude * rng.standard_normal((slices, 1, width)),
+        }
+        for axis, image in images.items():
+            out = folder / "streaky" / axis / path.name
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with h5py.File(out, "w") as file:
+                file["reconstruction"] = image.astype(np.float32)
+            clean = folder / "clean" / axis / path.name
+            clean.parent.mkdir(parents=True, exist_ok=True)
+            with h5py.File(clean, "w") as file:
+                file["reconstruction"] = target
+    return folder
+
+
+def test_sets_and_remedies_are_compared_in_a_picture_and_a_table(
+    folder: Path, tmp_path: Path
+) -> None:
+    settings = CompareSettings(
+        sets={"streaky": folder / "streaky", "clean": folder / "clean"},
+        volumes=folder / "multicoil_val",
+        output=tmp_path / "out",
+        logs=tmp_path / "logs",
+        rows=2,
+    )
+    found = compare(settings)
+    names = ["streaky", "clean", "streaky, dithered", "streaky, blurred"]
+    assert [result.name for result in found.evaluation.sets] == names
+    figures = {r.name: r.overall.figures for r in found.evaluation.sets}
+    assert figures["streaky"]["low_signal.excess"].value == pytest.approx(1.0, rel=0.15)
+    assert figures["clean"]["low_signal.contribution"].value == 0
+    # Each remedy shows in the figures as what it is.
+    dither, blur = figures["streaky, dithered"], figures["streaky, blurred"]
+    b = figures["streaky"]["low_signal.contribution"].value
+    assert dither["low_signal.contribution"].value < b
+    assert dither["low_signal.excess"].value == pytest.approx(1.0, rel=0.2)
+    assert dither["nmse"].value > figures["streaky"]["nmse"].value
+    assert blur["low_signal.along"].value < 0
+    table = found.table.read_text()
+    assert all(name in table for name in names)
+    with Image.open(found.picture) as picture:
+        pixels = np.asarray(picture)
+    assert pixels.shape[1] > 6 * 250  # target, zoom, four sets
+    assert pixels.shape[0] > 4 * 250  # two slices, two rows each
+
+    fewer = compare(replace(settings, remedies=False, most_volumes=2, slices=(1, 3)))
+    assert [result.name for result in fewer.evaluation.sets] == names[:2]
+    assert fewer.evaluation.sets[0].overall.slices == 4
+
+
+def test_a_comparison_of_nothing_says_what_to_write(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="name one set"):
+        compare(CompareSettings(output=tmp_path))
+    for wrong in ({"rows": 0}, {"dither": -1.0}, {"most_volumes": 0}):
+        with pytest.raises(ConfigError, match="must be positive"):
+            CompareSettings(**wrong)

@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from banding_removal.command_line import settings_of, user_errors
+from banding_removal.comparison import CompareSettings, compare
 from banding_removal.config import REPOSITORY, ConfigError, Settings
 from banding_removal.distributed import launch
-from banding_removal.show_banding import ShowSettings, show
+from banding_removal.evaluation_table import overview
 from banding_removal.starting import completed_run
 from banding_removal.training import train
 from data.filters import VolumeFilter
@@ -71,14 +72,26 @@ def main(words: list[str]) -> None:
     before = _run(pretraining)
     after = _run(replace(adversarial, restart=before))
 
+    found = compare(
+        CompareSettings(
+            sets={"pretrained": before, "adversarial": after},
+            volumes=pretraining.data_path / f"{pretraining.challenge}_val",
+            filter=pretraining.val_filter,
+            slices=pretraining.val_slices,
+            output=after / "comparison",
+            logs=pretraining.logs,
+            device=pretraining.device,
+        )
+    )
+    print(f"\n{overview(found.evaluation)}")
     print("\nThe demo is complete. Look at")
+    print(f"  {_shown(found.picture)}: target, pretrained, adversarial, and simple remedies")
     for folder, what in ((before, "before"), (after, "after the adversarial training")):
-        banding = show(ShowSettings(checkpoint=folder, device=pretraining.device))
         grid = max((folder / "grids").glob("epoch*.png"))
         print(f"  {_shown(grid)}: validation slices {what}")
-        print(f"  {_shown(banding)}: streaks along x (third column) and along y (fourth), {what}")
     print(f"  {_shown(before / 'grids' / 'raw_grid.png')}: what the network is given")
     print(f"  {_shown(after / 'curves.png')}: both players by epoch")
+    print(f"  {_shown(found.table)}: all figures, by region, acquisition and scanner")
 
 
 def _run(settings: Settings) -> Path:

@@ -42,9 +42,10 @@ def test_phantom_and_demo_run_under_ipython_from_any_folder(tmp_path: Path) -> N
         first, second = (read(run / "grids" / f"epoch00{i}.png") for i in (1, 2))
         assert not np.array_equal(first, second)
         assert read(run / "grids" / "raw_grid.png").std() > 0
-        assert read(run / "banding.png").std() > 0
         assert f"logs/{name}/grids/epoch002.png" in demo.stdout
         assert (run / "log.txt").read_text().rstrip().endswith("the run is complete")
+    assert read(run / "comparison" / "comparison.png").std() > 0
+    assert "| pretrained, dithered" in demo.stdout
     assert "adversary: accuracy" in (run / "log.txt").read_text()
     assert (tmp_path / "logs" / "run").resolve() == run.resolve()
 

@@ -131,11 +131,16 @@ def _cell(figure: Figure, form: str) -> str:
 def _reasons(sets: Sequence[SetResult]) -> Iterator[str]:
     """A line for each reason, with the figures of a set that it keeps from being known."""
     for result in sets:
-        by_reason: dict[str, list[str]] = {}
-        for name, figure in result.overall.figures.items():
+        figures = result.overall.figures
+        prefixes: dict[str, set[str]] = {}  # region -> reasons of all its figures
+        for name, figure in figures.items():
+            reason = figure.reason if math.isnan(figure.value) else ""
+            prefixes.setdefault(name.rpartition(".")[0], set()).add(reason)
+        by_reason: dict[str, dict[str, None]] = {}
+        for name, figure in figures.items():
             if math.isnan(figure.value):
-                by_reason.setdefault(figure.reason, []).append(name)
-        for reason, names in by_reason.items():
-            # a region's figures are most often missing together
-            parts = dict.fromkeys(name.rpartition(".")[0] or name for name in names)
+                prefix = name.rpartition(".")[0]
+                together = prefix and len(prefixes[prefix]) == 1
+                by_reason.setdefault(figure.reason, {})[prefix if together else name] = None
+        for reason, parts in by_reason.items():
             yield f"- {result.name}: {', '.join(f'`{part}`' for part in parts)}: {reason}"

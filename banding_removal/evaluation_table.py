@@ -56,16 +56,11 @@ def markdown(evaluation: Evaluation) -> str:
     not known of any set is left out; the reason stands at the end.
     """
     sets = evaluation.sets
-    overall = sets[0].overall
-    single: tuple[Column, ...] = ()
-    if any(math.isnan(s.overall.figures["low_signal.contribution"].value) for s in sets):
-        single = SINGLE_COLUMNS
-    columns = COLUMNS + tuple((f"single.low_signal.{name}", t, form) for name, t, form in single)
+    single = _single_columns(sets)
+    columns = _columns(sets)
     in_regions = REGION_COLUMNS + tuple((f"single.{name}", t, form) for name, t, form in single)
-    parts = [f"# Evaluation on {overall.volumes} volumes, {overall.slices} slices"]
-    parts += [f"**Warning**, {s.name}: {warning}" for s in sets for warning in s.warnings]
     by_set = [((s.name,), s.overall.figures) for s in sets]
-    parts += [_table(("set",), columns, by_set), NOTES]
+    parts = [overview(evaluation), NOTES]
     parts += ["## Regions", _table(("set", "region"), in_regions, list(_by_region(sets)))]
     if any(not math.isnan(figures["probe.auc"].value) for _, figures in by_set):
         parts += ["## Probe", _table(("set",), PROBE_COLUMNS, by_set)]
@@ -81,6 +76,27 @@ def markdown(evaluation: Evaluation) -> str:
     if reasons:
         parts += ["## Not measurable", "\n".join(reasons)]
     return "\n\n".join(parts) + "\n"
+
+
+def overview(evaluation: Evaluation) -> str:
+    """The first table, one row a set, with warnings above it."""
+    sets = evaluation.sets
+    overall = sets[0].overall
+    parts = [f"# Evaluation on {overall.volumes} volumes, {overall.slices} slices"]
+    parts += [f"**Warning**, {s.name}: {warning}" for s in sets for warning in s.warnings]
+    parts.append(_table(("set",), _columns(sets), [((s.name,), s.overall.figures) for s in sets]))
+    return "\n\n".join(parts)
+
+
+def _columns(sets: Sequence[SetResult]) -> tuple[Column, ...]:
+    single = _single_columns(sets)
+    return COLUMNS + tuple((f"single.low_signal.{name}", t, form) for name, t, form in single)
+
+
+def _single_columns(sets: Sequence[SetResult]) -> tuple[Column, ...]:
+    """The weaker figures, where a set has nothing else."""
+    known = [s.overall.figures["low_signal.contribution"].value for s in sets]
+    return SINGLE_COLUMNS if any(math.isnan(value) for value in known) else ()
 
 
 def _by_region(sets: Sequence[SetResult]) -> Iterator[tuple[tuple[str, str], dict[str, Figure]]]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from banding_removal.assembly import build_predictor, make_loader
+from banding_removal.assembly import build_predictor
 from banding_removal.banding import banding_of_slice
 from banding_removal.banding_statistics import mean_over_volumes, summarize
 from banding_removal.checkpoint import CheckpointError, load_checkpoint
@@ -29,8 +29,8 @@ from banding_removal.image_sets import ImageSet, SliceImages, path_set, referenc
 from banding_removal.low_signal import volume_scale
 from banding_removal.metrics import VolumeQuality, hfen
 from banding_removal.training import train
-from banding_removal.validation import validate
-from data.dataset import Draw, SliceDataset
+from banding_removal.validation import Validator
+from data.dataset import SliceDataset
 from data.index import Volume, VolumeError, read_volume
 from tests.fastmri_files import write_volume
 
@@ -462,11 +462,8 @@ def test_a_checkpoint_has_the_figures_of_its_validation(settings: Settings) -> N
     dataset = SliceDataset(
         files, settings.mask_sampler(), seed=0, offsets_from_data=settings.offsets_from_data
     )
-    share = list(range(len(dataset)))
-    loader = make_loader(dataset, [[Draw(epoch=0, index=i)] for i in share], 0, CPU)
-    validation = validate(
-        predictor, loader, dataset, share, device=CPU, l1_weight=0.01, display=[], team=Team()
-    )
+    validator = Validator(dataset, display=[], device=CPU, workers=0, l1_weight=0.01, team=Team())
+    validation = validator.run(predictor)
     assert validation is not None
     for volume in result.volumes:
         expected = validation.volumes[volume.reference.name]
@@ -479,6 +476,10 @@ def test_a_checkpoint_has_the_figures_of_its_validation(settings: Settings) -> N
         for group, summary in result.groups["group"].items():
             expected_of_group = validation.figures[f"{name}/{group}"]
             assert summary.figures[name].value == pytest.approx(expected_of_group, rel=1e-12)
+    for key, name in (("banding", "contribution"), ("banding_across", "across")):
+        assert result.overall.figures[f"low_signal.{name}"].value == pytest.approx(
+            validation.figures[key], rel=1e-6, nan_ok=True
+        )
 
 
 def test_files_undersampled_by_the_scanner_have_one_orientation(

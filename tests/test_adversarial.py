@@ -30,7 +30,7 @@ def images(batch: int = 2, size: tuple[int, int] = (12, 12)) -> Tensor:
 def test_every_architecture_has_free_width_and_members(architecture: Architecture) -> None:
     adversary = build_adversary(architecture, members=2, chans=8).eval()
     logits = adversary(torch.rand(3, 3, 40, 36))
-    assert logits.shape == (3, 2)
+    assert logits.shape == ((3, 2, 3, 3) if architecture == "patch" else (3, 2))
     assert not torch.equal(logits[:, 0], logits[:, 1])
     assert not any(isinstance(module, nn.BatchNorm2d) for module in adversary.modules())
 
@@ -120,9 +120,43 @@ def test_the_penalty_is_the_squared_gradient_norm_of_the_logit() -> None:
     assert none.penalty.item() == 0
 
 
-def test_an_adversary_learns_to_see_streaks() -> None:
+class Cells(nn.Module):
+    """The same logit, that of a linear map, in each of a grid's cells."""
+
+    def __init__(self, *grid: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        weight = torch.randn(3, 12, 12, generator=generator, dtype=torch.float64)
+        self.weight = nn.Parameter(weight)
+        self.grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        logit = (x * self.weight).sum(dim=(1, 2, 3))
+        return logit.view(-1, 1, *[1] * len(self.grid)).expand(-1, 1, *self.grid)
+
+
+@pytest.mark.parametrize("target", ["uncertain", "flipped"])
+def test_a_grid_of_one_cell_is_a_single_logit_and_more_cells_are_averaged(target: str) -> None:
+    image, rotated = images(3), torch.tensor([0.0, 1.0, 1.0])
+    one, grid, single = (
+        OrientationObjective(Cells(*shape), target=target)  # type: ignore[arg-type]
+        for shape in ((1, 1), (2, 3), ())
+    )
+    expected = single.adversary_loss(image, rotated)
+    for objective, penalty in ((one, 1.0), (grid, 6.0)):  # 6: (6 equal gradients)^2 / 6 cells
+        verdict = objective.adversary_loss(image, rotated)
+        term = objective.predictor_term(image, rotated)
+        torch.testing.assert_close(term, single.predictor_term(image, rotated))
+        torch.testing.assert_close(verdict.classification, expected.classification)
+        torch.testing.assert_close(verdict.penalty, penalty * expected.penalty)
+        torch.testing.assert_close(verdict.logits, expected.logits)
+        assert verdict.accuracy == expected.accuracy
+
+
+@pytest.mark.parametrize("architecture", ["simple", "patch"])
+def test_an_adversary_learns_to_see_streaks(architecture: Architecture) -> None:
     torch.manual_seed(0)
-    objective = OrientationObjective(build_adversary("simple", chans=8), reg_param=0.01)
+    objective = OrientationObjective(build_adversary(architecture, chans=8), reg_param=0.01)
     optimizer = torch.optim.Adam(objective.adversary.parameters(), lr=3e-3)
     accuracies = []
     for _ in range(100):

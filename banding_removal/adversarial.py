@@ -64,6 +64,15 @@ class Verdict:
         """Mean logit: far from 0, the adversary always says the same."""
         return self.logits.mean()
 
+    def figures(self) -> dict[str, float]:
+        """What is logged."""
+        return {
+            "adversary_orientation": self.classification.item(),
+            "penalty": self.penalty.item(),
+            "accuracy": self.accuracy.item(),
+            "bias": self.bias.item(),
+        }
+
 
 class OrientationObjective:
     """Both players' losses around an adversary, image (B, 3, h, w) -> logits (B, members).
@@ -119,7 +128,11 @@ class OrientationObjective:
         The image is detached; arguments as in `predictor_term`. Backward must be called once, on
         `Verdict.loss`: two backwards give wrong gradients under DistributedDataParallel.
         """
-        x = adversary_input(image.detach(), rotated).requires_grad_()
+        return self.judge(upright(image, rotated), rotated)
+
+    def judge(self, image: Tensor, rotated: Tensor) -> Verdict:
+        """`adversary_loss` of images that are upright already, of whichever `rotated`."""
+        x = adversary_input(image.detach(), torch.zeros_like(rotated)).requires_grad_()
         logits = self.adversary(x)
         label = _label(rotated, logits)
         classification = F.binary_cross_entropy_with_logits(logits, label)

@@ -61,6 +61,7 @@ class Settings:
     offsets_from_data: bool = True  # acquired columns from the zeros of k-space, not the header
     redraw_masks: bool = True  # in training a new mask every time; validation's never change
     rotate_probability: float = 0.5  # transpose a training slice before it is undersampled
+    paired: bool = False  # instead: each slice upright and transposed, both in the same step
 
     # --- predictor ---
     cascades: int = 12
@@ -76,7 +77,7 @@ class Settings:
     lr_drop_factor: float = 0.1
     lr_min: float = 0.0  # the rates do not drop below this
     epoch_fraction: float = 1.0  # part of the slices in one epoch, each time the next part
-    accumulate: int = 1  # batches, of each process, whose gradients make one step
+    accumulate: int = 1  # batches (pairs), of each process, whose gradients make one step
     l1_weight: float = 0.01
     clip_grad_norm: float | None = None  # largest norm of the whole gradient; null: as it is
 
@@ -138,6 +139,11 @@ class Settings:
             self.mask_sampler()
         except ValueError as error:
             raise ConfigError(str(error)) from error
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches of each process that make one step; the two of a pair count separately."""
+        return self.accumulate * (2 if self.paired else 1)
 
     def mask_sampler(self) -> MaskSampler:
         """The sampler that the undersampling settings describe."""

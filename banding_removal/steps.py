@@ -1,7 +1,8 @@
 """One training step: the two players, their losses in two acts, their optimisers."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from banding_removal.adversarial import OrientationObjective
+from banding_removal.adversarial import OrientationObjective, upright
 from banding_removal.assembly import build_adversary_of, build_predictor
 from banding_removal.checkpoint import Checkpoint, CheckpointError, load_weights
 from banding_removal.config import Settings
@@ -91,7 +92,7 @@ def make_players(
 def train_step(
     settings: Settings, players: Players, batches: Iterable[Batch], epoch: int
 ) -> dict[str, float]:
-    """One step of both players on `accumulate` batches, and on those of all other processes.
+    """One step of both players on its batches, and on those of all other processes.
 
     Returns:
         The mean of each figure over the batches of this process, and the gradients' norms.
@@ -100,27 +101,71 @@ def train_step(
         FloatingPointError: a loss or a gradient is not finite; the batch is named.
     """
     sums: dict[str, float] = {}
-    for number, batch in enumerate(batches, start=1):
-        with ExitStack() as stack:
-            if number < settings.accumulate:
-                stack.enter_context(players.apart())
-            values = accumulate_gradients(settings, players, batch, epoch, settings.accumulate)
+    remaining = iter(batches)
+    for number in range(1, settings.accumulate + 1):
+        group = [*itertools.islice(remaining, settings.batches_per_step // settings.accumulate)]
+        last = number == settings.accumulate
+        values = accumulate_gradients(
+            settings, players, group, epoch, settings.accumulate, last=last
+        )
         sums = {key: sums.get(key, 0.0) + value for key, value in values.items()}
     means = {key: value / settings.accumulate for key, value in sums.items()}
-    return means | step_optimizers(settings, players, batch)
+    return means | step_optimizers(settings, players, group[-1])
 
 
 def accumulate_gradients(
-    settings: Settings, players: Players, batch: Batch, epoch: int, together: int
+    settings: Settings,
+    players: Players,
+    group: Sequence[Batch],
+    epoch: int,
+    together: int,
+    *,
+    last: bool = True,
 ) -> dict[str, float]:
-    """Both acts of one batch; gradients are added, divided by `together` batches.
+    """Both acts of one batch or of a pair; gradients are added, divided by `together` groups.
 
-    Act 1, the adversary held fixed: loss = (1 - SSIM) + w L1 + strength * BCE(adversary(x), 1/2).
-    Act 2, on the image as a constant: BCE(adversary(x), rotated) + gradient penalty.
+    Act 1, the adversary held fixed: loss = (1 - SSIM) + w L1 + strength * BCE(adversary(x), 1/2),
+    the mean over the batches. They go through the predictor one after the other: the two of a pair
+    differ in shape where k-space is not square.
+    Act 2, on the images as constants, all at once: BCE(adversary(x), rotated) + gradient penalty.
+
+    Args:
+        settings: of the run.
+        players: whose gradients are added to.
+        group: one batch, or the upright and the transposed one of a pair.
+        epoch: counted from 1.
+        together: groups of each process in a step.
+        last: of them; here, in the last backward, processes average their gradients.
+
+    Returns:
+        The mean of each figure.
 
     Raises:
         FloatingPointError: a loss is not finite; the batch is named.
     """
+    sums: dict[str, float] = {}
+    images = []
+    for number, batch in enumerate(group, start=1):
+        with nullcontext() if last and number == len(group) else players.apart():
+            figures, image = _first_act(settings, players, batch, epoch, together * len(group))
+        images.append(image)
+        sums = {key: sums.get(key, 0.0) + value for key, value in figures.items()}
+    values = {key: value / len(group) for key, value in sums.items()}
+    if players.objective is not None and epoch >= settings.warmup_adversary_from:
+        rotated = torch.cat([batch.rotated for batch in group])
+        standing = [upright(x, b.rotated) for x, b in zip(images, group, strict=True)]
+        with nullcontext() if last else players.apart():
+            verdict = players.objective.judge(torch.cat(standing), rotated)
+            _check_finite("adversary's loss", verdict.loss, group[-1])
+            (verdict.loss / together).backward()
+        values |= verdict.figures()
+    return values
+
+
+def _first_act(
+    settings: Settings, players: Players, batch: Batch, epoch: int, together: int
+) -> tuple[dict[str, float], Tensor]:
+    """The predictor's gradients from a batch, divided by `together`; figures and image."""
     assert batch.target is not None, "the training set is made with require_target"
     output = players.shared_predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
     loss, similarity = reconstruction_loss(
@@ -134,18 +179,7 @@ def accumulate_gradients(
         values["predictor_orientation"] = term.detach()
     _check_finite("predictor's loss", loss, batch)
     (loss / together).backward()
-
-    if players.objective is not None and epoch >= settings.warmup_adversary_from:
-        verdict = players.objective.adversary_loss(image, batch.rotated)
-        _check_finite("adversary's loss", verdict.loss, batch)
-        (verdict.loss / together).backward()
-        values |= {
-            "adversary_orientation": verdict.classification,
-            "penalty": verdict.penalty,
-            "accuracy": verdict.accuracy,
-            "bias": verdict.bias,
-        }
-    return {key: value.item() for key, value in values.items()}
+    return {key: value.item() for key, value in values.items()}, image.detach()
 
 
 def step_optimizers(settings: Settings, players: Players, batch: Batch) -> dict[str, float]:

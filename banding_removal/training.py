@@ -51,7 +51,7 @@ class Progress:
 
     epoch: int = 0
     step: int = 0
-    batches: int = 0  # of all processes
+    batches: int = 0  # of all processes, each counted once with its transposed counterpart
     sums: dict[str, float] = field(default_factory=dict)  # of the figures of this epoch's steps
     history: list[dict[str, Any]] = field(default_factory=list)  # one row an epoch
 
@@ -185,6 +185,7 @@ def _train_epochs(run: Run) -> None:
         rank=team.rank,
         ranks=team.size,
         accumulate=settings.accumulate,
+        paired=settings.paired,
     )
     loader = make_loader(run.train_set, sampler, settings.workers, run.device)
     display = choose_display_slices(run.val_set, settings.grid_slices)
@@ -260,7 +261,7 @@ def train_epoch(run: Run, loader: DataLoader[Batch], metrics: MetricsWriter | No
     feed = _Feed(loader, run.device)
     running: dict[str, float] = {}
     bar = tqdm(
-        range(len(loader) // settings.accumulate),
+        range(len(loader) // settings.batches_per_step),
         desc=f"epoch {epoch}/{settings.epochs}",
         leave=False,
         mininterval=1,
@@ -268,7 +269,7 @@ def train_epoch(run: Run, loader: DataLoader[Batch], metrics: MetricsWriter | No
     )
     for _ in bar:
         before = time.perf_counter()
-        batches = feed.take(settings.accumulate)
+        batches = feed.take(settings.batches_per_step)
         values = train_step(settings, run.players, batches, epoch)
         seconds = {"step": time.perf_counter() - before, "wait": feed.waited()}
         values |= {f"{key}_ms": 1000 * value for key, value in seconds.items()}

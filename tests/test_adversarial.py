@@ -1,18 +1,21 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from banding_removal.adversarial import OrientationObjective, adversary_input, upright
+from banding_removal.assembly import make_datasets, make_loader
 from banding_removal.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
-from banding_removal.config import Settings
+from banding_removal.config import ConfigError, Settings
 from banding_removal.steps import accumulate_gradients, make_players, step_optimizers
 from banding_removal.training import train
 from data.dataset import SliceDataset, collate
 from data.sampler import EpochSampler
 from model.classifiers import ARCHITECTURES, Architecture, build_adversary
+from tests.fastmri_files import write_volume
 from tests.test_training import assert_same_weights, read_metrics, weights_of
 
 
@@ -172,6 +175,40 @@ def test_an_adversary_learns_to_see_streaks(architecture: Architecture) -> None:
     assert sum(accuracies[-20:]) / 20 > 0.95
 
 
+def test_a_pair_is_one_slice_in_both_orientations_each_with_its_own_mask(
+    settings: Settings, train_set: SliceDataset
+) -> None:
+    sampler = EpochSampler(train_set, batch_size=1, seed=0, shuffle=True, paired=True)
+    batches = list(make_loader(train_set, sampler, 0, torch.device("cpu")))
+    assert len(batches) == 2 * len(train_set)
+    for plain, turned in zip(batches[::2], batches[1::2], strict=True):
+        assert (plain.names, plain.slices) == (turned.names, turned.slices)
+        assert (plain.rotated.item(), turned.rotated.item()) == (0, 1)
+        assert plain.target is not None and turned.target is not None
+        assert torch.equal(plain.target, turned.target.swapaxes(-2, -1))
+        height, width = plain.masked_kspace.shape[-2:]
+        assert turned.masked_kspace.shape[-2:] == (width, height)
+        for batch in (plain, turned):  # undersampled along its last axis alone
+            measured = batch.masked_kspace.abs().sum(dim=(0, 1, 2)) > 0
+            assert batch.mask.shape[-1] == len(measured)
+            assert not measured[~batch.mask.flatten()].any()
+            assert 0 < measured.sum() < 0.6 * len(measured)
+
+
+def test_pairs_need_volumes_that_the_scanner_sampled_fully(
+    stage_2: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = stage_2.data_path / "multicoil_train"
+    write_volume(folder / "measured.h5", mask=np.arange(28) % 2 == 0)
+    train_set, _ = make_datasets(replace(stage_2, paired=True))
+    assert "measured.h5" not in [volume.name for volume in train_set.volumes]
+    assert "measured.h5 was undersampled by the scanner" in caplog.text
+    for path in folder.glob("file*.h5"):
+        path.unlink()
+    with pytest.raises(ConfigError, match="paired needs training volumes"):
+        make_datasets(replace(stage_2, paired=True))
+
+
 @pytest.fixture
 def stage_2(settings: Settings) -> Settings:
     """Settings of the second stage on the toy data of stage 1."""
@@ -251,7 +288,7 @@ def test_accumulated_gradients_are_the_mean_of_single_ones(
         torch.manual_seed(0)
         players = make_players(stage_2, device)
         for i in chosen:
-            accumulate_gradients(stage_2, players, batches[i], 1, len(chosen))
+            accumulate_gradients(stage_2, players, [batches[i]], 1, len(chosen))
         assert players.adversary is not None
         networks = (players.predictor, players.adversary)
         return [w.grad for n in networks for w in n.parameters() if w.grad is not None]
@@ -268,7 +305,7 @@ def test_one_step_moves_both_players_and_leaves_no_gradient(
     assert players.adversary is not None
     before = [w.clone() for n in (players.predictor, players.adversary) for w in n.parameters()]
     batch = collate([train_set[1]])
-    accumulate_gradients(stage_2, players, batch, 1, 1)
+    accumulate_gradients(stage_2, players, [batch], 1, 1)
     step_optimizers(stage_2, players, batch)
     after = [w for n in (players.predictor, players.adversary) for w in n.parameters()]
     moved = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]

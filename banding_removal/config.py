@@ -88,8 +88,14 @@ class Settings:
     adversary_strength: float = 1.0  # weight of the orientation term in the predictor's loss
     adversary_target: Target = "uncertain"  # the predictor wants to hear 1/2, or the flipped label
     adversary_lr: float = 1e-4
+    adversary_betas: tuple[float, float] = (0.9, 0.999)  # of its Adam
     adversary_epoch_from: int = 1  # first epoch with the orientation term in the predictor's loss
+    adversary_ramp_steps: int = 0  # steps over which the strength grows to its full value
     warmup_adversary_from: int = 1  # first epoch in which the adversary is trained
+    adversary_warmup_steps: int = 0  # steps of the adversary alone, before the first epoch
+    adversary_warmup_slices: int = 96  # for these, reconstructed once by the predictor as it is
+    adversary_replay: int = 0  # pairs of reconstructions, of each process, kept for the adversary
+    adversary_replay_batch: int = 3  # of them are added to each of the adversary's batches
     reg_param: float = 0.1  # weight of the penalty on the adversary's gradient
 
     # --- what one looks at ---
@@ -108,6 +114,7 @@ class Settings:
             *("grid_every", "validate_every", "checkpoint_every", "nproc", "timeout_minutes"),
             *("lr_drop_every", "clip_grad_norm", "grid_window", "lr_drop_factor"),
             *("adversary_members", "adversary_chans", "adversary_lr", "pools"),
+            *("adversary_warmup_slices", "adversary_replay_batch"),
         )
         for name in positive:
             value = getattr(self, name)
@@ -116,6 +123,7 @@ class Settings:
         not_negative = (
             *("workers", "keep_checkpoints", "grid_slices", "l1_weight", "lr_min"),
             *("adversary_strength", "reg_param", "seed"),
+            *("adversary_ramp_steps", "adversary_warmup_steps", "adversary_replay"),
         )
         for name in not_negative:
             value = getattr(self, name)
@@ -129,6 +137,14 @@ class Settings:
                 raise ConfigError(f"{name} is a probability, got {getattr(self, name)}")
         if not 0 < self.epoch_fraction <= 1:
             raise ConfigError(f"epoch_fraction must be in (0, 1], got {self.epoch_fraction}")
+        if not all(0 <= beta < 1 for beta in self.adversary_betas):
+            raise ConfigError(f"adversary_betas must be in [0, 1), got {self.adversary_betas}")
+        if self.adversary_replay and not self.paired:
+            raise ConfigError("adversary_replay keeps pairs: it needs paired=true")
+        if self.adversary_ramp_steps and self.adversary_epoch_from > 1:
+            raise ConfigError(
+                "adversary_ramp_steps counts from the first step: it needs adversary_epoch_from=1"
+            )
         if self.resume and self.restart:
             raise ConfigError(
                 "resume goes on with a run, restart begins a new one: set one of them"

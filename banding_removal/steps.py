@@ -16,6 +16,7 @@ from banding_removal.checkpoint import Checkpoint, CheckpointError, load_weights
 from banding_removal.config import Settings
 from banding_removal.distributed import Team
 from banding_removal.losses import finite, reconstruction_loss
+from banding_removal.replay import PairStore
 from data.dataset import Batch
 from data.operators import crop_to_smaller
 from model.predictor import Predictor
@@ -31,6 +32,8 @@ class Players:
     adversary: nn.Module | None = None
     objective: OrientationObjective | None = None  # around the shared adversary
     adversary_optimizer: torch.optim.Adam | None = None
+    strength: float = 0.0  # weight of the orientation term in the predictor's loss
+    replay: PairStore | None = None
 
     @contextmanager
     def apart(self) -> Iterator[None]:
@@ -84,8 +87,11 @@ def make_players(
             team.shared(adversary), target=settings.adversary_target, reg_param=settings.reg_param
         )
         players.adversary_optimizer = torch.optim.Adam(
-            adversary.parameters(), lr=settings.adversary_lr
+            adversary.parameters(), lr=settings.adversary_lr, betas=settings.adversary_betas
         )
+        players.strength = settings.adversary_strength
+        if settings.adversary_replay > 0:
+            players.replay = PairStore(settings.adversary_replay)
     return players
 
 
@@ -127,7 +133,8 @@ def accumulate_gradients(
     Act 1, the adversary held fixed: loss = (1 - SSIM) + w L1 + strength * BCE(adversary(x), 1/2),
     the mean over the batches. They go through the predictor one after the other: the two of a pair
     differ in shape where k-space is not square.
-    Act 2, on the images as constants, all at once: BCE(adversary(x), rotated) + gradient penalty.
+    Act 2, on the images as constants, all at once, and on earlier ones where these are kept:
+    BCE(adversary(x), rotated) + gradient penalty.
 
     Args:
         settings: of the run.
@@ -154,8 +161,13 @@ def accumulate_gradients(
     if players.objective is not None and epoch >= settings.warmup_adversary_from:
         rotated = torch.cat([batch.rotated for batch in group])
         standing = [upright(x, b.rotated) for x, b in zip(images, group, strict=True)]
+        shown = torch.cat(standing)
+        if players.replay is not None:
+            earlier, labels = players.replay.draw(settings.adversary_replay_batch, like=shown)
+            shown, rotated = torch.cat([shown, earlier]), torch.cat([rotated, labels])
+            players.replay.add(torch.stack(standing, dim=1))
         with nullcontext() if last else players.apart():
-            verdict = players.objective.judge(torch.cat(standing), rotated)
+            verdict = players.objective.judge(shown, rotated)
             _check_finite("adversary's loss", verdict.loss, group[-1])
             (verdict.loss / together).backward()
         values |= verdict.figures()
@@ -175,7 +187,7 @@ def _first_act(
     image = crop_to_smaller(output, batch.target)[0]
     if players.objective is not None and epoch >= settings.adversary_epoch_from:
         term = players.objective.predictor_term(image, batch.rotated)
-        loss = loss + settings.adversary_strength * term
+        loss = loss + players.strength * term
         values["predictor_orientation"] = term.detach()
     _check_finite("predictor's loss", loss, batch)
     (loss / together).backward()
@@ -188,12 +200,12 @@ def step_optimizers(settings: Settings, players: Players, batch: Batch) -> dict[
     Raises:
         FloatingPointError: a gradient is not finite; weights are as before; the batch is named.
     """
-    norms = {"grad_norm": _clip(players.predictor, settings.clip_grad_norm)}
+    norms = {"grad_norm": clip_gradients(players.predictor, settings.clip_grad_norm)}
     judged = players.adversary is not None and any(
         weight.grad is not None for weight in players.adversary.parameters()
     )
     if players.adversary is not None and judged:
-        norms["adversary_grad_norm"] = _clip(players.adversary, settings.clip_grad_norm)
+        norms["adversary_grad_norm"] = clip_gradients(players.adversary, settings.clip_grad_norm)
     for name, norm in norms.items():
         _check_finite(name, norm, batch)
     players.optimizer.step()
@@ -212,6 +224,12 @@ def set_learning_rates(settings: Settings, players: Players, epoch: int) -> None
             group["lr"] = learning_rate(settings, epoch, base)
 
 
+def adversary_strength(settings: Settings, step: int) -> float:
+    """Weight of the orientation term in a step of the run, counted from 1."""
+    ramp = settings.adversary_ramp_steps
+    return settings.adversary_strength * (min(1.0, step / ramp) if ramp else 1.0)
+
+
 def learning_rate(settings: Settings, epoch: int, base: float) -> float:
     """Rate of an epoch, counted from 0: base, times a factor every so many epochs, not below min.
 
@@ -221,7 +239,8 @@ def learning_rate(settings: Settings, epoch: int, base: float) -> float:
     return max(base * settings.lr_drop_factor**drops, min(base, settings.lr_min))
 
 
-def _clip(network: nn.Module, limit: float | None) -> Tensor:
+def clip_gradients(network: nn.Module, limit: float | None) -> Tensor:
+    """Scale the whole gradient to a norm of at most `limit`; the norm before."""
     norm: Tensor = torch.nn.utils.clip_grad_norm_(
         network.parameters(), float("inf") if limit is None else limit
     )

@@ -10,8 +10,17 @@ from banding_removal.adversarial import OrientationObjective, adversary_input, u
 from banding_removal.assembly import make_datasets, make_loader
 from banding_removal.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
 from banding_removal.config import ConfigError, Settings
-from banding_removal.steps import accumulate_gradients, make_players, step_optimizers
+from banding_removal.distributed import Team
+from banding_removal.orientations import reconstruct_both
+from banding_removal.replay import PairStore
+from banding_removal.steps import (
+    accumulate_gradients,
+    adversary_strength,
+    make_players,
+    step_optimizers,
+)
 from banding_removal.training import train
+from banding_removal.warmup import warm_up
 from data.dataset import SliceDataset, collate
 from data.sampler import EpochSampler
 from model.classifiers import ARCHITECTURES, Architecture, build_adversary
@@ -226,6 +235,79 @@ def test_two_epochs_and_two_after_a_resume_equal_four_with_an_adversary(stage_2:
     assert all(torch.equal(a.adversary[key], b.adversary[key]) for key in a.adversary)
     for key in ("accuracy", "adversary_orientation", "predictor_orientation", "penalty"):
         assert [row[key] for row in a.history] == [row[key] for row in b.history]
+
+
+def test_a_resume_goes_on_bit_for_bit_with_warm_up_ramp_and_earlier_reconstructions(
+    stage_2: Settings,
+) -> None:
+    stage_2 = replace(
+        stage_2,
+        paired=True,
+        adversary_replay=4,
+        adversary_replay_batch=2,
+        adversary_warmup_steps=3,
+        adversary_warmup_slices=3,
+        adversary_ramp_steps=9,
+        adversary_betas=(0.5, 0.99),
+    )
+    through = train(replace(stage_2, epochs=2, name="through"))
+    half = train(replace(stage_2, epochs=1))
+    torch.manual_seed(123)  # whatever the process drew in between
+    train(replace(stage_2, epochs=2, resume=half))
+    assert_same_weights(through, half)
+    a, b = (load_checkpoint(find_checkpoint(folder)) for folder in (through, half))
+    assert a.adversary is not None and b.adversary is not None
+    assert all(torch.equal(a.adversary[key], b.adversary[key]) for key in a.adversary)
+    assert [len(pairs) for pairs in a.replay] == [4]
+    assert all(torch.equal(x, y) for x, y in zip(a.replay[0], b.replay[0], strict=True))
+    assert "warm-up" in (half / "log.txt").read_text().partition("resumed after")[0]
+    assert "warm-up" not in (half / "log.txt").read_text().partition("resumed after")[2]
+
+
+def test_the_store_keeps_the_newest_pairs_and_draws_those_of_one_size() -> None:
+    store = PairStore(3)
+    for value, size in ((0.0, 8), (1.0, 8), (2.0, 6), (3.0, 8)):
+        store.add(torch.stack([torch.full((1, 1, size, size), value + k) for k in (0, 0.5)], dim=1))
+    drawn, rotated = store.draw(5, like=torch.zeros(1, 1, 8, 8))
+    assert sorted(drawn[:, 0, 0, 0].tolist()) == [1.0, 1.5, 3.0, 3.5]
+    assert torch.equal(drawn[:, 0, 0, 0] % 1, rotated / 2)  # the label of each
+    assert store.draw(1, like=torch.zeros(1, 1, 6, 6))[0].shape == (2, 1, 6, 6)
+    assert store.draw(1, like=torch.zeros(1, 1, 7, 7))[0].shape == (0, 1, 7, 7)
+
+
+def test_the_strength_grows_over_the_ramp() -> None:
+    ramp = Settings(adversary_strength=6.0, adversary_ramp_steps=3)
+    assert [adversary_strength(ramp, step) for step in (1, 2, 3, 4)] == [2.0, 4.0, 6.0, 6.0]
+    assert adversary_strength(replace(ramp, adversary_ramp_steps=0), 1) == 6.0
+
+
+def test_the_warm_up_teaches_the_adversary_alone(
+    stage_2: Settings, train_set: SliceDataset
+) -> None:
+    stage_2 = replace(
+        stage_2,
+        adversary="patch",
+        adversary_warmup_steps=60,
+        adversary_lr=3e-3,
+        reg_param=0.01,
+        adversary_replay=4,
+        paired=True,
+    )
+    torch.manual_seed(0)
+    players = make_players(stage_2, torch.device("cpu"))
+    assert players.objective is not None and players.replay is not None
+    before = {key: value.clone() for key, value in players.predictor.state_dict().items()}
+    both = reconstruct_both(players.predictor, train_set, [0, 2, 4], torch.device("cpu"))
+    images = torch.stack([x for item in both for x in (item.along_x, item.along_y)])[:, None]
+    rotated = torch.tensor([0.0, 1.0] * 3)
+    fresh = players.objective.judge(images, rotated)
+    assert warm_up(stage_2, players, train_set, torch.device("cpu"), Team())
+    warm = players.objective.judge(images, rotated)
+    assert warm.classification < 0.5 * fresh.classification
+    assert warm.accuracy == 1
+    assert all(torch.equal(v, before[k]) for k, v in players.predictor.state_dict().items())
+    assert all(weight.grad is None for weight in players.predictor.parameters())
+    assert len(players.replay.pairs) == 4  # the newest of the six slices
 
 
 def test_stage_two_logs_what_both_players_do(stage_2: Settings) -> None:

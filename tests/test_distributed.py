@@ -120,6 +120,29 @@ def test_a_run_of_two_processes_equals_one_that_accumulates(
     assert [p.name for p in settings.logs.glob("together*")] == ["together"]
 
 
+def test_two_processes_resume_bit_for_bit_each_with_its_own_earlier_reconstructions(
+    settings: Settings,
+) -> None:
+    settings = replace(
+        settings,
+        nproc=2,
+        adversary="simple",
+        adversary_chans=8,
+        paired=True,
+        adversary_replay=4,
+        adversary_warmup_steps=2,
+    )
+    through = launch(train, replace(settings, name="through", epochs=2))
+    half = launch(train, replace(settings, name="half", epochs=1))
+    launch(train, replace(settings, epochs=2, resume=half))
+    assert_same_weights(through, half)
+    a, b = (load_checkpoint(find_checkpoint(folder)).replay for folder in (through, half))
+    assert [len(pairs) for pairs in a] == [4, 4]
+    assert not torch.equal(a[0][-1], a[1][-1])
+    for one, other in zip(a, b, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
+
+
 def test_an_error_in_one_process_ends_all_with_its_message(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -366,6 +389,19 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     rows = [row for row in read_metrics(folder) if row["kind"] == "train"]
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert not list((folder / "checkpoints").glob("*_step000003*"))
+
+
+def test_a_warm_up_that_is_stopped_is_repeated(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(settings, adversary="simple", adversary_chans=8, adversary_warmup_steps=5)
+    through = train(replace(settings, name="through"))
+    with monkeypatch.context() as patch:
+        signal_at(patch, "warm_up", 1)
+        with pytest.raises(Stopped, match="SIGTERM after step 0"):
+            launch(train, settings)
+    assert launch(train, settings).name == "toy"
+    assert_same_weights(through, settings.logs / "toy")
 
 
 def test_a_second_ctrl_c_ends_at_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,7 @@ class Settings:
     adversary_replay: int = 0  # pairs of reconstructions, of each process, kept for the adversary
     adversary_replay_batch: int = 3  # of them are added to each of the adversary's batches
     reg_param: float = 0.1  # weight of the penalty on the adversary's gradient
+    penalty_every: int = 1  # steps between penalties, which then weigh so many times as much
 
     # --- what one looks at ---
     log_every: int = 50  # steps between lines of metrics.jsonl
@@ -114,7 +115,7 @@ class Settings:
             *("grid_every", "validate_every", "checkpoint_every", "nproc", "timeout_minutes"),
             *("lr_drop_every", "clip_grad_norm", "grid_window", "lr_drop_factor"),
             *("adversary_members", "adversary_chans", "adversary_lr", "pools"),
-            *("adversary_warmup_slices", "adversary_replay_batch"),
+            *("adversary_warmup_slices", "adversary_replay_batch", "penalty_every"),
         )
         for name in positive:
             value = getattr(self, name)

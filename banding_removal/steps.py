@@ -224,10 +224,26 @@ def set_learning_rates(settings: Settings, players: Players, epoch: int) -> None
             group["lr"] = learning_rate(settings, epoch, base)
 
 
+def set_weights(settings: Settings, players: Players, step: int) -> None:
+    """The orientation term's weight and the penalty's in a step, counted from 1."""
+    if players.objective is not None:
+        players.strength = adversary_strength(settings, step)
+        players.objective.reg_param = penalty_weight(settings, step)
+
+
 def adversary_strength(settings: Settings, step: int) -> float:
     """Weight of the orientation term in a step of the run, counted from 1."""
     ramp = settings.adversary_ramp_steps
     return settings.adversary_strength * (min(1.0, step / ramp) if ramp else 1.0)
+
+
+def penalty_weight(settings: Settings, step: int) -> float:
+    """Weight of the adversary's penalty in a step, counted from 1: the same on average for any n.
+
+    The second derivatives take longer than everything else that the adversary does.
+    """
+    n = settings.penalty_every
+    return settings.reg_param * n if (step - 1) % n == 0 else 0.0
 
 
 def learning_rate(settings: Settings, epoch: int, base: float) -> float:

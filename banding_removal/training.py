@@ -37,9 +37,9 @@ from banding_removal.run_log import MetricsWriter, early_records, logging_to, pe
 from banding_removal.starting import Start, find_start, report_changes
 from banding_removal.steps import (
     Players,
-    adversary_strength,
     make_players,
     set_learning_rates,
+    set_weights,
     train_step,
 )
 from banding_removal.stopping import Stopped
@@ -295,7 +295,7 @@ def train_epoch(run: Run, loader: DataLoader[Batch], metrics: MetricsWriter | No
     for _ in bar:
         before = time.perf_counter()
         batches = feed.take(settings.batches_per_step)
-        run.players.strength = adversary_strength(settings, progress.step + 1)
+        set_weights(settings, run.players, progress.step + 1)
         values = train_step(settings, run.players, batches, epoch)
         seconds = {"step": time.perf_counter() - before, "wait": feed.waited()}
         values |= {f"{key}_ms": 1000 * value for key, value in seconds.items()}

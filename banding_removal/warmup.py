@@ -15,7 +15,7 @@ from banding_removal.distributed import Team
 from banding_removal.losses import finite
 from banding_removal.orientations import reconstruct_both
 from banding_removal.replay import PairStore
-from banding_removal.steps import Players, clip_gradients
+from banding_removal.steps import Players, clip_gradients, set_weights
 from data.dataset import SliceDataset
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ def warm_up(
     for step in range(1, settings.adversary_warmup_steps + 1):
         size = cache.pairs[int(torch.randint(len(cache.pairs), ()))]
         images, rotated = cache.draw(PAIRS, like=size.to(device))
+        set_weights(settings, players, step)
         verdict = players.objective.judge(images, rotated)
         if not finite(verdict.loss):
             raise FloatingPointError(f"adversary's loss is {verdict.loss.item()} in its warm-up")

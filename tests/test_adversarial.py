@@ -17,6 +17,7 @@ from banding_removal.steps import (
     accumulate_gradients,
     adversary_strength,
     make_players,
+    penalty_weight,
     step_optimizers,
 )
 from banding_removal.training import train
@@ -249,6 +250,7 @@ def test_a_resume_goes_on_bit_for_bit_with_warm_up_ramp_and_earlier_reconstructi
         adversary_warmup_slices=3,
         adversary_ramp_steps=9,
         adversary_betas=(0.5, 0.99),
+        penalty_every=4,
     )
     through = train(replace(stage_2, epochs=2, name="through"))
     half = train(replace(stage_2, epochs=1))
@@ -279,6 +281,12 @@ def test_the_strength_grows_over_the_ramp() -> None:
     ramp = Settings(adversary_strength=6.0, adversary_ramp_steps=3)
     assert [adversary_strength(ramp, step) for step in (1, 2, 3, 4)] == [2.0, 4.0, 6.0, 6.0]
     assert adversary_strength(replace(ramp, adversary_ramp_steps=0), 1) == 6.0
+
+
+def test_a_rarer_penalty_weighs_more() -> None:
+    rare = Settings(reg_param=0.5, penalty_every=3)
+    assert [penalty_weight(rare, step) for step in (1, 2, 3, 4)] == [1.5, 0.0, 0.0, 1.5]
+    assert [penalty_weight(replace(rare, penalty_every=1), step) for step in (1, 2)] == [0.5, 0.5]
 
 
 def test_the_warm_up_teaches_the_adversary_alone(

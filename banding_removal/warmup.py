@@ -7,6 +7,7 @@ within a few hundred cheap steps.
 
 import logging
 import time
+from collections import deque
 
 import torch
 
@@ -47,6 +48,7 @@ def warm_up(
         return False
     seconds = time.perf_counter() - begun
     log.info("warm-up of the adversary on %d slices, ready in %.0f s", len(cache.pairs), seconds)
+    recent: deque[dict[str, float]] = deque(maxlen=LOG_EVERY)
     for step in range(1, settings.adversary_warmup_steps + 1):
         size = cache.pairs[int(torch.randint(len(cache.pairs), ()))]
         images, rotated = cache.draw(PAIRS, like=size.to(device))
@@ -62,11 +64,13 @@ def warm_up(
         values = team.mean({**verdict.figures(), "stop": stop})
         if values["stop"] > 0:
             return False
+        recent.append(values)
         if step % LOG_EVERY == 0 or step == settings.adversary_warmup_steps:
+            mean = {key: sum(row[key] for row in recent) / len(recent) for key in values}
             log.info(
                 "warm-up step %d/%d: adversary's loss %.4f, penalty %.4f, accuracy %.2f",
                 *(step, settings.adversary_warmup_steps),
-                *(values["adversary_orientation"], values["penalty"], values["accuracy"]),
+                *(mean["adversary_orientation"], mean["penalty"], mean["accuracy"]),
             )
     if players.replay is not None:
         players.replay.add(cache.pairs)

@@ -48,22 +48,37 @@ def adversary_input(image: Tensor, rotated: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The adversary's loss and what it consists of; all scalars but `logits` (B, members)."""
+    """The adversary's loss and what it consists of; all scalars but `logits` (B, members).
+
+    A grid's logits are averages over its cells here.
+    """
 
     loss: Tensor  # classification + penalty: one backward for both
     classification: Tensor
     penalty: Tensor
     logits: Tensor
-    accuracy: Tensor  # of all logits
+    accuracy: Tensor  # of these logits
 
     @property
     def bias(self) -> Tensor:
         """Mean logit: far from 0, the adversary always says the same."""
         return self.logits.mean()
 
+    def figures(self) -> dict[str, float]:
+        """What is logged."""
+        return {
+            "adversary_orientation": self.classification.item(),
+            "penalty": self.penalty.item(),
+            "accuracy": self.accuracy.item(),
+            "bias": self.bias.item(),
+        }
+
 
 class OrientationObjective:
     """Both players' losses around an adversary, image (B, 3, h, w) -> logits (B, members).
+
+    The logits may also be a grid, (B, members, rows, columns): each cell says for itself which
+    orientation it sees, and the losses are means over cells. One cell is a single logit.
 
     Args:
         adversary: any classifier, wrapped for distributed training or not.
@@ -71,7 +86,8 @@ class OrientationObjective:
             `flipped`, the wrong label.
         reg_param: weight of the penalty on the squared gradient norm of the logits with respect to
             the image (Mescheder et al., "Which Training Methods for GANs do actually Converge?",
-            2018, R1, here on predictions of both labels).
+            2018, R1, here on predictions of both labels). The norm is that of the sum of the
+            logits, squared and divided by the number of cells.
     """
 
     def __init__(
@@ -82,7 +98,7 @@ class OrientationObjective:
         self.reg_param = reg_param
 
     def predictor_term(self, image: Tensor, rotated: Tensor) -> Tensor:
-        """BCE(adversary(image), target), scalar, mean over batch and members.
+        """BCE(adversary(image), target), scalar, mean over batch, members and cells.
 
         Gradients flow to the image and not to the adversary, whose weights are held fixed and
         whose distributed wrapper is left out of it.
@@ -103,7 +119,7 @@ class OrientationObjective:
         if self.target == "uncertain":
             wanted = torch.full_like(logits, 0.5)
         else:
-            wanted = (1 - rotated.to(logits))[:, None].expand_as(logits)
+            wanted = _label(1 - rotated, logits)
         return F.binary_cross_entropy_with_logits(logits, wanted)
 
     def adversary_loss(self, image: Tensor, rotated: Tensor) -> Verdict:
@@ -112,19 +128,30 @@ class OrientationObjective:
         The image is detached; arguments as in `predictor_term`. Backward must be called once, on
         `Verdict.loss`: two backwards give wrong gradients under DistributedDataParallel.
         """
-        x = adversary_input(image.detach(), rotated).requires_grad_()
+        return self.judge(upright(image, rotated), rotated)
+
+    def judge(self, image: Tensor, rotated: Tensor) -> Verdict:
+        """`adversary_loss` of images that are upright already, of whichever `rotated`."""
+        x = adversary_input(image.detach(), torch.zeros_like(rotated)).requires_grad_()
         logits = self.adversary(x)
-        label = rotated.to(logits)[:, None].expand_as(logits)
+        label = _label(rotated, logits)
         classification = F.binary_cross_entropy_with_logits(logits, label)
         if self.reg_param > 0:
             (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
-            penalty = self.reg_param * gradient.square().sum(dim=(1, 2, 3)).mean()
+            cells = logits[0, 0].numel()
+            penalty = self.reg_param * gradient.square().sum(dim=(1, 2, 3)).mean() / cells
         else:
             penalty = torch.zeros_like(classification)
+        by_image = logits.detach().flatten(2).mean(dim=2) if logits.ndim > 2 else logits.detach()
         return Verdict(
             loss=classification + penalty,
             classification=classification.detach(),
             penalty=penalty.detach(),
-            logits=logits.detach(),
-            accuracy=((logits > 0) == (label > 0.5)).to(logits).mean(),
+            logits=by_image,
+            accuracy=((by_image > 0) == (rotated > 0.5)[:, None]).to(logits).mean(),
         )
+
+
+def _label(rotated: Tensor, logits: Tensor) -> Tensor:
+    """(B,) in the shape of the logits (B, ...)."""
+    return rotated.to(logits).view(-1, *[1] * (logits.ndim - 1)).expand_as(logits)

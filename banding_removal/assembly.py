@@ -85,8 +85,10 @@ def _datasets(
     masks = settings.mask_sampler()
     train_volumes = settings.train_filter.apply(train_volumes, settings.seed)
     val_volumes = settings.val_filter.apply(val_volumes, settings.seed)
+    if settings.paired:
+        train_volumes = _transposable(train_volumes)
     widths = {volume.width for volume in (*train_volumes, *val_volumes)}
-    if settings.rotate_probability > 0:
+    if settings.rotate_probability > 0 or settings.paired:
         widths |= {volume.height for volume in train_volumes}
     for width in sorted(widths):
         masks.check(width)
@@ -108,6 +110,24 @@ def _datasets(
             slice_range=settings.val_slices,
         ),
     )
+
+
+def _transposable(volumes: list[Volume]) -> list[Volume]:
+    """The volumes that were not undersampled by the scanner.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    kept = [volume for volume in volumes if volume.measured is None]
+    if not kept:
+        raise ConfigError(
+            "paired needs training volumes that were fully sampled: all of these were "
+            "undersampled by the scanner and cannot be transposed"
+        )
+    for volume in volumes:
+        if volume.measured is not None:
+            log.warning("left out: %s was undersampled by the scanner: no pair", volume.path)
+    return kept
 
 
 def build_predictor(

@@ -6,12 +6,12 @@ import os
 import pickle
 import re
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 FORMAT = 2
 FOLDER = "checkpoints"
@@ -41,6 +41,8 @@ class Checkpoint:
     history: list[dict[str, Any]]
     settings: dict[str, Any]
     volumes: dict[str, list[str]]  # names of the training and of the validation volumes
+    # Reconstructions that the adversary sees again, of each process; earlier files have none.
+    replay: list[list[Tensor]] = field(default_factory=list)
 
 
 def random_state() -> dict[str, Any]:
@@ -149,7 +151,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if (
         not isinstance(content, dict)
         or content.pop("format", None) != FORMAT
-        or set(content) != names
+        or set(content) | {"replay"} != names
     ):
         raise CheckpointError(f"{path} is not a checkpoint of this version of the project")
     return Checkpoint(**content)

@@ -61,6 +61,7 @@ class Settings:
     offsets_from_data: bool = True  # acquired columns from the zeros of k-space, not the header
     redraw_masks: bool = True  # in training a new mask every time; validation's never change
     rotate_probability: float = 0.5  # transpose a training slice before it is undersampled
+    paired: bool = False  # instead: each slice upright and transposed, both in the same step
 
     # --- predictor ---
     cascades: int = 12
@@ -76,7 +77,7 @@ class Settings:
     lr_drop_factor: float = 0.1
     lr_min: float = 0.0  # the rates do not drop below this
     epoch_fraction: float = 1.0  # part of the slices in one epoch, each time the next part
-    accumulate: int = 1  # batches, of each process, whose gradients make one step
+    accumulate: int = 1  # batches (pairs), of each process, whose gradients make one step
     l1_weight: float = 0.01
     clip_grad_norm: float | None = None  # largest norm of the whole gradient; null: as it is
 
@@ -87,9 +88,16 @@ class Settings:
     adversary_strength: float = 1.0  # weight of the orientation term in the predictor's loss
     adversary_target: Target = "uncertain"  # the predictor wants to hear 1/2, or the flipped label
     adversary_lr: float = 1e-4
+    adversary_betas: tuple[float, float] = (0.9, 0.999)  # of its Adam
     adversary_epoch_from: int = 1  # first epoch with the orientation term in the predictor's loss
+    adversary_ramp_steps: int = 0  # steps over which the strength grows to its full value
     warmup_adversary_from: int = 1  # first epoch in which the adversary is trained
+    adversary_warmup_steps: int = 0  # steps of the adversary alone, before the first epoch
+    adversary_warmup_slices: int = 96  # for these, reconstructed once by the predictor as it is
+    adversary_replay: int = 0  # pairs of reconstructions, of each process, kept for the adversary
+    adversary_replay_batch: int = 3  # of them are added to each of the adversary's batches
     reg_param: float = 0.1  # weight of the penalty on the adversary's gradient
+    penalty_every: int = 1  # steps between penalties, which then weigh so many times as much
 
     # --- what one looks at ---
     log_every: int = 50  # steps between lines of metrics.jsonl
@@ -107,6 +115,7 @@ class Settings:
             *("grid_every", "validate_every", "checkpoint_every", "nproc", "timeout_minutes"),
             *("lr_drop_every", "clip_grad_norm", "grid_window", "lr_drop_factor"),
             *("adversary_members", "adversary_chans", "adversary_lr", "pools"),
+            *("adversary_warmup_slices", "adversary_replay_batch", "penalty_every"),
         )
         for name in positive:
             value = getattr(self, name)
@@ -115,6 +124,7 @@ class Settings:
         not_negative = (
             *("workers", "keep_checkpoints", "grid_slices", "l1_weight", "lr_min"),
             *("adversary_strength", "reg_param", "seed"),
+            *("adversary_ramp_steps", "adversary_warmup_steps", "adversary_replay"),
         )
         for name in not_negative:
             value = getattr(self, name)
@@ -128,6 +138,14 @@ class Settings:
                 raise ConfigError(f"{name} is a probability, got {getattr(self, name)}")
         if not 0 < self.epoch_fraction <= 1:
             raise ConfigError(f"epoch_fraction must be in (0, 1], got {self.epoch_fraction}")
+        if not all(0 <= beta < 1 for beta in self.adversary_betas):
+            raise ConfigError(f"adversary_betas must be in [0, 1), got {self.adversary_betas}")
+        if self.adversary_replay and not self.paired:
+            raise ConfigError("adversary_replay keeps pairs: it needs paired=true")
+        if self.adversary_ramp_steps and self.adversary_epoch_from > 1:
+            raise ConfigError(
+                "adversary_ramp_steps counts from the first step: it needs adversary_epoch_from=1"
+            )
         if self.resume and self.restart:
             raise ConfigError(
                 "resume goes on with a run, restart begins a new one: set one of them"
@@ -138,6 +156,11 @@ class Settings:
             self.mask_sampler()
         except ValueError as error:
             raise ConfigError(str(error)) from error
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches of each process that make one step; the two of a pair count separately."""
+        return self.accumulate * (2 if self.paired else 1)
 
     def mask_sampler(self) -> MaskSampler:
         """The sampler that the undersampling settings describe."""

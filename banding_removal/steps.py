@@ -1,7 +1,8 @@
 """One training step: the two players, their losses in two acts, their optimisers."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from banding_removal.adversarial import OrientationObjective
+from banding_removal.adversarial import OrientationObjective, upright
 from banding_removal.assembly import build_adversary_of, build_predictor
 from banding_removal.checkpoint import Checkpoint, CheckpointError, load_weights
 from banding_removal.config import Settings
 from banding_removal.distributed import Team
 from banding_removal.losses import finite, reconstruction_loss
+from banding_removal.replay import PairStore
 from data.dataset import Batch
 from data.operators import crop_to_smaller
 from model.predictor import Predictor
@@ -30,6 +32,8 @@ class Players:
     adversary: nn.Module | None = None
     objective: OrientationObjective | None = None  # around the shared adversary
     adversary_optimizer: torch.optim.Adam | None = None
+    strength: float = 0.0  # weight of the orientation term in the predictor's loss
+    replay: PairStore | None = None
 
     @contextmanager
     def apart(self) -> Iterator[None]:
@@ -83,15 +87,18 @@ def make_players(
             team.shared(adversary), target=settings.adversary_target, reg_param=settings.reg_param
         )
         players.adversary_optimizer = torch.optim.Adam(
-            adversary.parameters(), lr=settings.adversary_lr
+            adversary.parameters(), lr=settings.adversary_lr, betas=settings.adversary_betas
         )
+        players.strength = settings.adversary_strength
+        if settings.adversary_replay > 0:
+            players.replay = PairStore(settings.adversary_replay)
     return players
 
 
 def train_step(
     settings: Settings, players: Players, batches: Iterable[Batch], epoch: int
 ) -> dict[str, float]:
-    """One step of both players on `accumulate` batches, and on those of all other processes.
+    """One step of both players on its batches, and on those of all other processes.
 
     Returns:
         The mean of each figure over the batches of this process, and the gradients' norms.
@@ -100,27 +107,77 @@ def train_step(
         FloatingPointError: a loss or a gradient is not finite; the batch is named.
     """
     sums: dict[str, float] = {}
-    for number, batch in enumerate(batches, start=1):
-        with ExitStack() as stack:
-            if number < settings.accumulate:
-                stack.enter_context(players.apart())
-            values = accumulate_gradients(settings, players, batch, epoch, settings.accumulate)
+    remaining = iter(batches)
+    for number in range(1, settings.accumulate + 1):
+        group = [*itertools.islice(remaining, settings.batches_per_step // settings.accumulate)]
+        last = number == settings.accumulate
+        values = accumulate_gradients(
+            settings, players, group, epoch, settings.accumulate, last=last
+        )
         sums = {key: sums.get(key, 0.0) + value for key, value in values.items()}
     means = {key: value / settings.accumulate for key, value in sums.items()}
-    return means | step_optimizers(settings, players, batch)
+    return means | step_optimizers(settings, players, group[-1])
 
 
 def accumulate_gradients(
-    settings: Settings, players: Players, batch: Batch, epoch: int, together: int
+    settings: Settings,
+    players: Players,
+    group: Sequence[Batch],
+    epoch: int,
+    together: int,
+    *,
+    last: bool = True,
 ) -> dict[str, float]:
-    """Both acts of one batch; gradients are added, divided by `together` batches.
+    """Both acts of one batch or of a pair; gradients are added, divided by `together` groups.
 
-    Act 1, the adversary held fixed: loss = (1 - SSIM) + w L1 + strength * BCE(adversary(x), 1/2).
-    Act 2, on the image as a constant: BCE(adversary(x), rotated) + gradient penalty.
+    Act 1, the adversary held fixed: loss = (1 - SSIM) + w L1 + strength * BCE(adversary(x), 1/2),
+    the mean over the batches. They go through the predictor one after the other: the two of a pair
+    differ in shape where k-space is not square.
+    Act 2, on the images as constants, all at once, and on earlier ones where these are kept:
+    BCE(adversary(x), rotated) + gradient penalty.
+
+    Args:
+        settings: of the run.
+        players: whose gradients are added to.
+        group: one batch, or the upright and the transposed one of a pair.
+        epoch: counted from 1.
+        together: groups of each process in a step.
+        last: of them; here, in the last backward, processes average their gradients.
+
+    Returns:
+        The mean of each figure.
 
     Raises:
         FloatingPointError: a loss is not finite; the batch is named.
     """
+    sums: dict[str, float] = {}
+    images = []
+    for number, batch in enumerate(group, start=1):
+        with nullcontext() if last and number == len(group) else players.apart():
+            figures, image = _first_act(settings, players, batch, epoch, together * len(group))
+        images.append(image)
+        sums = {key: sums.get(key, 0.0) + value for key, value in figures.items()}
+    values = {key: value / len(group) for key, value in sums.items()}
+    if players.objective is not None and epoch >= settings.warmup_adversary_from:
+        rotated = torch.cat([batch.rotated for batch in group])
+        standing = [upright(x, b.rotated) for x, b in zip(images, group, strict=True)]
+        shown = torch.cat(standing)
+        if players.replay is not None:
+            earlier, labels = players.replay.draw(settings.adversary_replay_batch, like=shown)
+            shown, rotated = torch.cat([shown, earlier]), torch.cat([rotated, labels])
+            players.replay.add(torch.stack(standing, dim=1))
+        with nullcontext() if last else players.apart():
+            verdict = players.objective.judge(shown, rotated)
+            _check_finite("adversary's loss", verdict.loss, group[-1])
+            (verdict.loss / together).backward()
+        values |= verdict.figures()
+    return values
+
+
+def _first_act(
+    settings: Settings, players: Players, batch: Batch, epoch: int, together: int
+) -> tuple[dict[str, float], Tensor]:
+    """The predictor's gradients from a batch, divided by `together`; figures and image."""
     assert batch.target is not None, "the training set is made with require_target"
     output = players.shared_predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
     loss, similarity = reconstruction_loss(
@@ -130,22 +187,11 @@ def accumulate_gradients(
     image = crop_to_smaller(output, batch.target)[0]
     if players.objective is not None and epoch >= settings.adversary_epoch_from:
         term = players.objective.predictor_term(image, batch.rotated)
-        loss = loss + settings.adversary_strength * term
+        loss = loss + players.strength * term
         values["predictor_orientation"] = term.detach()
     _check_finite("predictor's loss", loss, batch)
     (loss / together).backward()
-
-    if players.objective is not None and epoch >= settings.warmup_adversary_from:
-        verdict = players.objective.adversary_loss(image, batch.rotated)
-        _check_finite("adversary's loss", verdict.loss, batch)
-        (verdict.loss / together).backward()
-        values |= {
-            "adversary_orientation": verdict.classification,
-            "penalty": verdict.penalty,
-            "accuracy": verdict.accuracy,
-            "bias": verdict.bias,
-        }
-    return {key: value.item() for key, value in values.items()}
+    return {key: value.item() for key, value in values.items()}, image.detach()
 
 
 def step_optimizers(settings: Settings, players: Players, batch: Batch) -> dict[str, float]:
@@ -154,12 +200,12 @@ def step_optimizers(settings: Settings, players: Players, batch: Batch) -> dict[
     Raises:
         FloatingPointError: a gradient is not finite; weights are as before; the batch is named.
     """
-    norms = {"grad_norm": _clip(players.predictor, settings.clip_grad_norm)}
+    norms = {"grad_norm": clip_gradients(players.predictor, settings.clip_grad_norm)}
     judged = players.adversary is not None and any(
         weight.grad is not None for weight in players.adversary.parameters()
     )
     if players.adversary is not None and judged:
-        norms["adversary_grad_norm"] = _clip(players.adversary, settings.clip_grad_norm)
+        norms["adversary_grad_norm"] = clip_gradients(players.adversary, settings.clip_grad_norm)
     for name, norm in norms.items():
         _check_finite(name, norm, batch)
     players.optimizer.step()
@@ -178,6 +224,28 @@ def set_learning_rates(settings: Settings, players: Players, epoch: int) -> None
             group["lr"] = learning_rate(settings, epoch, base)
 
 
+def set_weights(settings: Settings, players: Players, step: int) -> None:
+    """The orientation term's weight and the penalty's in a step, counted from 1."""
+    if players.objective is not None:
+        players.strength = adversary_strength(settings, step)
+        players.objective.reg_param = penalty_weight(settings, step)
+
+
+def adversary_strength(settings: Settings, step: int) -> float:
+    """Weight of the orientation term in a step of the run, counted from 1."""
+    ramp = settings.adversary_ramp_steps
+    return settings.adversary_strength * (min(1.0, step / ramp) if ramp else 1.0)
+
+
+def penalty_weight(settings: Settings, step: int) -> float:
+    """Weight of the adversary's penalty in a step, counted from 1: the same on average for any n.
+
+    The second derivatives take longer than everything else that the adversary does.
+    """
+    n = settings.penalty_every
+    return settings.reg_param * n if (step - 1) % n == 0 else 0.0
+
+
 def learning_rate(settings: Settings, epoch: int, base: float) -> float:
     """Rate of an epoch, counted from 0: base, times a factor every so many epochs, not below min.
 
@@ -187,7 +255,8 @@ def learning_rate(settings: Settings, epoch: int, base: float) -> float:
     return max(base * settings.lr_drop_factor**drops, min(base, settings.lr_min))
 
 
-def _clip(network: nn.Module, limit: float | None) -> Tensor:
+def clip_gradients(network: nn.Module, limit: float | None) -> Tensor:
+    """Scale the whole gradient to a norm of at most `limit`; the norm before."""
     norm: Tensor = torch.nn.utils.clip_grad_norm_(
         network.parameters(), float("inf") if limit is None else limit
     )

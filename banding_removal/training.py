@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -34,9 +35,16 @@ from banding_removal.report import epoch_line, grid_header, history_row
 from banding_removal.run_folder import RunLock, new_run_folder, show_as_latest
 from banding_removal.run_log import MetricsWriter, early_records, logging_to, peak_memory_gb
 from banding_removal.starting import Start, find_start, report_changes
-from banding_removal.steps import Players, make_players, set_learning_rates, train_step
+from banding_removal.steps import (
+    Players,
+    make_players,
+    set_learning_rates,
+    set_weights,
+    train_step,
+)
 from banding_removal.stopping import Stopped
 from banding_removal.validation import Validator, choose_display_slices
+from banding_removal.warmup import warm_up
 from data.dataset import Batch, Draw, SliceDataset, collate
 from data.sampler import EpochSampler
 
@@ -51,7 +59,7 @@ class Progress:
 
     epoch: int = 0
     step: int = 0
-    batches: int = 0  # of all processes
+    batches: int = 0  # of all processes, each counted once with its transposed counterpart
     sums: dict[str, float] = field(default_factory=dict)  # of the figures of this epoch's steps
     history: list[dict[str, Any]] = field(default_factory=list)  # one row an epoch
 
@@ -169,6 +177,8 @@ def _introduce_resume(run: Run, start: Checkpoint) -> None:
         log.warning("nothing is left to do: set epochs to more than %d", start.epoch)
     if len(start.rng) == run.team.size:
         restore_random_state(start.rng[run.team.rank])
+        if run.players.replay is not None and start.replay:
+            run.players.replay.add(start.replay[run.team.rank])
     else:
         log.warning("%d processes now, %d before: other batches", run.team.size, len(start.rng))
 
@@ -185,6 +195,7 @@ def _train_epochs(run: Run) -> None:
         rank=team.rank,
         ranks=team.size,
         accumulate=settings.accumulate,
+        paired=settings.paired,
     )
     loader = make_loader(run.train_set, sampler, settings.workers, run.device)
     display = choose_display_slices(run.val_set, settings.grid_slices)
@@ -201,9 +212,11 @@ def _train_epochs(run: Run) -> None:
         raw = collate([run.train_set[_middle(run.train_set)]])
         write_raw_grid(folder / "grids" / "raw_grid.png", raw)
         metrics = MetricsWriter(folder, after=progress.step)
-    run.train_set.close()  # no file is open when the loaders fork
 
     try:
+        if settings.adversary_warmup_steps and progress.step == 0:
+            _warm_up(run)
+        run.train_set.close()  # no file is open when the loaders fork
         while progress.epoch < settings.epochs:
             # --- train ---
             epoch = progress.epoch + 1
@@ -248,6 +261,19 @@ def _train_epochs(run: Run) -> None:
         del loader, validator
 
 
+def _warm_up(run: Run) -> None:
+    """The adversary's start, where there is one.
+
+    Raises:
+        Stopped: asked to by a signal; it is to be repeated, from what was saved before.
+    """
+    if run.players.adversary is not None:
+        _save(run)
+        set_learning_rates(run.settings, run.players, 0)
+        if not warm_up(run.settings, run.players, run.train_set, run.device, run.team):
+            _end(run)
+
+
 def train_epoch(run: Run, loader: DataLoader[Batch], metrics: MetricsWriter | None) -> None:
     """The steps that are left of an epoch, counted in `run.progress`.
 
@@ -260,7 +286,7 @@ def train_epoch(run: Run, loader: DataLoader[Batch], metrics: MetricsWriter | No
     feed = _Feed(loader, run.device)
     running: dict[str, float] = {}
     bar = tqdm(
-        range(len(loader) // settings.accumulate),
+        range(len(loader) // settings.batches_per_step),
         desc=f"epoch {epoch}/{settings.epochs}",
         leave=False,
         mininterval=1,
@@ -268,7 +294,8 @@ def train_epoch(run: Run, loader: DataLoader[Batch], metrics: MetricsWriter | No
     )
     for _ in bar:
         before = time.perf_counter()
-        batches = feed.take(settings.accumulate)
+        batches = feed.take(settings.batches_per_step)
+        set_weights(settings, run.players, progress.step + 1)
         values = train_step(settings, run.players, batches, epoch)
         seconds = {"step": time.perf_counter() - before, "wait": feed.waited()}
         values |= {f"{key}_ms": 1000 * value for key, value in seconds.items()}
@@ -325,8 +352,10 @@ def epoch_figures(run: Run) -> dict[str, float]:
 def _save(run: Run) -> None:
     """Write a checkpoint of where the run is."""
     rng = run.team.gather(random_state())
+    kept = run.players.replay
+    replay = run.team.gather([] if kept is None else [*kept.pairs])
     if run.team.is_first:
-        checkpoint = make_checkpoint(run, rng)
+        checkpoint = make_checkpoint(run, rng, replay)
         save_checkpoint(run.folder, checkpoint, run.settings.keep_checkpoints)
 
 
@@ -337,12 +366,21 @@ def _stop(run: Run) -> NoReturn:
         Stopped: always.
     """
     _save(run)
+    _end(run)
+
+
+def _end(run: Run) -> NoReturn:
+    """End at a request, with what is saved.
+
+    Raises:
+        Stopped: always.
+    """
     names = run.team.gather(run.team.stop.signal_name)  # none leaves before the state is saved
     raise Stopped(next(name for name in names if name is not None), run.progress.step)
 
 
-def make_checkpoint(run: Run, rng: list[dict[str, Any]]) -> Checkpoint:
-    """The state of the run as plain data; `rng` has the random state of each process."""
+def make_checkpoint(run: Run, rng: list[dict[str, Any]], replay: list[list[Tensor]]) -> Checkpoint:
+    """The state of the run as plain data; `rng` and `replay` have that of each process."""
     players = run.players
     optimizer, adversary = players.adversary_optimizer, players.adversary
     return Checkpoint(
@@ -354,6 +392,7 @@ def make_checkpoint(run: Run, rng: list[dict[str, Any]]) -> Checkpoint:
         rng=rng,
         settings=plain(run.settings),
         volumes=run.volumes,
+        replay=replay,
     )
 
 

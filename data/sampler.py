@@ -3,6 +3,7 @@
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -26,6 +27,9 @@ class EpochSampler(Sampler[list[Draw]]):
     batches to a multiple of n x `accumulate`: n processes see in a step what one with
     accumulate=n sees.
 
+    With `paired`, every batch comes twice in a row, upright and then transposed. What is said above
+    of batches holds for pairs of them: they stay together in one process and in one step.
+
     Args:
         dataset: slices and their sizes.
         batch_size: of each process.
@@ -34,7 +38,8 @@ class EpochSampler(Sampler[list[Draw]]):
         fraction: of the data in an epoch.
         rank: which process this is.
         ranks: number of processes.
-        accumulate: batches of each process that make one step.
+        accumulate: batches (pairs of them) of each process that make one step.
+        paired: every slice in both orientations.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class EpochSampler(Sampler[list[Draw]]):
         rank: int = 0,
         ranks: int = 1,
         accumulate: int = 1,
+        paired: bool = False,
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
@@ -57,25 +63,33 @@ class EpochSampler(Sampler[list[Draw]]):
         self.rank = rank
         self.ranks = ranks
         self.accumulate = accumulate
+        self.paired = paired
         self.epoch = 0
-        self.start = 0  # batches of the epoch, of all processes, that have been had before
+        self.start = 0  # batches (or pairs) of the epoch, of all processes, had before
+
+    @property
+    def steps(self) -> int:
+        """Steps that are left of the epoch."""
+        batches = self.count if self.batch_size == 1 else sum(1 for _ in self._batches())
+        return -(-max(0, batches - self.start) // (self.ranks * self.accumulate))
 
     def __len__(self) -> int:
-        batches = self.count if self.batch_size == 1 else sum(1 for _ in self._batches())
-        steps = -(-max(0, batches - self.start) // (self.ranks * self.accumulate))
-        return steps * self.accumulate
+        return self.steps * self.accumulate * (2 if self.paired else 1)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         batches = list(self._batches())
         left = batches[self.start :]
-        missing = len(self) * self.ranks - len(left)
+        missing = self.steps * self.accumulate * self.ranks - len(left)
         left += itertools.islice(itertools.cycle(batches), missing)
-        yield from left[self.rank :: self.ranks]
+        for batch in left[self.rank :: self.ranks]:
+            yield batch
+            if self.paired:
+                yield [replace(draw, rotated=True) for draw in batch]
 
     def _batches(self) -> Iterator[list[Draw]]:
         waiting: dict[tuple[int, ...], list[Draw]] = defaultdict(list)
         for index in self._indices():
-            draw = Draw(epoch=self.epoch, index=index)
+            draw = Draw(epoch=self.epoch, index=index, rotated=False if self.paired else None)
             size = self.dataset.size(draw) if self.batch_size > 1 else ()
             waiting[size].append(draw)
             if len(waiting[size]) == self.batch_size:

@@ -12,7 +12,7 @@ from banding_removal.config import Settings
 from banding_removal.distributed import Team
 from banding_removal.steps import Players, make_players, train_step
 from banding_removal.validation import ValidationResult, Validator
-from data.dataset import SliceDataset, collate
+from data.dataset import Draw, SliceDataset, collate
 from data.index import VolumeError
 
 CPU = torch.device("cpu")
@@ -39,7 +39,9 @@ def gradients(settings: Settings, team: Team, indices: list[int]) -> list[Tensor
         kept.extend(w.grad.clone() for n in networks for w in n.parameters() if w.grad is not None)
 
     players.optimizer.register_step_pre_hook(keep)
-    train_step(settings, players, [collate([train_set[i]]) for i in indices], 1)
+    turns = (False, True) if settings.paired else (None,)
+    draws = [Draw(epoch=0, index=i, rotated=turn) for i in indices for turn in turns]
+    train_step(settings, players, [collate([train_set[draw]]) for draw in draws], 1)
     return kept
 
 
@@ -49,6 +51,7 @@ def everything(settings: Settings, team: Team) -> dict[str, Any]:
     shared = team.from_first(lambda: f"made by {team.rank}")
     mean = team.mean({"b": float(team.rank), "a": 10.0 * team.rank})
     stage_2 = replace(settings, adversary="simple", adversary_chans=8, reg_param=5.0)
+    paired = replace(stage_2, accumulate=2, paired=True)
     return {
         "shared": team.gather(shared),
         "mean": mean,
@@ -57,6 +60,7 @@ def everything(settings: Settings, team: Team) -> dict[str, Any]:
         "stage 1": gradients(settings, team, [team.rank]),
         "stage 2": gradients(stage_2, team, [team.rank]),
         "accumulated": gradients(replace(stage_2, accumulate=2), team, [team.rank, team.rank + 2]),
+        "paired": gradients(paired, team, [team.rank, team.rank + 2]),
         "validation": validation(settings, team),
     }
 

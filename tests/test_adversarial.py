@@ -1,18 +1,31 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from banding_removal.adversarial import OrientationObjective, adversary_input, upright
+from banding_removal.assembly import make_datasets, make_loader
 from banding_removal.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
-from banding_removal.config import Settings
-from banding_removal.steps import accumulate_gradients, make_players, step_optimizers
+from banding_removal.config import ConfigError, Settings
+from banding_removal.distributed import Team
+from banding_removal.orientations import reconstruct_both
+from banding_removal.replay import PairStore
+from banding_removal.steps import (
+    accumulate_gradients,
+    adversary_strength,
+    make_players,
+    penalty_weight,
+    step_optimizers,
+)
 from banding_removal.training import train
+from banding_removal.warmup import warm_up
 from data.dataset import SliceDataset, collate
 from data.sampler import EpochSampler
 from model.classifiers import ARCHITECTURES, Architecture, build_adversary
+from tests.fastmri_files import write_volume
 from tests.test_training import assert_same_weights, read_metrics, weights_of
 
 
@@ -30,7 +43,7 @@ def images(batch: int = 2, size: tuple[int, int] = (12, 12)) -> Tensor:
 def test_every_architecture_has_free_width_and_members(architecture: Architecture) -> None:
     adversary = build_adversary(architecture, members=2, chans=8).eval()
     logits = adversary(torch.rand(3, 3, 40, 36))
-    assert logits.shape == (3, 2)
+    assert logits.shape == ((3, 2, 3, 3) if architecture == "patch" else (3, 2))
     assert not torch.equal(logits[:, 0], logits[:, 1])
     assert not any(isinstance(module, nn.BatchNorm2d) for module in adversary.modules())
 
@@ -120,9 +133,43 @@ def test_the_penalty_is_the_squared_gradient_norm_of_the_logit() -> None:
     assert none.penalty.item() == 0
 
 
-def test_an_adversary_learns_to_see_streaks() -> None:
+class Cells(nn.Module):
+    """The same logit, that of a linear map, in each of a grid's cells."""
+
+    def __init__(self, *grid: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        weight = torch.randn(3, 12, 12, generator=generator, dtype=torch.float64)
+        self.weight = nn.Parameter(weight)
+        self.grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        logit = (x * self.weight).sum(dim=(1, 2, 3))
+        return logit.view(-1, 1, *[1] * len(self.grid)).expand(-1, 1, *self.grid)
+
+
+@pytest.mark.parametrize("target", ["uncertain", "flipped"])
+def test_a_grid_of_one_cell_is_a_single_logit_and_more_cells_are_averaged(target: str) -> None:
+    image, rotated = images(3), torch.tensor([0.0, 1.0, 1.0])
+    one, grid, single = (
+        OrientationObjective(Cells(*shape), target=target)  # type: ignore[arg-type]
+        for shape in ((1, 1), (2, 3), ())
+    )
+    expected = single.adversary_loss(image, rotated)
+    for objective, penalty in ((one, 1.0), (grid, 6.0)):  # 6: (6 equal gradients)^2 / 6 cells
+        verdict = objective.adversary_loss(image, rotated)
+        term = objective.predictor_term(image, rotated)
+        torch.testing.assert_close(term, single.predictor_term(image, rotated))
+        torch.testing.assert_close(verdict.classification, expected.classification)
+        torch.testing.assert_close(verdict.penalty, penalty * expected.penalty)
+        torch.testing.assert_close(verdict.logits, expected.logits)
+        assert verdict.accuracy == expected.accuracy
+
+
+@pytest.mark.parametrize("architecture", ["simple", "patch"])
+def test_an_adversary_learns_to_see_streaks(architecture: Architecture) -> None:
     torch.manual_seed(0)
-    objective = OrientationObjective(build_adversary("simple", chans=8), reg_param=0.01)
+    objective = OrientationObjective(build_adversary(architecture, chans=8), reg_param=0.01)
     optimizer = torch.optim.Adam(objective.adversary.parameters(), lr=3e-3)
     accuracies = []
     for _ in range(100):
@@ -136,6 +183,40 @@ def test_an_adversary_learns_to_see_streaks() -> None:
         accuracies.append(verdict.accuracy.item())
     assert sum(accuracies[:5]) / 5 < 0.8
     assert sum(accuracies[-20:]) / 20 > 0.95
+
+
+def test_a_pair_is_one_slice_in_both_orientations_each_with_its_own_mask(
+    settings: Settings, train_set: SliceDataset
+) -> None:
+    sampler = EpochSampler(train_set, batch_size=1, seed=0, shuffle=True, paired=True)
+    batches = list(make_loader(train_set, sampler, 0, torch.device("cpu")))
+    assert len(batches) == 2 * len(train_set)
+    for plain, turned in zip(batches[::2], batches[1::2], strict=True):
+        assert (plain.names, plain.slices) == (turned.names, turned.slices)
+        assert (plain.rotated.item(), turned.rotated.item()) == (0, 1)
+        assert plain.target is not None and turned.target is not None
+        assert torch.equal(plain.target, turned.target.swapaxes(-2, -1))
+        height, width = plain.masked_kspace.shape[-2:]
+        assert turned.masked_kspace.shape[-2:] == (width, height)
+        for batch in (plain, turned):  # undersampled along its last axis alone
+            measured = batch.masked_kspace.abs().sum(dim=(0, 1, 2)) > 0
+            assert batch.mask.shape[-1] == len(measured)
+            assert not measured[~batch.mask.flatten()].any()
+            assert 0 < measured.sum() < 0.6 * len(measured)
+
+
+def test_pairs_need_volumes_that_the_scanner_sampled_fully(
+    stage_2: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = stage_2.data_path / "multicoil_train"
+    write_volume(folder / "measured.h5", mask=np.arange(28) % 2 == 0)
+    train_set, _ = make_datasets(replace(stage_2, paired=True))
+    assert "measured.h5" not in [volume.name for volume in train_set.volumes]
+    assert "measured.h5 was undersampled by the scanner" in caplog.text
+    for path in folder.glob("file*.h5"):
+        path.unlink()
+    with pytest.raises(ConfigError, match="paired needs training volumes"):
+        make_datasets(replace(stage_2, paired=True))
 
 
 @pytest.fixture
@@ -155,6 +236,86 @@ def test_two_epochs_and_two_after_a_resume_equal_four_with_an_adversary(stage_2:
     assert all(torch.equal(a.adversary[key], b.adversary[key]) for key in a.adversary)
     for key in ("accuracy", "adversary_orientation", "predictor_orientation", "penalty"):
         assert [row[key] for row in a.history] == [row[key] for row in b.history]
+
+
+def test_a_resume_goes_on_bit_for_bit_with_warm_up_ramp_and_earlier_reconstructions(
+    stage_2: Settings,
+) -> None:
+    stage_2 = replace(
+        stage_2,
+        paired=True,
+        adversary_replay=4,
+        adversary_replay_batch=2,
+        adversary_warmup_steps=3,
+        adversary_warmup_slices=3,
+        adversary_ramp_steps=9,
+        adversary_betas=(0.5, 0.99),
+        penalty_every=4,
+    )
+    through = train(replace(stage_2, epochs=2, name="through"))
+    half = train(replace(stage_2, epochs=1))
+    torch.manual_seed(123)  # whatever the process drew in between
+    train(replace(stage_2, epochs=2, resume=half))
+    assert_same_weights(through, half)
+    a, b = (load_checkpoint(find_checkpoint(folder)) for folder in (through, half))
+    assert a.adversary is not None and b.adversary is not None
+    assert all(torch.equal(a.adversary[key], b.adversary[key]) for key in a.adversary)
+    assert [len(pairs) for pairs in a.replay] == [4]
+    assert all(torch.equal(x, y) for x, y in zip(a.replay[0], b.replay[0], strict=True))
+    assert "warm-up" in (half / "log.txt").read_text().partition("resumed after")[0]
+    assert "warm-up" not in (half / "log.txt").read_text().partition("resumed after")[2]
+
+
+def test_the_store_keeps_the_newest_pairs_and_draws_those_of_one_size() -> None:
+    store = PairStore(3)
+    for value, size in ((0.0, 8), (1.0, 8), (2.0, 6), (3.0, 8)):
+        store.add(torch.stack([torch.full((1, 1, size, size), value + k) for k in (0, 0.5)], dim=1))
+    drawn, rotated = store.draw(5, like=torch.zeros(1, 1, 8, 8))
+    assert sorted(drawn[:, 0, 0, 0].tolist()) == [1.0, 1.5, 3.0, 3.5]
+    assert torch.equal(drawn[:, 0, 0, 0] % 1, rotated / 2)  # the label of each
+    assert store.draw(1, like=torch.zeros(1, 1, 6, 6))[0].shape == (2, 1, 6, 6)
+    assert store.draw(1, like=torch.zeros(1, 1, 7, 7))[0].shape == (0, 1, 7, 7)
+
+
+def test_the_strength_grows_over_the_ramp() -> None:
+    ramp = Settings(adversary_strength=6.0, adversary_ramp_steps=3)
+    assert [adversary_strength(ramp, step) for step in (1, 2, 3, 4)] == [2.0, 4.0, 6.0, 6.0]
+    assert adversary_strength(replace(ramp, adversary_ramp_steps=0), 1) == 6.0
+
+
+def test_a_rarer_penalty_weighs_more() -> None:
+    rare = Settings(reg_param=0.5, penalty_every=3)
+    assert [penalty_weight(rare, step) for step in (1, 2, 3, 4)] == [1.5, 0.0, 0.0, 1.5]
+    assert [penalty_weight(replace(rare, penalty_every=1), step) for step in (1, 2)] == [0.5, 0.5]
+
+
+def test_the_warm_up_teaches_the_adversary_alone(
+    stage_2: Settings, train_set: SliceDataset
+) -> None:
+    stage_2 = replace(
+        stage_2,
+        adversary="patch",
+        adversary_warmup_steps=60,
+        adversary_lr=3e-3,
+        reg_param=0.01,
+        adversary_replay=4,
+        paired=True,
+    )
+    torch.manual_seed(0)
+    players = make_players(stage_2, torch.device("cpu"))
+    assert players.objective is not None and players.replay is not None
+    before = {key: value.clone() for key, value in players.predictor.state_dict().items()}
+    both = reconstruct_both(players.predictor, train_set, [0, 2, 4], torch.device("cpu"))
+    images = torch.stack([x for item in both for x in (item.along_x, item.along_y)])[:, None]
+    rotated = torch.tensor([0.0, 1.0] * 3)
+    fresh = players.objective.judge(images, rotated)
+    assert warm_up(stage_2, players, train_set, torch.device("cpu"), Team())
+    warm = players.objective.judge(images, rotated)
+    assert warm.classification < 0.5 * fresh.classification
+    assert warm.accuracy == 1
+    assert all(torch.equal(v, before[k]) for k, v in players.predictor.state_dict().items())
+    assert all(weight.grad is None for weight in players.predictor.parameters())
+    assert len(players.replay.pairs) == 4  # the newest of the six slices
 
 
 def test_stage_two_logs_what_both_players_do(stage_2: Settings) -> None:
@@ -217,7 +378,7 @@ def test_accumulated_gradients_are_the_mean_of_single_ones(
         torch.manual_seed(0)
         players = make_players(stage_2, device)
         for i in chosen:
-            accumulate_gradients(stage_2, players, batches[i], 1, len(chosen))
+            accumulate_gradients(stage_2, players, [batches[i]], 1, len(chosen))
         assert players.adversary is not None
         networks = (players.predictor, players.adversary)
         return [w.grad for n in networks for w in n.parameters() if w.grad is not None]
@@ -234,7 +395,7 @@ def test_one_step_moves_both_players_and_leaves_no_gradient(
     assert players.adversary is not None
     before = [w.clone() for n in (players.predictor, players.adversary) for w in n.parameters()]
     batch = collate([train_set[1]])
-    accumulate_gradients(stage_2, players, batch, 1, 1)
+    accumulate_gradients(stage_2, players, [batch], 1, 1)
     step_optimizers(stage_2, players, batch)
     after = [w for n in (players.predictor, players.adversary) for w in n.parameters()]
     moved = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]

@@ -96,6 +96,8 @@ def test_a_wrong_word_ends_with_the_reason_and_the_valid_keys(word: str, message
         "epoch_fraction=0",
         "name=..",
         "name=index",
+        "adversary_betas=[0.5,1]",
+        "adversary_replay=8",
         "accelerations=[4,8",
     ],
 )

@@ -73,6 +73,8 @@ def test_two_processes_compute_what_one_does(three_volumes: Settings) -> None:
     assert_close(result["stage 1"], mean_of(three_volumes, 0, 1))
     assert_close(result["stage 2"], mean_of(stage_2, 0, 1))
     assert_close(result["accumulated"], mean_of(stage_2, 0, 1, 2, 3))
+    paired = replace(stage_2, paired=True)
+    assert_close(result["paired"], mean_of(paired, 0, 1, 2, 3))
     free = mean_of(replace(stage_2, reg_param=0.0), 0, 1)
     with pytest.raises(AssertionError):  # the penalty is large enough to be missed
         assert_close(result["stage 2"], free)
@@ -90,10 +92,12 @@ def test_two_processes_compute_what_one_does(three_volumes: Settings) -> None:
         assert torch.equal(one.reconstruction, other.reconstruction)
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-def test_a_run_of_two_processes_equals_one_that_accumulates(settings: Settings, stage: int) -> None:
-    # 6 slices in steps of 4 batches: the last step is filled up
-    settings = replace(settings, accumulate=2, workers=1)
+@pytest.mark.parametrize(("stage", "paired"), [(1, False), (2, False), (2, True)])
+def test_a_run_of_two_processes_equals_one_that_accumulates(
+    settings: Settings, stage: int, paired: bool
+) -> None:
+    # 6 slices in steps of 4 batches (pairs): the last step is filled up
+    settings = replace(settings, accumulate=2, workers=1, paired=paired)
     if stage == 2:
         settings = replace(settings, adversary="simple", adversary_chans=8)
     alone = train(replace(settings, name="alone", accumulate=4))
@@ -117,6 +121,29 @@ def test_a_run_of_two_processes_equals_one_that_accumulates(settings: Settings, 
     assert "the run is complete" in (together / "log_rank1.txt").read_text()
     assert len([row for row in read_metrics(together) if row["kind"] == "train"]) == 4
     assert [p.name for p in settings.logs.glob("together*")] == ["together"]
+
+
+def test_two_processes_resume_bit_for_bit_each_with_its_own_earlier_reconstructions(
+    settings: Settings,
+) -> None:
+    settings = replace(
+        settings,
+        nproc=2,
+        adversary="simple",
+        adversary_chans=8,
+        paired=True,
+        adversary_replay=4,
+        adversary_warmup_steps=2,
+    )
+    through = launch(train, replace(settings, name="through", epochs=2))
+    half = launch(train, replace(settings, name="half", epochs=1))
+    launch(train, replace(settings, epochs=2, resume=half))
+    assert_same_weights(through, half)
+    a, b = (load_checkpoint(find_checkpoint(folder)).replay for folder in (through, half))
+    assert [len(pairs) for pairs in a] == [4, 4]
+    assert not torch.equal(a[0][-1], a[1][-1])
+    for one, other in zip(a, b, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
 
 
 def test_an_error_in_one_process_ends_all_with_its_message(
@@ -365,6 +392,19 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     rows = [row for row in read_metrics(folder) if row["kind"] == "train"]
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert not list((folder / "checkpoints").glob("*_step000003*"))
+
+
+def test_a_warm_up_that_is_stopped_is_repeated(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(settings, adversary="simple", adversary_chans=8, adversary_warmup_steps=5)
+    through = train(replace(settings, name="through"))
+    with monkeypatch.context() as patch:
+        signal_at(patch, "warm_up", 1)
+        with pytest.raises(Stopped, match="SIGTERM after step 0"):
+            launch(train, settings)
+    assert launch(train, settings).name == "toy"
+    assert_same_weights(through, settings.logs / "toy")
 
 
 def test_a_second_ctrl_c_ends_at_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,29 @@ def test_every_draw_comes_once_in_every_epoch(folder: Path, batch_size: int, shu
         draws = [draw for batch in epoch_of(sampler, epoch) for draw in batch]
         assert len(draws) == 18
         assert set(draws) == {Draw(epoch=epoch, index=i) for i in range(18)}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_pairs_are_whole_and_divided_among_processes_as_batches_are(
+    folder: Path, batch_size: int
+) -> None:
+    dataset = make_dataset(folder)
+    divided: list[list[Draw]] = []
+    for rank in range(2):
+        sampler = EpochSampler(
+            dataset, batch_size=batch_size, seed=0, shuffle=True, rank=rank, ranks=2, paired=True
+        )
+        sampler.start = 2
+        batches = epoch_of(sampler, 1)
+        assert len(batches) == len(sampler) == 2 * sampler.steps
+        for upright, turned in zip(batches[::2], batches[1::2], strict=True):
+            assert not any(draw.rotated for draw in upright)
+            assert turned == [replace(draw, rotated=True) for draw in upright]
+            assert len({dataset.size(draw) for draw in turned}) == 1
+        divided += batches[::2]
+    alone = EpochSampler(dataset, batch_size=batch_size, seed=0, shuffle=True, paired=True)
+    expected = [str(batch) for batch in epoch_of(alone, 1)[4::2]]
+    assert set(expected) <= {str(batch) for batch in divided}
 
 
 @pytest.mark.parametrize("shuffle", [False, True])

@@ -247,7 +247,7 @@ def test_a_loss_that_is_not_finite_names_the_slice_and_leaves_the_weights(
         players.predictor.get_parameter("cascades.0.dc_weight").fill_(float("nan"))
     before = {key: value.clone() for key, value in players.predictor.state_dict().items()}
     with pytest.raises(FloatingPointError, match=r"file0\.h5 slice 0"):
-        accumulate_gradients(settings, players, collate([train_set[0]]), 1, 1)
+        accumulate_gradients(settings, players, [collate([train_set[0]])], 1, 1)
     for key, value in players.predictor.state_dict().items():
         assert torch.equal(value, before[key]) or value.isnan().all()
 

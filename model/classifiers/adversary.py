@@ -1,4 +1,4 @@
-"""The published adversary architectures by name, and ensembles of them."""
+"""The published adversary architectures and a grid of logits by name, and ensembles of them."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,18 +10,20 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from model.classifiers.residual import ResidualClassifier, group_norm
 
-Architecture = Literal["shallow", "wide", "prev", "simple", "resnet50", "unpooled_resnet50"]
+Architecture = Literal[
+    "shallow", "wide", "prev", "simple", "resnet50", "unpooled_resnet50", "patch"
+]
 
 
 class Ensemble(nn.Module):
-    """Classifiers side by side, image (B, 3, H, W) -> logits (B, n)."""
+    """Classifiers side by side, image (B, 3, H, W) -> logits (B, n), or (B, n, h, w)."""
 
     def __init__(self, members: list[nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, n)."""
+        """(B, 3, H, W) -> (B, n), or (B, n, h, w) of a grid."""
         return torch.cat([member(x) for member in self.members], dim=1)
 
 
@@ -50,7 +52,7 @@ def _unpooled_resnet50(chans: int) -> nn.Module:
     return net
 
 
-# What to build, and its published width.
+# What to build, and its published or usual width.
 ARCHITECTURES: dict[Architecture, tuple[Callable[..., nn.Module], int]] = {
     "shallow": (partial(_two_pooled_stages, blocks=2), 64),
     "wide": (partial(_two_pooled_stages, blocks=3), 128),
@@ -78,13 +80,27 @@ ARCHITECTURES: dict[Architecture, tuple[Callable[..., nn.Module], int]] = {
     ),
     "resnet50": (_resnet50, 64),
     "unpooled_resnet50": (_unpooled_resnet50, 64),
+    # Not a published one: a logit for each square of 16 pixels. A single logit can be satisfied by
+    # streaks in one place that make up for those in another.
+    "patch": (
+        partial(
+            ResidualClassifier,
+            kernel=5,
+            stages=(1, 2),
+            pool=("max", 4),
+            pool_last=False,
+            normalize_input=False,
+            cell=4,
+        ),
+        64,
+    ),
 }
 
 
 def build_adversary(
     architecture: Architecture, *, members: int = 1, chans: int | None = None
 ) -> Ensemble:
-    """An ensemble of `members` adversaries, image (B, 3, H, W) -> logits (B, members).
+    """An ensemble of `members` adversaries, image (B, 3, H, W) -> logits (B, members[, h, w]).
 
     Args:
         architecture: one of `ARCHITECTURES`.

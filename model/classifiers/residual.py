@@ -41,10 +41,10 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualClassifier(nn.Module):
-    """Stages of residual blocks with pooling between them, then one logit.
+    """Stages of residual blocks with pooling between them, then one logit or a grid of them.
 
     [instance norm] -> conv -> stage (-> pooling -> wider stage) [-> pooling] -> global average
-    -> ReLU -> linear.
+    -> ReLU -> linear; with a grid, ReLU -> average of each cell -> linear at the end.
 
     Args:
         chans: width of the first stage; each further stage is twice as wide.
@@ -53,6 +53,7 @@ class ResidualClassifier(nn.Module):
         pool: kind and size of the pooling between stages; None: there is one stage.
         pool_last: pool after the last stage, too.
         normalize_input: instance norm (without epsilon) of the input's channels.
+        cell: a logit for each square of so many of the last stage's pixels; None: for the image.
     """
 
     def __init__(
@@ -64,9 +65,11 @@ class ResidualClassifier(nn.Module):
         pool: tuple[Literal["max", "average"], int] | None,
         pool_last: bool,
         normalize_input: bool,
+        cell: int | None = None,
     ) -> None:
         super().__init__()
         self.normalize_input = normalize_input
+        self.cell = cell
         self.stem = nn.Conv2d(IMAGE_CHANNELS, chans, kernel, padding=kernel // 2)
         layers: list[nn.Module] = []
         width = chans
@@ -84,11 +87,15 @@ class ResidualClassifier(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Image (B, 3, H, W) -> logit (B, 1)."""
+        """Image (B, 3, H, W) -> logit (B, 1), or logits (B, 1, h, w)."""
         if self.normalize_input:
             x = _instance_norm(x)
-        features = self.blocks(self.stem(x)).mean(dim=(-2, -1))
-        return self.head(F.relu(features))
+        features = self.blocks(self.stem(x))
+        if self.cell is None:
+            return self.head(F.relu(features.mean(dim=(-2, -1))))
+        # Cells that reach over the border are averages of what is within.
+        cells = F.avg_pool2d(F.relu(features), self.cell, ceil_mode=True)
+        return self.head(cells.movedim(1, -1)).movedim(-1, 1)
 
 
 def _pooling(kind: Literal["max", "average"], size: int) -> nn.Module:

@@ -45,9 +45,9 @@ PRETRAINING = Settings(
 
 # Both orientations in every step, earlier reconstructions, a grid of logits and a start ahead: with
 # one reconstruction a step and none of these, the adversary stays at chance for longer than this.
-# One run (seed 0): banding 3.3 -> 0.6 dB, excess 0.72 -> 0.37 %, streaks along the banding -1.5 ->
-# -2.5 dB and across it -4.9 -> -3.1 dB, SSIM 0.7775 -> 0.7718, NMSE 0.030 -> 0.032. A strength of 2
-# leaves -0.1 dB and 0.1 %, at SSIM 0.763 and with visible ghosts.
+# One run (seed 0): banding 3.3 -> 0.5 dB, excess 0.72 -> 0.37 %, streaks along the banding -1.5 ->
+# -2.4 dB and across it -4.9 -> -2.9 dB, SSIM 0.7775 -> 0.7743, NMSE 0.030 -> 0.031. With a strength
+# of 0.5: 0.6 dB, 0.37 %, SSIM 0.7718; of 2: -0.1 dB, 0.1 %, SSIM 0.763 and visible ghosts.
 ADVERSARIAL = replace(
     PRETRAINING,
     name="demo_adversarial",
@@ -60,7 +60,7 @@ ADVERSARIAL = replace(
     adversary_chans=12,
     adversary_lr=2e-3,
     adversary_betas=(0.5, 0.99),
-    adversary_strength=0.5,
+    adversary_strength=0.25,
     adversary_ramp_steps=60,
     adversary_warmup_steps=200,
     adversary_replay=48,

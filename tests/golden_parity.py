@@ -33,6 +33,7 @@ from model.predictor import Predictor
 from tests.fastmri_files import write_volume
 
 FOLDER = Path(__file__).parent / "golden"
+PUBLISHED = [name for name in ARCHITECTURES if name != "patch"]  # the grid is ours
 FLOAT64_TOLERANCE = 1e-9
 FLOAT32_TOLERANCE = 5e-5
 PREDICTORS = {
@@ -467,6 +468,6 @@ def all_parities() -> Iterator[Parity]:
     for name in PREDICTORS:
         for dtype in ("float64", "float32"):
             yield from predictor_parity(name, dtype)
-    for architecture in ARCHITECTURES:
+    for architecture in PUBLISHED:
         yield from adversaries_parity(architecture)
     yield from adversarial_loss_parity()

@@ -2,7 +2,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from model.classifiers import ARCHITECTURES, Architecture
+from model.classifiers import Architecture
 from tests import golden_parity
 from tests.golden_parity import PREDICTORS, Parity
 
@@ -35,6 +35,6 @@ def test_parts_equal_the_golden_numbers(compare: Callable[[], Iterator[Parity]])
     check(list(compare()))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", golden_parity.PUBLISHED)
 def test_adversaries_equal_the_golden_ones(architecture: Architecture) -> None:
     check(list(golden_parity.adversaries_parity(architecture)))

@@ -34,7 +34,12 @@ def test_phantom_and_demo_run_under_ipython_from_any_folder(tmp_path: Path) -> N
     assert made.returncode == 0, made.stderr
     assert "pretrain_dev.py" in made.stdout
 
-    words = (f"data_path={tmp_path / 'my phantom'}", f"logs={tmp_path / 'logs'}", "epochs=2")
+    words = (
+        f"data_path={tmp_path / 'my phantom'}",
+        f"logs={tmp_path / 'logs'}",
+        "epochs=2",
+        "nproc=2",
+    )
     demo = start(tmp_path, "demo.py", *words, *TOY_MODEL, "grid_zero_filled=true")
     assert demo.returncode == 0, demo.stderr
     for name in ("demo", "demo_adversarial"):
@@ -43,7 +48,8 @@ def test_phantom_and_demo_run_under_ipython_from_any_folder(tmp_path: Path) -> N
         assert not np.array_equal(first, second)
         assert read(run / "grids" / "raw_grid.png").std() > 0
         assert f"logs/{name}/grids/epoch002.png" in demo.stdout
-        assert (run / "log.txt").read_text().rstrip().endswith("the run is complete")
+        for log in ("log.txt", "log_rank1.txt"):
+            assert (run / log).read_text().rstrip().endswith("the run is complete")
     assert read(run / "comparison" / "comparison.png").std() > 0
     assert "| pretrained, dithered" in demo.stdout
     assert "adversary: accuracy" in (run / "log.txt").read_text()

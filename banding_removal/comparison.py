@@ -7,6 +7,7 @@ from pathlib import Path
 from banding_removal.assembly import choose_device
 from banding_removal.checkpoint import atomic_write
 from banding_removal.config import REPOSITORY, ConfigError
+from banding_removal.evaluate_files import choose_volumes
 from banding_removal.evaluation import Evaluation, SetResult, evaluate
 from banding_removal.evaluation_table import markdown
 from banding_removal.grids import Pixels, Row, grey, low_signal_part, write_page
@@ -21,7 +22,6 @@ from banding_removal.low_signal import low_signal_regions
 from banding_removal.measuring import cropped
 from banding_removal.remedies import blurred_across, dithered
 from data.filters import VolumeFilter
-from data.index import Volume, index_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,9 @@ def compare(settings: CompareSettings) -> Comparison:
     if not settings.sets:
         raise ConfigError("name one set or more: 'sets={pretrained: logs/pretrain}'")
     device = choose_device(settings.device)
-    files = _volumes(settings)
+    files = choose_volumes(settings)
+    count = min(len(files), settings.most_volumes or len(files))
+    files = [files[i * len(files) // count] for i in range(count)]
     references = reference_volumes(files)
     sets = []
     for name, path in settings.sets.items():
@@ -88,20 +90,6 @@ def compare(settings: CompareSettings) -> Comparison:
     write_page(picture, *_page(sets, references, evaluation, settings))
     atomic_write(table, markdown(evaluation).encode())
     return Comparison(evaluation=evaluation, picture=picture, table=table)
-
-
-def _volumes(settings: CompareSettings) -> list[Volume]:
-    files = index_folder(settings.volumes, cache_folder=settings.logs / "index")
-    try:
-        files = settings.filter.apply(files, settings.seed)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    count = min(len(files), settings.most_volumes or len(files))
-    files = [files[i * len(files) // count] for i in range(count)]
-    kept = [file for file in files if range(file.slices)[slice(*settings.slices)]]
-    if not kept:
-        raise ConfigError(f"slices {settings.slices} leave nothing of {len(files)} volumes")
-    return kept
 
 
 def _remedies(

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from banding_removal.assembly import choose_device
 from banding_removal.config import REPOSITORY, ConfigError, plain
@@ -13,6 +14,30 @@ from data.filters import VolumeFilter
 from data.index import Volume, index_folder
 
 log = logging.getLogger(__name__)
+
+
+class VolumeChoice(Protocol):
+    """What `choose_volumes` reads in settings."""
+
+    @property
+    def volumes(self) -> Path:
+        """Folder of files with targets."""
+
+    @property
+    def filter(self) -> VolumeFilter:
+        """Conditions on them."""
+
+    @property
+    def slices(self) -> tuple[int | None, int | None]:
+        """Of each volume, [first, stop)."""
+
+    @property
+    def logs(self) -> Path:
+        """The index is kept there."""
+
+    @property
+    def seed(self) -> int:
+        """Of a filter's random fraction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +75,7 @@ def evaluate_files(settings: EvaluateSettings) -> str:
         raise ConfigError("name one set or more: 'sets={pretrained: logs/pretrain}'")
     device = choose_device(settings.device)
     claim_output(settings.output)
-    files = _volumes(settings)
+    files = choose_volumes(settings)
     references = reference_volumes(files)
     sets = [
         path_set(name, path, files, slice_range=settings.slices, device=device)
@@ -66,8 +91,14 @@ def evaluate_files(settings: EvaluateSettings) -> str:
     return write_report(settings.output, evaluation, plain(settings))
 
 
-def _volumes(settings: EvaluateSettings) -> list[Volume]:
-    """The volumes that the settings choose, each with at least one slice."""
+def choose_volumes(settings: VolumeChoice) -> list[Volume]:
+    """The volumes that the settings choose, each with at least one slice.
+
+    Raises:
+        ConfigError: filters or slices leave nothing.
+        FileNotFoundError: the folder is missing or empty.
+        VolumeError: files in it that cannot be used; all are named.
+    """
     files = index_folder(settings.volumes, cache_folder=settings.logs / "index")
     try:
         files = settings.filter.apply(files, settings.seed)

@@ -6,13 +6,14 @@
 
 `ours` is the project's own code in float32, with or without recomputation and bfloat16; `plain` the
 formulation in benchmarks/plain.py; `fastmri` the public VarNet with as many cascades, channels and
-poolings (its U-Nets have a level more, of twice the width: the table gives the parameters). Every
-run is a process of its own, one unmeasured step and then the timed ones, and the variants take
+poolings (its U-Nets have a level more, of twice the width: the table gives the weights). Every run
+is a process of its own, one unmeasured step and then the timed ones, and the variants take
 turns. The share of each group of operators is measured apart from that. With `out` a benchmark that
 was stopped goes on where it was. For Linux.
 """
 
 import contextlib
+import ctypes
 import itertools
 import json
 import os
@@ -59,7 +60,7 @@ class Benchmark:
             unknown = [name for name in given if name not in get_args(known)]
             if unknown:
                 raise ConfigError(f"{', '.join(unknown)}: none of {', '.join(get_args(known))}")
-        if min(self.repeats, self.threads, self.steps or 1) < 1:
+        if min(self.repeats, self.threads, 1 if self.steps is None else self.steps) < 1:
             raise ConfigError("repeats, threads and steps must be positive")
 
 
@@ -98,6 +99,9 @@ def _reset_peak(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
+    with contextlib.suppress(AttributeError):  # not every C library has it
+        # What making the data left behind would take in a part of what the step needs.
+        ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):  # where that is not allowed, it is the peak since the start
         Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -127,14 +127,6 @@ def prepare(
 def _ours(
     variant: str, stage: str, size: Size, batch: Batch
 ) -> tuple[Callable[[], object], nn.Module]:
-    chosen = {
-        "precision": "bfloat16" if "bf16" in variant else "float32",
-        "recompute": "all" if "recompute" in variant else "none",
-    }
-    # Until these settings are there.
-    missing = chosen.keys() - {field.name for field in fields(Settings)}
-    if missing and set(chosen.values()) != {"float32", "none"}:
-        raise UnavailableError(f"there is no setting {' and no '.join(sorted(missing))}")
     settings = Settings(
         cascades=size.cascades,
         chans=size.chans,
@@ -144,7 +136,7 @@ def _ours(
         lr=1e-4,
         adversary="shallow" if stage == "adversarial" else None,
         adversary_chans=size.adversary_chans,
-        **{key: value for key, value in chosen.items() if key not in missing},  # type: ignore[arg-type]
+        **numerics_of(variant),
     )
     players = make_players(settings, batch.masked_kspace.device)
     predictor = players.predictor
@@ -154,6 +146,23 @@ def _ours(
             lambda one: predictor(one.masked_kspace, one.mask, one.acs_lines), batch
         ), predictor
     return lambda: train_step(settings, players, [batch], epoch=1), predictor
+
+
+def numerics_of(variant: str) -> dict[str, Any]:
+    """The settings by which the variants of `ours` differ.
+
+    Raises:
+        UnavailableError: there are no such settings yet.
+    """
+    chosen = {
+        "precision": "bfloat16" if "bf16" in variant else "float32",
+        "recompute": "all" if "recompute" in variant else "none",
+    }
+    # Until the settings are there: what they would choose for `ours` is what the code does anyway.
+    missing = chosen.keys() - {field.name for field in fields(Settings)}
+    if missing and variant != "ours":
+        raise UnavailableError(f"there is no setting {' and no '.join(sorted(missing))}")
+    return {key: value for key, value in chosen.items() if key not in missing}
 
 
 def _plain(size: Size) -> nn.Module:

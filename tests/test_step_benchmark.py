@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,11 +23,11 @@ from benchmarks.operator_groups import (
     seconds_by_group,
 )
 from benchmarks.step import Benchmark, main
-from benchmarks.step_variants import SIZES, make_batch
+from benchmarks.step_variants import SIZES, make_batch, numerics_of
 from data.dataset import Batch, Example, collate
 from data.masks import MaskSampler, seeded_by_name
 
-NETWORK = {"cascades": 2, "chans": 4, "pools": 2, "sens_chans": 2}
+NETWORK: dict[str, Any] = {"cascades": 2, "chans": 4, "pools": 2, "sens_chans": 2}
 CPU = torch.device("cpu")
 
 
@@ -59,7 +60,9 @@ def batch_of_two(height: int, width: int, coils: int = 3, target: int = 26) -> B
 def both_formulations() -> tuple[Settings, Players, plain.PlainPlayers]:
     """The project's players and plain ones with the same weights, in double precision."""
     torch.manual_seed(0)
-    settings = Settings(device="cpu", adversary="shallow", adversary_chans=6, **NETWORK)  # type: ignore[arg-type]
+    settings = Settings(
+        device="cpu", adversary="shallow", adversary_chans=6, **NETWORK, **numerics_of("ours")
+    )
     players = make_players(settings, CPU)
     assert players.adversary is not None
     for network in (players.predictor, players.adversary):
@@ -209,10 +212,15 @@ def test_the_benchmark_prints_its_table_and_goes_on_where_it_was(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "step.jsonl"
-    run = {"size": "tiny", "device": "cpu", "threads": 1, "repeats": 1, "out": out, "steps": 1}
-    main(
-        Benchmark(variants=("plain", "ours"), stages=("pretrain",), breakdown=False, **run)  # type: ignore[arg-type]
-    )
+    run: dict[str, Any] = {
+        "size": "tiny",
+        "device": "cpu",
+        "threads": 1,
+        "repeats": 1,
+        "out": out,
+        "steps": 1,
+    }
+    main(Benchmark(variants=("plain", "ours"), stages=("pretrain",), breakdown=False, **run))
     first = capsys.readouterr().out.splitlines()
     assert [line.split(" s")[0].rsplit(" ", 1)[0] for line in first[:2]] == [
         "timing 1: pretrain plain",
@@ -220,7 +228,7 @@ def test_the_benchmark_prints_its_table_and_goes_on_where_it_was(
     ]
     assert first[-2].split()[:2] == ["pretrain", "plain"]
     assert first[-1].split()[:2] == ["pretrain", "ours"]
-    main(Benchmark(variants=("plain",), stages=("pretrain",), **run))  # type: ignore[arg-type]
+    main(Benchmark(variants=("plain",), stages=("pretrain",), **run))
     again = capsys.readouterr().out.splitlines()
     assert again[0] == "breakdown 1: pretrain plain"  # the timing is there
     assert "convolution" in again[-2] and again[-1].count("%") == 8

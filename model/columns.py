@@ -54,9 +54,7 @@ class Columns:
         parts = [row.index_select(-1, index) for row, index in zip(full, self.index, strict=True)]
         if len(parts) == 1:
             return parts[0][None]
-        return torch.stack(
-            [F.pad(part, (0, self.longest - part.shape[-1])) for part in parts]
-        )
+        return torch.stack([F.pad(part, (0, self.longest - part.shape[-1])) for part in parts])
 
     def values_of(self, kspace: Tensor) -> Tensor:
         """The kept columns of (B, coil, H, W) in the units of `expand`, (B, coil, H, n).

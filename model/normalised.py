@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -39,12 +39,12 @@ def convolve(gather: Gather, weight: Tensor, bias: Tensor, *layers: Tensor) -> T
     return result
 
 
-def convolve_and_normalise(gather: Gather, weight: Tensor, bias: Tensor, *layers: Tensor) -> Tensor:
+def convolve_and_normalise(gather: Gather, layer: nn.Conv2d, *layers: Tensor) -> Tensor:
     """`convolve`, then each channel minus its mean over its standard deviation (biased).
 
-    The mean takes any bias out again: it is left out, and its gradient is zero.
+    The mean takes the layer's bias out again: it is not added, and its gradient is zero.
     """
-    result: Tensor = _Convolution.apply(gather, True, weight, bias, *layers)
+    result: Tensor = _Convolution.apply(gather, True, layer.weight, layer.bias, *layers)
     return result
 
 
@@ -136,22 +136,37 @@ def _both_gradients(
 def _standardise(z: Tensor) -> tuple[Tensor, Tensor]:
     """Instance norm in float32 at least; the values in the type of `z`, which is overwritten.
 
-    Passes of their own: PyTorch's norms are several times slower with channels last on CPUs.
+    In passes of its own: PyTorch's norms are several times slower with channels last on CPUs.
     """
     dtype = z.dtype
     z = z.to(torch.promote_types(dtype, torch.float32))
-    z -= z.mean((2, 3), keepdim=True)
-    inverse_std = (z.square().mean((2, 3), keepdim=True) + EPSILON).rsqrt()
-    z *= inverse_std
+    z -= _along_row(_channel_means(z), z)
+    inverse_std = (_channel_means(z.square()) + EPSILON).rsqrt()
+    z *= _along_row(inverse_std, z)
     return z.to(dtype), inverse_std
 
 
 def _standardise_backward(gradient: Tensor, y: Tensor, inverse_std: Tensor) -> Tensor:
     """(g - mean(g) - y mean(g y)) / std of each channel."""
     dtype = gradient.dtype
-    gradient = gradient.to(inverse_std.dtype)
-    along = (gradient * y).mean((2, 3), keepdim=True)
-    gradient = gradient - gradient.mean((2, 3), keepdim=True)
-    gradient.addcmul_(y.to(gradient.dtype), along, value=-1)
-    gradient *= inverse_std
+    gradient, y = gradient.to(inverse_std.dtype), y.to(inverse_std.dtype)
+    along = _channel_means(gradient * y)
+    gradient = gradient - _along_row(_channel_means(gradient), gradient)
+    gradient.addcmul_(y, _along_row(along, y), value=-1)
+    gradient *= _along_row(inverse_std, y)
     return gradient.to(dtype)
+
+
+def _channel_means(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, 1, 1): with channels last, over rows first, which needs no strides."""
+    batch, chans, height, width = x.shape
+    rows = x.permute(0, 2, 3, 1).reshape(batch, height, width * chans).mean(1)
+    return rows.view(batch, width, chans).mean(1)[:, :, None, None]
+
+
+def _along_row(values: Tensor, like: Tensor) -> Tensor:
+    """(B, C, 1, 1) written out along a row, (B, C, 1, W) with channels last.
+
+    Broadcasting of a few channels alone is up to ten times slower on CPUs.
+    """
+    return values.expand(-1, -1, 1, like.shape[-1]).contiguous(memory_format=torch.channels_last)

@@ -4,8 +4,8 @@ The states x_t of the paper's cascade, k-space of all coils, are not kept. With 
 
     x_{t+1} = x_t - lambda_t d_t - F S U_t(r_t),    r_t = sum over coils of conj(S) F^-1 x_t,
 
-so that x_t = y_t - F S v_t, where v_t is the sum of the refinements U so far, one image, and y_t has
-nothing outside of the measured columns:
+so that x_t = y_t - F S v_t, where v_t is the sum of the refinements U so far, one image, and y_t
+has nothing outside of the measured columns:
 
     v_0 = 0,  v_{t+1} = v_t + U_t(r_t)
     y_0 = k,  y_{t+1} = y_t - lambda_t (y_t - k - A v_t)        A = M F S
@@ -161,6 +161,7 @@ class Predictor(nn.Module):
         adjoint = reduce(y, maps, columns)
         refined = torch.zeros_like(adjoint)  # v, (B, H, W)
         for t, cascade in enumerate(self.cascades):
+            assert isinstance(cascade, Cascade)
             image = adjoint - refined
             again = self.recomputed > t + 1 and torch.is_grad_enabled()
             refinement = (
@@ -179,15 +180,27 @@ class Predictor(nn.Module):
             refined = refined + torch.where(support, refinement, 0)
         return rss_of_sum(y, refined, maps, columns)[:, None]
 
+    def kept_bytes(self, masked_kspace: Tensor, itemsize: int) -> list[int]:
+        """Bytes that each network keeps for the backward pass, about: sensitivity net, cascades.
+
+        Args:
+            masked_kspace: a batch (B, coil, H, W).
+            itemsize: bytes of a number in the U-Nets.
+        """
+        batch, coils, height, width = masked_kspace.shape
+        networks = [(batch * coils, self.sensitivity.unet)]
+        for cascade in self.cascades:
+            assert isinstance(cascade, Cascade)
+            networks.append((batch, cascade.unet))
+        return [images * unet.kept_bytes(height, width, itemsize) for images, unet in networks]
+
     def sensitivity_maps(self, masked_kspace: Tensor, mask: Tensor, acs_lines: Tensor) -> Tensor:
         """The maps that `forward` uses, of the same arguments; complex (B, coil, H, W)."""
         columns = Columns.of(mask)
         maps, _ = self._maps(columns.values_of(masked_kspace), acs_lines, columns)
         return maps * columns.image_phase(maps).conj()
 
-    def _maps(
-        self, measured: Tensor, acs_lines: Tensor, columns: Columns
-    ) -> tuple[Tensor, Tensor]:
+    def _maps(self, measured: Tensor, acs_lines: Tensor, columns: Columns) -> tuple[Tensor, Tensor]:
         """S times the columns' phase, and where any coil has a map, bool (B, H, W)."""
         center = measured * columns.gather(center_columns(acs_lines, columns.width))
         phase = columns.image_phase(measured)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from model.normalised import Gather, convolve, convolve_and_normalise
 
 PAD_MULTIPLE = 16
+AROUND = 6  # numbers per pixel that normalising and its reverse keep
 
 
 class ConvBlock(nn.Module):
@@ -25,9 +26,9 @@ class ConvBlock(nn.Module):
 
     def forward(self, gather: Gather, *layers: Tensor) -> tuple[Tensor, Tensor | None]:
         """Of `gather(*layers)`, the values (B, out, H, W) and the channels' factors of dropout."""
-        x = convolve_and_normalise(gather, self.first.weight, self.first.bias, *layers)
+        x = convolve_and_normalise(gather, self.first, *layers)
         read = partial(_activated, self._factors(x))
-        x = convolve_and_normalise(read, self.second.weight, self.second.bias, x)
+        x = convolve_and_normalise(read, self.second, x)
         return x, self._factors(x)
 
     def _factors(self, x: Tensor) -> Tensor | None:
@@ -97,20 +98,37 @@ class UNet(nn.Module):
         return convolve(partial(_activated, factors, dtype=result), *self._single_head(), x)
 
     def _single_head(self) -> tuple[Tensor, Tensor]:
-        """Weight (2, c, 1, 1) and bias (2,) of the head's convolutions, which are one linear map."""
-        first, *others = self.head
-        weight, bias = first.weight.flatten(1), first.bias
-        for layer in others:
-            matrix = layer.weight.flatten(1)
-            weight, bias = matrix @ weight, matrix @ bias + layer.bias
+        """Weight (2, c, 1, 1) and bias (2,) of the head: its convolutions are one linear map."""
+        (weight, bias), *others = [
+            (layer.weight.flatten(1), layer.bias)
+            for layer in self.head
+            if isinstance(layer, nn.Conv2d) and layer.bias is not None
+        ]
+        for matrix, offset in others:
+            weight, bias = matrix @ weight, matrix @ bias + offset
         return weight[:, :, None, None], bias
+
+    def kept_values(self) -> float:
+        """Numbers that a forward pass keeps for the backward pass, per pixel."""
+        blocks = [
+            *((block, level) for level, block in enumerate(self.down)),
+            (self.bottom, len(self.down)),
+            *((block, level) for level, block in enumerate(reversed(self.up))),
+        ]
+        kept = 2.0  # the input
+        for block, level in blocks:
+            assert isinstance(block, ConvBlock)
+            kept += 2 * block.second.out_channels / 4**level
+        return kept
 
 
 def _as_it_is(x: Tensor) -> tuple[Tensor]:
     return (x,)
 
 
-def _activated(factors: Tensor | None, x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor]:
+def _activated(
+    factors: Tensor | None, x: Tensor, dtype: torch.dtype | None = None
+) -> tuple[Tensor]:
     """ReLU and dropout."""
     x = F.relu(x)
     x = x if factors is None else x * factors
@@ -142,6 +160,17 @@ class ComplexUNet(nn.Module):
     def __init__(self, chans: int, pools: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.unet = UNet(chans, pools, dropout)
+
+    def kept_bytes(self, height: int, width: int, itemsize: int) -> int:
+        """Bytes that a forward pass of one image keeps for the backward pass, about.
+
+        Args:
+            height: of the image.
+            width: of the image.
+            itemsize: bytes of a number in the U-Net; around it, of float32.
+        """
+        pixels = (height + -height % PAD_MULTIPLE) * (width + -width % PAD_MULTIPLE)
+        return int(pixels * (itemsize * self.unet.kept_values() + 4 * AROUND))
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, H, W) complex64 or complex128, any size -> the same shape and dtype."""

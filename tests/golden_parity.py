@@ -138,7 +138,7 @@ def predictor_parity(name: str, dtype: str) -> Iterator[Parity]:
 
     sens_maps = predictor.sensitivity_maps(kspace, mask, acs_lines)
     # The first state of the cascade as published: nothing to correct, but a first refinement.
-    refinement = predictor.cascades[0].unet(reduce(kspace, sens_maps).squeeze(1))
+    refinement = predictor.cascades.get_submodule("0.unet")(reduce(kspace, sens_maps).squeeze(1))
     first = kspace - expand(refinement[:, None], sens_maps)
     output = predictor(kspace, mask, acs_lines)
     target = torch.tensor(golden["target"].astype(dtype))[None, None]

@@ -23,6 +23,7 @@ from banding_removal.steps import (
 from banding_removal.training import train
 from banding_removal.warmup import warm_up
 from data.dataset import SliceDataset, collate
+from data.operators import crop_to_smaller
 from data.sampler import EpochSampler
 from model.classifiers import ARCHITECTURES, Architecture, build_adversary
 from tests.fastmri_files import write_volume
@@ -164,6 +165,35 @@ def test_a_grid_of_one_cell_is_a_single_logit_and_more_cells_are_averaged(target
         torch.testing.assert_close(verdict.penalty, penalty * expected.penalty)
         torch.testing.assert_close(verdict.logits, expected.logits)
         assert verdict.accuracy == expected.accuracy
+
+
+@pytest.mark.parametrize("reg_param", [0.1, 0.0])
+@pytest.mark.parametrize("target", ["uncertain", "flipped"])
+@pytest.mark.parametrize(("architecture", "members"), [("shallow", 1), ("simple", 2), ("patch", 1)])
+def test_one_run_of_the_adversary_serves_both_acts(
+    architecture: Architecture, members: int, target: str, reg_param: float
+) -> None:
+    torch.manual_seed(0)
+    adversary = build_adversary(architecture, members=members, chans=4).double()
+    objective = OrientationObjective(adversary, target=target, reg_param=reg_param)  # type: ignore[arg-type]
+    rotated = torch.tensor([1.0, 0.0, 1.0])
+    results = []
+    for together in (False, True):
+        image = images(3, size=(36, 36)).requires_grad_()
+        if together:
+            term, verdict = objective.both_acts(image, rotated)
+        else:
+            term = objective.predictor_term(image, rotated)
+            verdict = objective.adversary_loss(image, rotated)
+        adversary.zero_grad()
+        verdict.loss.backward()
+        of_adversary = [weight.grad for weight in adversary.parameters()]
+        (3 * term).backward()
+        assert all(w.grad is g for w, g in zip(adversary.parameters(), of_adversary, strict=True))
+        assert image.grad is not None and image.grad.abs().sum() > 0
+        results.append([term.detach(), verdict.loss.detach(), image.grad, *of_adversary])
+    for apart, shared in zip(*results, strict=True):
+        torch.testing.assert_close(shared, apart, rtol=1e-9, atol=1e-14)
 
 
 @pytest.mark.parametrize("architecture", ["simple", "patch"])
@@ -385,6 +415,41 @@ def test_accumulated_gradients_are_the_mean_of_single_ones(
 
     for both, a, b in zip(gradients([0, 1]), gradients([0]), gradients([1]), strict=True):
         torch.testing.assert_close(both, (a + b) / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_pairs_and_earlier_ones_weigh_alike_in_the_adversarys_gradient(
+    stage_2: Settings, train_set: SliceDataset
+) -> None:
+    settings = replace(
+        stage_2, paired=True, adversary="patch", adversary_replay=3, adversary_replay_batch=2
+    )
+    sampler = EpochSampler(train_set, batch_size=1, seed=0, shuffle=True, paired=True)
+    loader = iter(make_loader(train_set, sampler, 0, torch.device("cpu")))
+    players = make_players(settings, torch.device("cpu"))
+    first, second = ([next(loader), next(loader)] for _ in range(2))
+    accumulate_gradients(settings, players, first, 1, 1)
+    assert players.replay is not None and players.adversary is not None and players.objective
+    assert len(players.replay.pairs) == 1
+    kept = players.replay.pairs[0]
+
+    with torch.no_grad():
+        shown = [
+            crop_to_smaller(players.predictor(b.masked_kspace, b.mask, b.acs_lines), b.target)[0]
+            for b in second
+        ]
+    standing = [upright(x, b.rotated) for x, b in zip(shown, second, strict=True)]
+    players.adversary.zero_grad()
+    verdict = players.objective.judge(
+        torch.cat([*standing, kept]), torch.tensor([0.0, 1.0, 0.0, 1.0])
+    )
+    verdict.loss.backward()
+    expected = [weight.grad for weight in players.adversary.parameters()]
+    players.adversary.zero_grad()
+    values = accumulate_gradients(settings, players, second, 1, 1)
+    for weight, gradient in zip(players.adversary.parameters(), expected, strict=True):
+        torch.testing.assert_close(weight.grad, gradient, rtol=1e-4, atol=1e-6)
+    for key, value in verdict.figures().items():
+        assert values[key] == pytest.approx(value, rel=1e-4, abs=1e-6)
 
 
 def test_one_step_moves_both_players_and_leaves_no_gradient(

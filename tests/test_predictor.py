@@ -116,3 +116,67 @@ def test_the_complex_unet_undoes_its_padding_and_normalisation() -> None:
 def test_impossible_unets_are_refused(chans: int, pools: int) -> None:
     with pytest.raises(ValueError, match="even width"):
         UNet(chans, pools)
+
+
+def gradients(predictor: Predictor, *inputs: torch.Tensor) -> list[torch.Tensor]:
+    predictor.zero_grad()
+    predictor(*inputs).square().sum().backward()
+    return [weight.grad for weight in predictor.parameters() if weight.grad is not None]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_recomputed_networks_give_the_same_gradients_and_keep_less(dropout: float) -> None:
+    torch.manual_seed(0)
+    predictor = Predictor(cascades=3, chans=4, pools=2, sens_chans=4, dropout=dropout)
+    kspace, mask, acs_lines = random_input(3, 48, 40, batch=2)
+    inputs = (kspace.to(torch.complex64), mask, acs_lines)
+    results, kept = [], []
+    for predictor.recomputed in range(5):
+        torch.manual_seed(1)
+        results.append(gradients(predictor, *inputs))
+        kept.append(kept_bytes(predictor, *inputs))
+    assert all(
+        torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True)
+    )
+    assert kept == sorted(kept, reverse=True) and len(set(kept)) == len(kept)
+
+
+def kept_bytes(predictor: Predictor, *inputs: torch.Tensor) -> int:
+    """Bytes of all tensors that a forward pass keeps for its backward pass."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = predictor(*inputs)
+    assert result.requires_grad
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize(("coils", "chans", "bfloat16"), [(15, 18, False), (4, 8, True)])
+def test_the_estimate_of_what_is_kept_is_near_and_not_too_low(
+    coils: int, chans: int, bfloat16: bool
+) -> None:
+    predictor = Predictor(cascades=3, chans=chans, pools=4, sens_chans=8)
+    kspace, mask, acs_lines = random_input(coils, 160, 120)
+    kspace = kspace.to(torch.complex64)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        actual = kept_bytes(predictor, kspace, mask, acs_lines)
+    estimate = sum(predictor.kept_bytes(kspace, 2 if bfloat16 else 4))
+    weights = sum(weight.nbytes for weight in predictor.parameters())
+    assert 0.8 < estimate / (actual - weights) < 1.5
+
+
+def test_under_autocast_the_image_is_near_and_float32() -> None:
+    predictor = small_predictor(torch.float32)
+    kspace, mask, acs_lines = random_input(3, 24, 20)
+    kspace = kspace.to(torch.complex64)
+    exact = predictor(kspace, mask, acs_lines)
+    with torch.autocast("cpu", torch.bfloat16):
+        lower = predictor(kspace, mask, acs_lines)
+    assert lower.dtype == torch.float32
+    difference = (lower - exact).norm() / exact.norm()
+    assert 1e-6 < difference < 0.02

@@ -320,3 +320,25 @@ def test_the_front_door_leaves_logging_as_it_was(settings: Settings) -> None:
     before = (root.level, list(root.handlers))
     train(replace(settings, epochs=1))
     assert (root.level, list(root.handlers)) == before
+
+
+def test_bfloat16_changes_little(settings: Settings) -> None:
+    folders = {
+        precision: train(replace(settings, precision=precision, name=precision))
+        for precision in ("float32", "bfloat16")
+    }
+    rows = {
+        precision: next(row for row in read_metrics(folder) if row["kind"] == "train")
+        for precision, folder in folders.items()
+    }
+    exact, lower = (rows[precision]["loss"] for precision in ("float32", "bfloat16"))
+    assert lower != exact
+    assert lower == pytest.approx(exact, rel=0.01)
+
+
+def test_recomputing_everything_changes_nothing(settings: Settings) -> None:
+    folders = [
+        train(replace(settings, recompute=recompute, name=recompute))
+        for recompute in ("none", "all")
+    ]
+    assert_same_weights(*folders)

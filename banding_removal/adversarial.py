@@ -6,13 +6,16 @@ upright reconstruction and says whether that happened. Only banding can tell it.
 
     term = objective.predictor_term(image, rotated)          # added to the predictor's loss
     verdict = objective.adversary_loss(image, rotated)       # then verdict.loss.backward() alone
+
+or, the adversary being run once for both, `term, verdict = objective.both_acts(image, rotated)`.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Target = Literal["uncertain", "flipped"]
@@ -112,15 +115,41 @@ class OrientationObjective:
         for weight in trainable:
             weight.requires_grad_(False)
         try:
-            logits = network(adversary_input(image, rotated))
+            logits = _exact(network(adversary_input(image, rotated)))
         finally:
             for weight in trainable:
                 weight.requires_grad_(True)
-        if self.target == "uncertain":
-            wanted = torch.full_like(logits, 0.5)
+        return F.binary_cross_entropy_with_logits(logits, self._wanted(logits, rotated))
+
+    def both_acts(
+        self, image: Tensor, rotated: Tensor, *, steers: bool = True
+    ) -> tuple[Tensor, Verdict]:
+        """`predictor_term` and `adversary_loss` of the same images, the adversary being run once.
+
+        The two are as if each had its own run, and may go backward in either order. With z the
+        logit of an image x, the first one's gradient is (sigmoid(z) - target) dz/dx, and dz/dx is
+        what the penalty is made of; only where there are several logits, or no penalty, it is made
+        for itself.
+
+        Args:
+            image: as in `predictor_term`.
+            rotated: as in `predictor_term`.
+            steers: false: the first term is wanted as a number, without a gradient.
+        """
+        x = adversary_input(image, rotated)
+        shown = x.detach().requires_grad_()
+        logits = _exact(self.adversary(shown))
+        wanted = self._wanted(logits, rotated)
+        term = F.binary_cross_entropy_with_logits(logits, wanted)
+        verdict, gradient = self._verdict(shown, logits, rotated)
+        if not steers:
+            return term.detach(), verdict
+        if gradient is not None and logits[0].numel() == 1:
+            factor = (torch.sigmoid(logits) - wanted).detach() / len(logits)
+            by_shown = factor.view(-1, 1, 1, 1) * gradient.detach()
         else:
-            wanted = _label(1 - rotated, logits)
-        return F.binary_cross_entropy_with_logits(logits, wanted)
+            (by_shown,) = torch.autograd.grad(term, shown, retain_graph=True)
+        return _ValueWithGradient.apply(x, term.detach(), by_shown), verdict
 
     def adversary_loss(self, image: Tensor, rotated: Tensor) -> Verdict:
         """BCE(adversary(image), rotated) + reg_param * mean over the batch of |d sum(logit)/dx|^2.
@@ -133,23 +162,51 @@ class OrientationObjective:
     def judge(self, image: Tensor, rotated: Tensor) -> Verdict:
         """`adversary_loss` of images that are upright already, of whichever `rotated`."""
         x = adversary_input(image.detach(), torch.zeros_like(rotated)).requires_grad_()
-        logits = self.adversary(x)
-        label = _label(rotated, logits)
-        classification = F.binary_cross_entropy_with_logits(logits, label)
+        return self._verdict(x, _exact(self.adversary(x)), rotated)[0]
+
+    def _verdict(self, x: Tensor, logits: Tensor, rotated: Tensor) -> tuple[Verdict, Tensor | None]:
+        """The verdict, and the gradient of the sum of the logits where it was needed."""
+        classification = F.binary_cross_entropy_with_logits(logits, _label(rotated, logits))
+        penalty, gradient = torch.zeros_like(classification), None
         if self.reg_param > 0:
             (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
             cells = logits[0, 0].numel()
             penalty = self.reg_param * gradient.square().sum(dim=(1, 2, 3)).mean() / cells
-        else:
-            penalty = torch.zeros_like(classification)
         by_image = logits.detach().flatten(2).mean(dim=2) if logits.ndim > 2 else logits.detach()
-        return Verdict(
+        verdict = Verdict(
             loss=classification + penalty,
             classification=classification.detach(),
             penalty=penalty.detach(),
             logits=by_image,
             accuracy=((by_image > 0) == (rotated > 0.5)[:, None]).to(logits).mean(),
         )
+        return verdict, gradient
+
+    def _wanted(self, logits: Tensor, rotated: Tensor) -> Tensor:
+        """Probabilities that the predictor would have the adversary say, like the logits."""
+        if self.target == "uncertain":
+            return torch.full_like(logits, 0.5)
+        return _label(1 - rotated, logits)
+
+
+class _ValueWithGradient(torch.autograd.Function):
+    """A scalar whose gradient with respect to x is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, by_x: Tensor) -> Tensor:  # noqa: ARG004
+        ctx.save_for_backward(by_x)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (by_x,) = ctx.saved_tensors
+        return gradient * by_x, None, None
+
+
+def _exact(logits: Tensor) -> Tensor:
+    """In float32 at least: losses and penalty are not made in autocast's precision."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _label(rotated: Tensor, logits: Tensor) -> Tensor:

@@ -4,10 +4,8 @@ import logging
 import os
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 
 from banding_removal.checkpoint import Checkpoint, load_weights
@@ -22,8 +20,6 @@ from model.classifiers import Ensemble, build_adversary
 from model.predictor import Predictor
 
 log = logging.getLogger(__name__)
-
-NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
 def make_datasets(settings: Settings) -> tuple[SliceDataset, SliceDataset]:
@@ -150,7 +146,7 @@ def build_predictor(
     )
     if start is not None and start_path is not None:
         load_weights(predictor, start.predictor, start_path)
-    return _laid_out(predictor, device)
+    return predictor.to(device)
 
 
 def build_adversary_of(settings: Settings, device: torch.device) -> Ensemble | None:
@@ -160,7 +156,10 @@ def build_adversary_of(settings: Settings, device: torch.device) -> Ensemble | N
     adversary = build_adversary(
         settings.adversary, members=settings.adversary_members, chans=settings.adversary_chans
     )
-    return _laid_out(adversary, device)
+    # On CPUs with channels last: for narrow ones several times faster.
+    if device.type == "cpu":
+        adversary.to(memory_format=torch.channels_last)
+    return adversary.to(device)
 
 
 def make_loader(
@@ -207,13 +206,3 @@ def choose_device(name: str, team: Team | None = None) -> torch.device:
     if device.type == "cuda" and team is not None and team.size > 1:
         return torch.device("cuda", team.local_rank)
     return device
-
-
-def _laid_out(network: NetworkT, device: torch.device) -> NetworkT:
-    """The network on its device, on CPUs with channels last.
-
-    That takes a fifth to a third off the time of a step there; values differ by rounding alone.
-    """
-    if device.type == "cpu":
-        network.to(memory_format=torch.channels_last)
-    return network.to(device)

@@ -16,6 +16,9 @@ from data.filters import VolumeFilter
 from data.masks import MaskKind, MaskSampler
 from model.classifiers import Architecture
 
+Precision = Literal["auto", "float32", "bfloat16"]
+Recompute = Literal["auto", "none", "all"]
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -79,6 +82,8 @@ class Settings:
     epoch_fraction: float = 1.0  # part of the slices in one epoch, each time the next part
     accumulate: int = 1  # batches (pairs), of each process, whose gradients make one step
     l1_weight: float = 0.01
+    precision: Precision = "auto"  # of networks in training; auto: bfloat16 on GPUs with it
+    recompute: Recompute = "auto"  # network values, in the backward pass; auto: as few as fit
     clip_grad_norm: float | None = None  # largest norm of the whole gradient; null: as it is
 
     # --- adversary (stage 2) ---

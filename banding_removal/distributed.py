@@ -59,6 +59,7 @@ class Team:
     rank: int = 0
     size: int = 1
     local_rank: int = 0  # among those on this machine
+    local_size: int = 1  # number of those
     stop: StopRequest = field(default_factory=StopRequest)
     watch: Watch | None = None
 
@@ -232,7 +233,12 @@ def _as_member(function: Callable[[SettingsT, Team], T], settings: SettingsT) ->
     """
     place = {key: _environment(key) for key in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
     local_rank = int(os.environ.get("LOCAL_RANK", place["RANK"]))
-    team = Team(rank=place["RANK"], size=place["WORLD_SIZE"], local_rank=local_rank)
+    team = Team(
+        rank=place["RANK"],
+        size=place["WORLD_SIZE"],
+        local_rank=local_rank,
+        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+    )
     on_gpu = settings.device in ("auto", "cuda") and torch.cuda.is_available()
     if on_gpu:
         if local_rank >= torch.cuda.device_count():
@@ -241,8 +247,7 @@ def _as_member(function: Callable[[SettingsT, Team], T], settings: SettingsT) ->
             )
         torch.cuda.set_device(local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // team.local_size))
     with team.stop.on_signals(), Watch(team.rank, team.size, _store(team), team.stop) as watch:
         team.watch = watch
         dist.init_process_group(

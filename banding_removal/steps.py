@@ -1,8 +1,8 @@
 """One training step: the two players, their losses in two acts, their optimisers."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from banding_removal.adversarial import OrientationObjective, upright
+from banding_removal.adversarial import OrientationObjective, Verdict, upright
 from banding_removal.assembly import build_adversary_of, build_predictor
 from banding_removal.checkpoint import Checkpoint, CheckpointError, load_weights
 from banding_removal.config import Settings
 from banding_removal.distributed import Team
 from banding_removal.losses import finite, reconstruction_loss
+from banding_removal.memory import Recomputation
+from banding_removal.precision import uses_bfloat16
 from banding_removal.replay import PairStore
 from data.dataset import Batch
 from data.operators import crop_to_smaller
@@ -29,23 +31,18 @@ class Players:
     predictor: Predictor
     shared_predictor: nn.Module  # the same, its gradients averaged over all processes
     optimizer: torch.optim.Adam
+    recomputation: Recomputation
+    bfloat16: bool = False  # in which the networks run
     adversary: nn.Module | None = None
     objective: OrientationObjective | None = None  # around the shared adversary
     adversary_optimizer: torch.optim.Adam | None = None
     strength: float = 0.0  # weight of the orientation term in the predictor's loss
     replay: PairStore | None = None
 
-    @contextmanager
-    def apart(self) -> Iterator[None]:
-        """Gradients are added in each process alone, until a batch outside of this."""
-        networks = [self.shared_predictor]
-        if self.objective is not None:
-            networks.append(self.objective.adversary)
-        with ExitStack() as stack:
-            for network in networks:
-                if isinstance(network, DistributedDataParallel):
-                    stack.enter_context(network.no_sync())
-            yield
+    def autocast(self, batch: Batch) -> torch.autocast:
+        """The context in which networks see a batch."""
+        device = batch.masked_kspace.device.type
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.bfloat16)
 
     def restore(self, checkpoint: Checkpoint, path: Path) -> None:
         """Take everything from a checkpoint of the same stage.
@@ -78,7 +75,9 @@ def make_players(
     players = Players(
         predictor=predictor,
         shared_predictor=team.shared(predictor),
-        optimizer=torch.optim.Adam(predictor.parameters(), lr=settings.lr),
+        optimizer=torch.optim.Adam(predictor.parameters(), lr=settings.lr, fused=True),
+        bfloat16=uses_bfloat16(settings, device),
+        recomputation=Recomputation(settings, predictor, team.local_size),
     )
     adversary = build_adversary_of(settings, device)
     if adversary is not None:
@@ -87,7 +86,10 @@ def make_players(
             team.shared(adversary), target=settings.adversary_target, reg_param=settings.reg_param
         )
         players.adversary_optimizer = torch.optim.Adam(
-            adversary.parameters(), lr=settings.adversary_lr, betas=settings.adversary_betas
+            adversary.parameters(),
+            lr=settings.adversary_lr,
+            betas=settings.adversary_betas,
+            fused=True,
         )
         players.strength = settings.adversary_strength
         if settings.adversary_replay > 0:
@@ -133,8 +135,9 @@ def accumulate_gradients(
     Act 1, the adversary held fixed: loss = (1 - SSIM) + w L1 + strength * BCE(adversary(x), 1/2),
     the mean over the batches. They go through the predictor one after the other: the two of a pair
     differ in shape where k-space is not square.
-    Act 2, on the images as constants, all at once, and on earlier ones where these are kept:
-    BCE(adversary(x), rotated) + gradient penalty.
+    Act 2, on the images as constants, and on earlier ones where these are kept: BCE(adversary(x),
+    rotated) + gradient penalty, the mean over all of them.
+    One run of the adversary serves both.
 
     Args:
         settings: of the run.
@@ -150,48 +153,81 @@ def accumulate_gradients(
     Raises:
         FloatingPointError: a loss is not finite; the batch is named.
     """
-    sums: dict[str, float] = {}
-    images = []
+    objective = players.objective
+    steers = objective is not None and epoch >= settings.adversary_epoch_from
+    judges = objective is not None and epoch >= settings.warmup_adversary_from
+    values: dict[str, float] = {}
+    standing: list[Tensor] = []
+    earlier, labels = torch.empty(0), torch.empty(0)
     for number, batch in enumerate(group, start=1):
-        with nullcontext() if last and number == len(group) else players.apart():
-            figures, image = _first_act(settings, players, batch, epoch, together * len(group))
-        images.append(image)
-        sums = {key: sums.get(key, 0.0) + value for key, value in figures.items()}
-    values = {key: value / len(group) for key, value in sums.items()}
-    if players.objective is not None and epoch >= settings.warmup_adversary_from:
-        rotated = torch.cat([batch.rotated for batch in group])
-        standing = [upright(x, b.rotated) for x, b in zip(images, group, strict=True)]
-        shown = torch.cat(standing)
-        if players.replay is not None:
-            earlier, labels = players.replay.draw(settings.adversary_replay_batch, like=shown)
-            shown, rotated = torch.cat([shown, earlier]), torch.cat([rotated, labels])
-            players.replay.add(torch.stack(standing, dim=1))
-        with nullcontext() if last else players.apart():
-            verdict = players.objective.judge(shown, rotated)
-            _check_finite("adversary's loss", verdict.loss, group[-1])
-            (verdict.loss / together).backward()
-        values |= verdict.figures()
+        ends = last and number == len(group)
+        with _alone(players.shared_predictor, not ends):
+            loss, figures, image = _reconstruct(settings, players, batch)
+            if judges and players.replay is not None:
+                standing.append(upright(image.detach(), batch.rotated))
+                if number == 1:
+                    count = settings.adversary_replay_batch
+                    earlier, labels = players.replay.draw(count, like=standing[0])
+            if objective is not None and judges:
+                share = len(image) / (len(image) * len(group) + len(earlier))
+                with _alone(objective.adversary, not ends or len(earlier) > 0):
+                    with players.autocast(batch):
+                        term, verdict = objective.both_acts(image, batch.rotated, steers=steers)
+                    _learn(values, verdict, share, together, batch)
+            elif objective is not None and steers:
+                with players.autocast(batch):
+                    term = objective.predictor_term(image, batch.rotated)
+            if steers:
+                figures["predictor_orientation"] = term.detach()
+                loss = loss + players.strength * term
+            _check_finite("predictor's loss", loss, batch)
+            (loss / (together * len(group))).backward()
+        _add(values, {key: value.item() for key, value in figures.items()}, 1 / len(group))
+    if objective is not None and len(earlier) > 0:
+        share = len(earlier) / (sum(len(images) for images in standing) + len(earlier))
+        with _alone(objective.adversary, not last):
+            with players.autocast(group[-1]):
+                verdict = objective.judge(earlier, labels)
+            _learn(values, verdict, share, together, group[-1])
+    if players.replay is not None and standing:
+        players.replay.add(torch.stack(standing, dim=1))
     return values
 
 
-def _first_act(
-    settings: Settings, players: Players, batch: Batch, epoch: int, together: int
-) -> tuple[dict[str, float], Tensor]:
-    """The predictor's gradients from a batch, divided by `together`; figures and image."""
+def _reconstruct(
+    settings: Settings, players: Players, batch: Batch
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """The reconstruction loss of a batch, its figures, and the image as large as the target."""
     assert batch.target is not None, "the training set is made with require_target"
-    output = players.shared_predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
+    players.recomputation.prepare(batch, bfloat16=players.bfloat16)
+    with players.autocast(batch):
+        output = players.shared_predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
     loss, similarity = reconstruction_loss(
         output, batch.target, batch.data_range, settings.l1_weight
     )
-    values = {"loss": loss.detach(), "ssim": similarity}
-    image = crop_to_smaller(output, batch.target)[0]
-    if players.objective is not None and epoch >= settings.adversary_epoch_from:
-        term = players.objective.predictor_term(image, batch.rotated)
-        loss = loss + players.strength * term
-        values["predictor_orientation"] = term.detach()
-    _check_finite("predictor's loss", loss, batch)
-    (loss / together).backward()
-    return {key: value.item() for key, value in values.items()}, image.detach()
+    figures = {"loss": loss.detach(), "ssim": similarity}
+    return loss, figures, crop_to_smaller(output, batch.target)[0]
+
+
+def _learn(
+    values: dict[str, float], verdict: Verdict, share: float, together: int, batch: Batch
+) -> None:
+    """The adversary's gradients from a part of the images, and its part of the figures."""
+    _check_finite("adversary's loss", verdict.loss, batch)
+    (verdict.loss * (share / together)).backward()
+    _add(values, verdict.figures(), share)
+
+
+def _add(values: dict[str, float], figures: dict[str, float], share: float) -> None:
+    for key, value in figures.items():
+        values[key] = values.get(key, 0.0) + share * value
+
+
+def _alone(network: nn.Module, alone: bool) -> AbstractContextManager[None]:
+    """Where `alone`, gradients are added in this process and not yet averaged over all."""
+    if alone and isinstance(network, DistributedDataParallel):
+        return network.no_sync()
+    return nullcontext()
 
 
 def step_optimizers(settings: Settings, players: Players, batch: Batch) -> dict[str, float]:

@@ -1,10 +1,32 @@
-"""The predictor: a cascade of complex U-Nets in k-space with learned sensitivity maps."""
+"""The predictor: a cascade of complex U-Nets in k-space with learned sensitivity maps.
+
+The states x_t of the paper's cascade, k-space of all coils, are not kept. With d_t = M (x_t - k)
+
+    x_{t+1} = x_t - lambda_t d_t - F S U_t(r_t),    r_t = sum over coils of conj(S) F^-1 x_t,
+
+so that x_t = y_t - F S v_t, where v_t is the sum of the refinements U so far, one image, and y_t
+has nothing outside of the measured columns:
+
+    v_0 = 0,  v_{t+1} = v_t + U_t(r_t)
+    y_0 = k,  y_{t+1} = y_t - lambda_t (y_t - k - A v_t)        A = M F S
+    r_t = A^H y_t - v_t                                         as sum over coils of |S|^2 = 1
+
+The result, RSS of F^-1 x_T, is that of F^-1 y_T - S v_T.
+"""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
-from data.operators import expand, reduce, rss, to_image
+from data.operators import COIL_AXIS
+from model.columns import Columns, expand, reduce, rss_of_sum, to_coil_images
 from model.unet import ComplexUNet
+
+# Coil images at once through the sensitivity net: on a CPU what fits into its caches.
+CPU_PIXELS_AT_ONCE = 2**18
 
 
 def center_columns(acs_lines: Tensor, width: int) -> Tensor:
@@ -26,29 +48,62 @@ class SensitivityNet(nn.Module):
         super().__init__()
         self.unet = ComplexUNet(chans, pools)
 
-    def forward(self, masked_kspace: Tensor, acs_lines: Tensor) -> Tensor:
-        """(B, coil, H, W) complex k-space and (B,) line counts -> maps like the k-space."""
-        center = masked_kspace * center_columns(acs_lines, masked_kspace.shape[-1])
-        coil_images = to_image(center)
-        maps = self.unet(coil_images.flatten(0, 1)).view_as(coil_images)
-        norm = rss(maps)
+    def forward(self, coil_images: Tensor, recompute: bool = False) -> tuple[Tensor, Tensor]:
+        """Maps from coil images of the centre, complex (B, coil, H, W).
+
+        Args:
+            coil_images: F^-1 C k.
+            recompute: keep no value of the network for the backward pass.
+
+        Returns:
+            The maps, and where there are any: bool (B, H, W), false where every coil is zero.
+        """
+        images = coil_images.flatten(0, 1)
+        parts = images.split(self._at_once(images, recompute))
+        if recompute:
+            maps = [checkpoint(self.unet, part, use_reentrant=False) for part in parts]
+        else:
+            maps = [self.unet(part) for part in parts]
+        result: tuple[Tensor, Tensor] = _Normalise.apply(torch.cat(maps).view_as(coil_images))
+        return result
+
+    def _at_once(self, images: Tensor, recompute: bool) -> int:
+        if images.device.type == "cpu":
+            return max(1, CPU_PIXELS_AT_ONCE // images[0].numel())
+        # As much as one cascade's U-Net keeps while it is made again.
+        return 2 if recompute else len(images)
+
+
+class _Normalise(torch.autograd.Function):
+    """Divided by the RSS over coils, zeros staying zeros; (B, coil, H, W) complex."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor) -> tuple[Tensor, Tensor]:
+        norm = torch.view_as_real(maps).square().sum((COIL_AXIS - 1, -1)).sqrt_()
         # Where every coil is zero, x / 1 keeps value and gradient finite.
-        return maps / torch.where(norm > 0, norm, 1.0)
+        scale = torch.where(norm > 0, norm, 1.0).reciprocal_()[:, None]
+        maps = maps * scale
+        ctx.save_for_backward(maps, scale)
+        support = norm > 0
+        ctx.mark_non_differentiable(support)
+        return maps, support
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _support: None) -> Tensor:
+        """(g - S Re(sum over coils of conj(S) g)) / RSS."""
+        maps, scale = ctx.saved_tensors
+        along = (torch.view_as_real(maps) * torch.view_as_real(gradient)).sum((COIL_AXIS - 1, -1))
+        return (gradient - maps * along[:, None]) * scale
 
 
 class Cascade(nn.Module):
-    """One refinement step, x - lambda M (x - k) - E U(E^H x); lambda learned, 1 at the start."""
+    """What a refinement step learns: its U-Net and the weight lambda, 1 at the start."""
 
     def __init__(self, chans: int, pools: int, dropout: float) -> None:
         super().__init__()
         self.unet = ComplexUNet(chans, pools, dropout)
         self.dc_weight = nn.Parameter(torch.ones(1))
-
-    def forward(self, x: Tensor, k: Tensor, mask: Tensor, sens_maps: Tensor) -> Tensor:
-        """State x and measured k, (B, coil, H, W) complex; mask (B, 1, 1, W) bool -> the next x."""
-        data_consistency = self.dc_weight * mask * (x - k)
-        refined = self.unet(reduce(x, sens_maps).squeeze(1)).unsqueeze(1)  # (B, 1, H, W)
-        return x - data_consistency - expand(refined, sens_maps)
 
 
 class Predictor(nn.Module):
@@ -64,6 +119,10 @@ class Predictor(nn.Module):
         pools: poolings of all U-Nets.
         sens_chans: width of the sensitivity U-Net; even.
         dropout: of the cascades' U-Nets.
+
+    Attributes:
+        recomputed: of so many networks, the sensitivity net and the first cascades' U-Nets, nothing
+            is kept for the backward pass: they run a second time in it, with the same result.
     """
 
     def __init__(
@@ -78,6 +137,7 @@ class Predictor(nn.Module):
         super().__init__()
         self.sensitivity = SensitivityNet(sens_chans, pools)
         self.cascades = nn.ModuleList(Cascade(chans, pools, dropout) for _ in range(cascades))
+        self.recomputed = 0
 
     def forward(self, masked_kspace: Tensor, mask: Tensor, acs_lines: Tensor) -> Tensor:
         """Reconstruct a batch.
@@ -90,8 +150,61 @@ class Predictor(nn.Module):
         Returns:
             The image, real (B, 1, H, W), in the data's unit.
         """
-        sens_maps = self.sensitivity(masked_kspace, acs_lines)
-        x = masked_kspace
+        # Zeros have a gradient, too, for whoever asks for it.
+        kept = torch.ones_like(mask) if masked_kspace.requires_grad else mask
+        columns = Columns.of(kept)
+        measured = columns.values_of(masked_kspace)  # k, (B, coil, H, n)
+        maps, support = self._maps(measured, acs_lines, columns)
+        is_measured = columns.gather(mask)
+
+        y = measured
+        adjoint = reduce(y, maps, columns)
+        refined = torch.zeros_like(adjoint)  # v, (B, H, W)
+        for t, cascade in enumerate(self.cascades):
+            assert isinstance(cascade, Cascade)
+            image = adjoint - refined
+            again = self.recomputed > t + 1 and torch.is_grad_enabled()
+            refinement = (
+                checkpoint(cascade.unet, image, use_reentrant=False)
+                if again
+                else cascade.unet(image)
+            )
+            if t == 0:
+                # d_0 = 0: the first weight does nothing. Distributed training waits for its zero.
+                refinement = refinement + 0 * cascade.dc_weight
+            else:
+                difference = y - measured - expand(refined, maps, columns)
+                y = y - cascade.dc_weight * is_measured * difference
+                if t < len(self.cascades) - 1:
+                    adjoint = reduce(y, maps, columns)
+            refined = refined + torch.where(support, refinement, 0)
+        return rss_of_sum(y, refined, maps, columns)[:, None]
+
+    def kept_bytes(self, masked_kspace: Tensor, itemsize: int) -> list[int]:
+        """Bytes that each network keeps for the backward pass, about: sensitivity net, cascades.
+
+        Args:
+            masked_kspace: a batch (B, coil, H, W).
+            itemsize: bytes of a number in the U-Nets.
+        """
+        batch, coils, height, width = masked_kspace.shape
+        networks = [(batch * coils, self.sensitivity.unet)]
         for cascade in self.cascades:
-            x = cascade(x, masked_kspace, mask, sens_maps)
-        return rss(to_image(x))
+            assert isinstance(cascade, Cascade)
+            networks.append((batch, cascade.unet))
+        return [images * unet.kept_bytes(height, width, itemsize) for images, unet in networks]
+
+    def sensitivity_maps(self, masked_kspace: Tensor, mask: Tensor, acs_lines: Tensor) -> Tensor:
+        """The maps that `forward` uses, of the same arguments; complex (B, coil, H, W)."""
+        columns = Columns.of(mask)
+        maps, _ = self._maps(columns.values_of(masked_kspace), acs_lines, columns)
+        return maps * columns.image_phase(maps).conj()
+
+    def _maps(self, measured: Tensor, acs_lines: Tensor, columns: Columns) -> tuple[Tensor, Tensor]:
+        """S times the columns' phase, and where any coil has a map, bool (B, H, W)."""
+        center = measured * columns.gather(center_columns(acs_lines, columns.width))
+        phase = columns.image_phase(measured)
+        coil_images = to_coil_images(center, columns) * phase.conj()
+        recompute = self.recomputed > 0 and torch.is_grad_enabled()
+        maps, support = self.sensitivity(coil_images, recompute)
+        return maps * phase, support

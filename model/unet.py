@@ -1,25 +1,42 @@
 """The complex U-Net of one cascade: normalised, padded, on two real channels."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.normalised import Gather, convolve, convolve_and_normalise
+
 PAD_MULTIPLE = 16
+AROUND = 6  # numbers per pixel that normalising and its reverse keep
 
 
-class ConvBlock(nn.Sequential):
-    """Twice [3x3 convolution, instance norm, ReLU, dropout], (B, in, H, W) -> (B, out, H, W)."""
+class ConvBlock(nn.Module):
+    """Twice [3x3 convolution, instance norm, ReLU, dropout], without the last ReLU and dropout.
+
+    Whoever reads the values begins with these two: see `model.normalised`.
+    """
 
     def __init__(self, in_chans: int, out_chans: int, dropout: float) -> None:
-        layers: list[nn.Module] = []
-        for chans in (in_chans, out_chans):
-            layers += [
-                nn.Conv2d(chans, out_chans, kernel_size=3, padding=1),
-                nn.InstanceNorm2d(out_chans),
-                nn.ReLU(),
-                nn.Dropout2d(dropout),
-            ]
-        super().__init__(*layers)
+        super().__init__()
+        self.first = nn.Conv2d(in_chans, out_chans, kernel_size=3, padding=1)
+        self.second = nn.Conv2d(out_chans, out_chans, kernel_size=3, padding=1)
+        self.dropout = dropout
+
+    def forward(self, gather: Gather, *layers: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Of `gather(*layers)`, the values (B, out, H, W) and the channels' factors of dropout."""
+        x = convolve_and_normalise(gather, self.first, *layers)
+        read = partial(_activated, self._factors(x))
+        x = convolve_and_normalise(read, self.second, x)
+        return x, self._factors(x)
+
+    def _factors(self, x: Tensor) -> Tensor | None:
+        """Of each channel, (B, out, 1, 1): 0 where it is dropped, else 1 / (1 - p)."""
+        if self.dropout == 0 or not self.training:
+            return None
+        ones = x.new_ones((*x.shape[:2], 1, 1))
+        return F.dropout(ones, self.dropout)
 
 
 class UNet(nn.Module):
@@ -27,6 +44,9 @@ class UNet(nn.Module):
 
     Widths are c, 2c, 4c, ... down, as wide at the bottom as in the last of these, and back;
     at the end 1x1 convolutions c -> c/2 -> 2 -> 2 without a non-linearity between them.
+
+    Under autocast all but these 1x1 convolutions has the lower precision; means and variances are
+    float32.
 
     Args:
         chans: width c of the first block; even.
@@ -56,18 +76,77 @@ class UNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 2, H, W) -> (B, 2, H, W), any H and W of at least 2^pools."""
-        skips: list[Tensor] = []
+        """(B, 2, H, W) -> (B, 2, H, W) of the same type, any H and W of at least 2^pools."""
+        exact = x.dtype
+        device = x.device.type
+        if exact == torch.float32 and torch.is_autocast_enabled(device):
+            x = x.to(torch.get_autocast_dtype(device))
+        with torch.autocast(device, enabled=False):
+            return self._forward(x, exact)
+
+    def _forward(self, x: Tensor, result: torch.dtype) -> Tensor:
+        skips: list[tuple[Tensor, Tensor | None]] = []
+        read: Gather = _as_it_is
         for block in self.down:
-            x = block(x)
-            skips.append(x)
-            x = F.max_pool2d(x, kernel_size=2)
-        x = self.bottom(x)
+            x, factors = block(read, x)
+            skips.append((x, factors))
+            read = partial(_pooled, factors)
+        x, factors = self.bottom(read, x)
         for block in self.up:
-            skip = skips.pop()
-            x = F.interpolate(x, size=skip.shape[-2:], mode="bilinear", align_corners=False)
-            x = block(torch.cat([x, skip], dim=1))
-        return self.head(x)
+            skip, skip_factors = skips.pop()
+            x, factors = block(partial(_merged, factors, skip_factors), x, skip)
+        return convolve(partial(_activated, factors, dtype=result), *self._single_head(), x)
+
+    def _single_head(self) -> tuple[Tensor, Tensor]:
+        """Weight (2, c, 1, 1) and bias (2,) of the head: its convolutions are one linear map."""
+        (weight, bias), *others = [
+            (layer.weight.flatten(1), layer.bias)
+            for layer in self.head
+            if isinstance(layer, nn.Conv2d) and layer.bias is not None
+        ]
+        for matrix, offset in others:
+            weight, bias = matrix @ weight, matrix @ bias + offset
+        return weight[:, :, None, None], bias
+
+    def kept_values(self) -> float:
+        """Numbers that a forward pass keeps for the backward pass, per pixel."""
+        blocks = [
+            *((block, level) for level, block in enumerate(self.down)),
+            (self.bottom, len(self.down)),
+            *((block, level) for level, block in enumerate(reversed(self.up))),
+        ]
+        kept = 2.0  # the input
+        for block, level in blocks:
+            assert isinstance(block, ConvBlock)
+            kept += 2 * block.second.out_channels / 4**level
+        return kept
+
+
+def _as_it_is(x: Tensor) -> tuple[Tensor]:
+    return (x,)
+
+
+def _activated(
+    factors: Tensor | None, x: Tensor, dtype: torch.dtype | None = None
+) -> tuple[Tensor]:
+    """ReLU and dropout."""
+    x = F.relu(x)
+    x = x if factors is None else x * factors
+    return (x.to(dtype or x.dtype),)
+
+
+def _pooled(factors: Tensor | None, x: Tensor) -> tuple[Tensor]:
+    """2x2 max-pooling of the activated values: the ReLU and factors >= 0 may come after it."""
+    return _activated(factors, F.max_pool2d(x, kernel_size=2))
+
+
+def _merged(
+    factors: Tensor | None, skip_factors: Tensor | None, x: Tensor, skip: Tensor
+) -> tuple[Tensor, Tensor]:
+    """[bilinear upsampling, skip]."""
+    (low,) = _activated(factors, x)
+    up = F.interpolate(low, size=skip.shape[-2:], mode="bilinear", align_corners=False)
+    return up, *_activated(skip_factors, skip)
 
 
 class ComplexUNet(nn.Module):
@@ -82,10 +161,21 @@ class ComplexUNet(nn.Module):
         super().__init__()
         self.unet = UNet(chans, pools, dropout)
 
+    def kept_bytes(self, height: int, width: int, itemsize: int) -> int:
+        """Bytes that a forward pass of one image keeps for the backward pass, about.
+
+        Args:
+            height: of the image.
+            width: of the image.
+            itemsize: bytes of a number in the U-Net; around it, of float32.
+        """
+        pixels = (height + -height % PAD_MULTIPLE) * (width + -width % PAD_MULTIPLE)
+        return int(pixels * (itemsize * self.unet.kept_values() + 4 * AROUND))
+
     def forward(self, image: Tensor) -> Tensor:
         """(B, H, W) complex64 or complex128, any size -> the same shape and dtype."""
         height, width = image.shape[-2:]
-        x = torch.view_as_real(image).movedim(-1, 1)  # (B, 2, H, W)
+        x = torch.view_as_real(image).movedim(-1, 1)  # (B, 2, H, W), channels last
         top, bottom = _split_padding(height)
         left, right = _split_padding(width)
         x = F.pad(x, (left, right, top, bottom))

@@ -107,7 +107,7 @@ def published_name(name: str) -> str:
             return f"model.{cascade}.lambda_"
         head = f"model.{cascade}.net.1.model.model.0."
     stage, *keys, kind = rest.split(".")
-    layer = {"0": "layer1.0", "4": "layer2.0"}
+    layer = {"first": "layer1.0", "second": "layer2.0"}
     if stage in ("down", "up"):
         return f"{head}{stage}_sample_layers.{keys[0]}.{layer[keys[1]]}.{kind}"
     if stage == "bottom":
@@ -136,8 +136,10 @@ def predictor_parity(name: str, dtype: str) -> Iterator[Parity]:
     mask = torch.tensor(golden["mask"][..., 0] > 0)[None]
     acs_lines = torch.tensor([int(golden["num_lf"])])
 
-    sens_maps = predictor.sensitivity(kspace, acs_lines)
-    first = predictor.cascades[0](kspace, kspace, mask, sens_maps)
+    sens_maps = predictor.sensitivity_maps(kspace, mask, acs_lines)
+    # The first state of the cascade as published: nothing to correct, but a first refinement.
+    refinement = predictor.cascades.get_submodule("0.unet")(reduce(kspace, sens_maps).squeeze(1))
+    first = kspace - expand(refinement[:, None], sens_maps)
     output = predictor(kspace, mask, acs_lines)
     target = torch.tensor(golden["target"].astype(dtype))[None, None]
     data_range = torch.tensor(golden["data_range"].astype(dtype))

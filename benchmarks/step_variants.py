@@ -1,0 +1,197 @@
+"""What benchmarks/step.py measures: a step, or the inference of one slice, of each variant."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from banding_removal.config import Settings
+from banding_removal.steps import make_players, train_step
+from benchmarks import plain
+from data.dataset import Batch, Example, collate
+from data.masks import MaskSampler
+from data.operators import center_crop
+from data.phantom import DEMO, REAL_SIZE, PhantomSpec, make_volume
+
+Variant = Literal[
+    "plain", "plain-bf16", "ours", "ours-recompute", "ours-bf16", "ours-bf16-recompute", "fastmri"
+]
+Stage = Literal["pretrain", "adversarial", "inference"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Data and networks."""
+
+    phantom: PhantomSpec
+    cascades: int
+    chans: int
+    pools: int
+    sens_chans: int
+    acs_lines: int
+    adversary_chans: int
+    steps: int  # timed in each run
+
+
+TINY = replace(DEMO, kspace_size=(40, 36), target_size=(32, 32), coils=2, acquired=(0, 36))
+DEV = Size(
+    phantom=REAL_SIZE,
+    cascades=6,
+    chans=18,
+    pools=4,
+    sens_chans=8,
+    acs_lines=16,
+    adversary_chans=64,
+    steps=3,
+)
+SIZES = {
+    "tiny": Size(
+        phantom=TINY,
+        cascades=1,
+        chans=2,
+        pools=2,
+        sens_chans=2,
+        acs_lines=4,
+        adversary_chans=4,
+        steps=2,
+    ),
+    "demo": Size(
+        phantom=DEMO,
+        cascades=4,
+        chans=8,
+        pools=2,
+        sens_chans=4,
+        acs_lines=12,
+        adversary_chans=12,
+        steps=10,
+    ),
+    "dev": DEV,
+    "paper": replace(DEV, cascades=12, steps=2),
+}
+
+
+class UnavailableError(Exception):
+    """A variant that cannot run here."""
+
+
+def make_batch(size: Size) -> Batch:
+    """One slice of the phantom with anatomy, undersampled as in training."""
+    volume = make_volume(replace(size.phantom, slices=3), seed=0)
+    left, right = size.phantom.acquired
+    sampler = MaskSampler(kind="magic", accelerations=(4,), acs=(size.acs_lines,))
+    width = size.phantom.kspace_size[1]
+    mask = sampler.draw(width, np.random.RandomState(0), offset=left, acquired=(left, right))
+    example = Example(
+        masked_kspace=torch.from_numpy(volume.kspace[1] * mask.columns),
+        mask=torch.from_numpy(mask.columns)[None, None],
+        acs_lines=mask.acs_lines,
+        target=torch.from_numpy(volume.target[1])[None],
+        data_range=float(volume.target.max()),
+        rotated=False,
+        name="phantom",
+        slice_index=1,
+    )
+    return collate([example])
+
+
+def prepare(
+    variant: str, stage: str, size: Size, device: torch.device
+) -> tuple[Callable[[], object], nn.Module]:
+    """A step of the variant in that stage, and its predictor.
+
+    Raises:
+        UnavailableError: the variant cannot run here, or has no such stage.
+    """
+    torch.manual_seed(0)
+    batch = make_batch(size).to(device)
+    if variant.startswith("ours"):
+        return _ours(variant, stage, size, batch)
+    if variant == "fastmri" and stage == "adversarial":
+        raise UnavailableError("it has no such stage")
+    predictor = (_fastmri(size) if variant == "fastmri" else _plain(size)).to(device)
+    adversary = plain.ShallowAdversary(size.adversary_chans).to(device)
+    players = plain.PlainPlayers.of(
+        predictor,
+        adversary if stage == "adversarial" else None,
+        bfloat16=variant.endswith("bf16"),
+    )
+    if stage == "inference":
+        predictor.eval()
+        return lambda: _infer(players.reconstruct, batch), predictor
+    return lambda: plain.train_step(players, batch), predictor
+
+
+def _ours(
+    variant: str, stage: str, size: Size, batch: Batch
+) -> tuple[Callable[[], object], nn.Module]:
+    settings = Settings(
+        cascades=size.cascades,
+        chans=size.chans,
+        pools=size.pools,
+        sens_chans=size.sens_chans,
+        acs_lines=(size.acs_lines,),
+        lr=1e-4,
+        adversary="shallow" if stage == "adversarial" else None,
+        adversary_chans=size.adversary_chans,
+        **numerics_of(variant),
+    )
+    players = make_players(settings, batch.masked_kspace.device)
+    predictor = players.predictor
+    if stage == "inference":
+        predictor.eval()
+        return lambda: _infer(
+            lambda one: predictor(one.masked_kspace, one.mask, one.acs_lines), batch
+        ), predictor
+    return lambda: train_step(settings, players, [batch], epoch=1), predictor
+
+
+def numerics_of(variant: str) -> dict[str, Any]:
+    """The settings by which the variants of `ours` differ."""
+    return {
+        "precision": "bfloat16" if "bf16" in variant else "float32",
+        "recompute": "all" if "recompute" in variant else "none",
+    }
+
+
+def _plain(size: Size) -> nn.Module:
+    return plain.PlainPredictor(
+        cascades=size.cascades, chans=size.chans, pools=size.pools, sens_chans=size.sens_chans
+    )
+
+
+def _fastmri(size: Size) -> nn.Module:
+    try:
+        from fastmri.models import VarNet
+    except ImportError as error:
+        raise UnavailableError(f"{error} (pip install fastmri)") from error
+
+    class AsOurs(nn.Module):
+        """The public network with this project's arguments."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.varnet = VarNet(
+                num_cascades=size.cascades,
+                sens_chans=size.sens_chans,
+                sens_pools=size.pools,
+                chans=size.chans,
+                pools=size.pools,
+            )
+
+        def forward(self, masked_kspace: Tensor, mask: Tensor, acs_lines: Tensor) -> Tensor:
+            lines = int(acs_lines[0])
+            image = self.varnet(torch.view_as_real(masked_kspace), mask[..., None], lines)
+            return image[:, None]
+
+    return AsOurs()
+
+
+def _infer(reconstruct: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+    """The image as `reconstruct_folder` writes it."""
+    assert batch.target is not None
+    height, width = batch.target.shape[-2:]
+    with torch.no_grad():
+        return center_crop(reconstruct(batch), (height, width)).cpu()

@@ -175,6 +175,9 @@ def make_loader(
         collate_fn=collate,
         num_workers=workers,
         persistent_workers=workers > 0,
+        # Batches that each worker may be ahead, wherever they are, shared or pinned: 4 workers hold
+        # 8 slices, 60 MB of the paper's size.
+        prefetch_factor=2 if workers > 0 else None,
         pin_memory=device.type == "cuda",
         worker_init_fn=partial(leave_stopping_to, os.getpid()),
         # A process that was itself spawned would spawn these, too, which takes seconds each.

@@ -1,22 +1,31 @@
-"""Loading slices: time per real-size slice, and memory over many reads.
+"""Loading slices: time per real-size slice, through the loader, and memory over many reads.
 
     python benchmarks/data_loading.py
-    python benchmarks/data_loading.py 20000        (number of reads of the memory test)
+    python benchmarks/data_loading.py step=0.1       (seconds a step: how many workers that takes)
+    python benchmarks/data_loading.py reads=20000    (of the memory test; 0: none)
 
-One process, files in the page cache: what is measured is this project's work, not the disk.
+Files are in the page cache: what is measured is this project's work, not the disk.
 """
 
+import math
+import resource
 import statistics
 import sys
 import tempfile
 import time
-from dataclasses import replace
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
 import numpy as np
+import torch
 
-from data.dataset import Draw, SliceDataset
+from banding_removal.assembly import choose_device, make_loader
+from banding_removal.command_line import user_errors
+from banding_removal.config import from_words
+from data.dataset import Batch, Draw, SliceDataset, collate
 from data.handles import CAPACITY
 from data.index import index_folder
 from data.masks import MaskSampler
@@ -24,6 +33,19 @@ from data.phantom import DEMO, REAL_SIZE, PhantomSpec
 from data.phantom_files import write_dataset
 
 MASKS = MaskSampler(kind="magic", accelerations=(4,), acs=(16,))
+ORIENTATIONS = {"upright": 0.0, "transposed": 1.0}
+WORKERS = (0, 1, 2)
+WARM_UP = 8  # slices before the clock starts, more than the loader reads ahead
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """What is asked for."""
+
+    step: float = 0.1  # seconds that a GPU takes for a step of one slice
+    slices: int = 100  # in each pass through a loader
+    passes: int = 5
+    reads: int = 20_000  # of the memory test
 
 
 def resident_mb() -> float:
@@ -39,25 +61,106 @@ def make(folder: Path, spec: PhantomSpec, volumes: int, rotate: float) -> SliceD
     return SliceDataset(found, MASKS, seed=0, rotate_probability=rotate, redraw_masks=True)
 
 
-def time_real_size(folder: Path, reads: int = 60) -> None:
-    """Median milliseconds for read + check + transpose + mask of a 15 x 640 x 368 slice."""
-    dataset = make(folder, replace(REAL_SIZE, slices=8), volumes=1, rotate=0.0)
-    print("\n15 coils, 640 x 368, target 320 x 320; ms per slice, median (10th - 90th percentile)")
-    for name, source in (("upright", dataset), ("transposed", dataset.with_rotation(1.0))):
-        times = []
-        for i in range(reads):
-            start = time.perf_counter()
-            source[Draw(epoch=i, index=i % len(source))]
-            times.append(1000 * (time.perf_counter() - start))
-        low, high = np.percentile(times, (10, 90))
-        print(f"  {name:24} {statistics.median(times):6.1f}  ({low:.1f} - {high:.1f})")
-    times = []
-    for i in range(reads):
+def row(name: str, act: Callable[[int], object], times: int = 60) -> None:
+    """Print the milliseconds that `act(0)`, `act(1)`, ... take."""
+    took = []
+    for i in range(times):
         start = time.perf_counter()
-        with h5py.File(dataset.volumes[0].path, "r", locking=False) as file:
-            file["kspace"][i % len(dataset)]
-        times.append(1000 * (time.perf_counter() - start))
-    print(f"  {'h5py read alone':24} {statistics.median(times):6.1f}")
+        act(i)
+        took.append(1000 * (time.perf_counter() - start))
+    low, high = np.percentile(took, (10, 90))
+    print(f"  {name:42} {statistics.median(took):6.1f}  ({low:.1f} - {high:.1f})")
+
+
+def time_slices(dataset: SliceDataset) -> None:
+    """Each stage of a 15 x 640 x 368 slice by itself, in this process."""
+    print("\n15 coils, 640 x 368, target 320 x 320; ms per slice, median (10th - 90th percentile)")
+    path = Path(dataset.volumes[0].path)
+    with h5py.File(path, "r", locking=False) as file:
+        row("h5py read alone", lambda i: file["kspace"][i % len(dataset)])
+        packed = path.with_suffix(".gzip")
+        with h5py.File(packed, "w") as other:
+            chunks = (1, 1, *file["kspace"].shape[2:])
+            other.create_dataset("kspace", data=file["kspace"], chunks=chunks, compression="gzip")
+    with h5py.File(packed, "r", locking=False) as file:
+        row("  the same from a gzip file", lambda i: file["kspace"][i % len(dataset)], times=8)
+    packed.unlink()
+    for name, probability in ORIENTATIONS.items():
+        time_example(name, dataset.with_rotation(probability))
+
+
+def time_example(name: str, dataset: SliceDataset) -> None:
+    """Read, check, mask, pick columns; batch; and what the device does."""
+    row(f"example, {name}", lambda i: dataset[Draw(epoch=i, index=i % len(dataset))])
+    example = dataset[0]
+    row("  batch of it", lambda _: collate([example]))
+    row("  its k-space with all zeros, on the CPU", lambda _: example.masked_kspace)
+
+
+def receive(batch: Batch, device: torch.device) -> None:
+    """On a GPU, make k-space; on a CPU, read every number once, as pinning would."""
+    if device.type == "cuda":
+        batch.to(device).masked_kspace.sum().item()
+    else:
+        batch.measured.sum()
+
+
+def cpu_seconds(who: int) -> float:
+    """User and system time so far, of RUSAGE_SELF or of the children that have ended."""
+    usage = resource.getrusage(who)
+    return usage.ru_utime + usage.ru_stime
+
+
+def time_loader(dataset: SliceDataset, settings: Timing) -> float:
+    """Slices/s through the training's loader, each received once.
+
+    Returns:
+        Milliseconds that a slice takes one worker, in the slower orientation.
+    """
+    device = choose_device("auto")
+    print(
+        f"\nthrough the loader, received on the {device.type}: slices/s, median of "
+        f"{settings.passes} passes of {settings.slices} slices (lowest - highest);\n"
+        f"ms of a worker for a slice by the clock, and CPU ms in the workers and in this process"
+    )
+    slowest = 0.0
+    for name, probability in ORIENTATIONS.items():
+        source = dataset.with_rotation(probability)
+        draws = [[Draw(epoch=i, index=i % len(source))] for i in range(settings.slices + WARM_UP)]
+        for workers in WORKERS:
+            loader = make_loader(source, draws, workers, device)
+            here, there = (cpu_seconds(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+            rates = []
+            for _ in range(settings.passes):
+                for i, batch in enumerate(loader):
+                    receive(batch, device)
+                    if i == WARM_UP - 1:
+                        start = time.perf_counter()
+                rates.append(settings.slices / (time.perf_counter() - start))
+            del loader  # its processes end, and their time is counted
+            count = settings.passes * len(draws)
+            here = 1000 * (cpu_seconds(resource.RUSAGE_SELF) - here) / count
+            there = 1000 * (cpu_seconds(resource.RUSAGE_CHILDREN) - there) / count
+            rate = statistics.median(rates)
+            of_worker = 1000 * max(1, workers) / rate
+            print(
+                f"  {name:10}  workers={workers} {rate:6.1f}  ({min(rates):.1f} - {max(rates):.1f})"
+                f"{of_worker:8.1f} ms{there:8.1f} +{here:5.1f} ms CPU"
+            )
+            if workers == 1:
+                slowest = max(slowest, of_worker)
+    return slowest
+
+
+def predict(milliseconds: float, settings: Timing) -> None:
+    """What one worker's speed means for steps on GPUs: computed, not measured."""
+    needed = math.ceil(milliseconds / (1000 * settings.step))
+    print(
+        f"\npredicted from {milliseconds:.1f} ms a slice of one worker, were there a core for each:"
+        f"\n  steps of one slice in {settings.step:g} s need {needed} worker(s) per GPU"
+        f"\n  8 GPUs with 4 workers each (32 cores) are fed {8 * 4000 / milliseconds:.0f} slices/s:"
+        f" steps of one slice down to {milliseconds / 4:.1f} ms"
+    )
 
 
 def memory_over_reads(folder: Path, reads: int) -> None:
@@ -77,11 +180,18 @@ def memory_over_reads(folder: Path, reads: int) -> None:
 
 
 def main() -> None:
-    """Print both tables."""
-    reads = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
+    """Print all tables."""
+    with user_errors():
+        settings = from_words(Timing(), sys.argv[1:])
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # fewer cores than workers
     with tempfile.TemporaryDirectory() as folder:
-        time_real_size(Path(folder) / "real")
-        memory_over_reads(Path(folder) / "small", reads)
+        dataset = make(Path(folder) / "real", replace(REAL_SIZE, slices=8), volumes=1, rotate=0.0)
+        time_slices(dataset)
+        dataset.close()  # no file is open when the loaders fork
+        predict(time_loader(dataset, settings), settings)
+        if settings.reads:
+            memory_over_reads(Path(folder) / "small", settings.reads)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def make_batch(size: Size) -> Batch:
     width = size.phantom.kspace_size[1]
     mask = sampler.draw(width, np.random.RandomState(0), offset=left, acquired=(left, right))
     example = Example(
-        masked_kspace=torch.from_numpy(volume.kspace[1] * mask.columns),
+        measured=torch.from_numpy(volume.kspace[1][..., mask.columns]),
         mask=torch.from_numpy(mask.columns)[None, None],
         acs_lines=mask.acs_lines,
         target=torch.from_numpy(volume.target[1])[None],

@@ -1,12 +1,16 @@
 """Slices of volumes as training examples: read, transpose or not, mask, batch.
 
-`h5 slice -> (transpose?) -> mask -> Example -> Batch`
+`h5 slice -> (transpose?) -> mask -> Example -> Batch -> device -> masked k-space`
+
+Most of masked k-space is zeros. Examples and batches hold the measured columns alone, until
+somebody asks a batch for the whole: on the device, long after its way from process to process.
 """
 
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import h5py
@@ -34,7 +38,7 @@ class Draw:
 class Example:
     """One slice, undersampled. H is always readout, W the axis that was undersampled."""
 
-    masked_kspace: Tensor  # complex64 (coil, H, W)
+    measured: Tensor  # complex64 (coil, H, n): the columns of k-space where `mask` is true
     mask: Tensor  # bool (1, 1, W)
     acs_lines: int
     target: Tensor | None  # float32 (1, h, w)
@@ -43,12 +47,18 @@ class Example:
     name: str
     slice_index: int
 
+    @property
+    def masked_kspace(self) -> Tensor:
+        """complex64 (coil, H, W), zero where not measured."""
+        return collate([self]).masked_kspace[0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Examples of one size, stacked."""
+    """Examples of one size."""
 
-    masked_kspace: Tensor  # complex64 (B, coil, H, W)
+    measured: Tensor  # complex64 (coil, H, N): the measured columns of all, one after the other
+    columns: Tensor  # int64 (N,): their numbers, those of example i beginning at i W
     mask: Tensor  # bool (B, 1, 1, W)
     acs_lines: Tensor  # int64 (B,)
     target: Tensor | None  # float32 (B, 1, h, w)
@@ -56,6 +66,15 @@ class Batch:
     rotated: Tensor  # float32 (B,), 1 where transposed: the adversary's label
     names: tuple[str, ...]
     slices: tuple[int, ...]
+
+    @cached_property
+    def masked_kspace(self) -> Tensor:
+        """complex64 (B, coil, H, W), zero where not measured; made when it is first asked for."""
+        coils, height, _ = self.measured.shape
+        batch, _, _, width = self.mask.shape
+        side_by_side = self.measured.new_zeros(coils, height, batch * width)
+        side_by_side.index_copy_(-1, self.columns, self.measured)
+        return side_by_side.view(coils, height, batch, width).movedim(2, 0).contiguous()
 
     def to(self, device: torch.device) -> "Batch":
         """The batch with its tensors on `device`."""
@@ -66,8 +85,23 @@ class Batch:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Any) -> "Batch":
-        tensors = {k: function(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        tensors = {k: function(v) for k, v in self._fields().items() if isinstance(v, Tensor)}
         return replace(self, **tensors)
+
+    def _fields(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # From a loading process, a tensor goes through shared memory, which costs a third of a
+        # millisecond however small it is, and an array goes within the message.
+        return {
+            key: value.numpy() if isinstance(value, Tensor) and key != "measured" else value
+            for key, value in self._fields().items()
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for key, value in state.items():
+            vars(self)[key] = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
     def describe(self) -> str:
         """Where the examples come from, for messages."""
@@ -80,26 +114,29 @@ class Batch:
 
 
 def collate(examples: Sequence[Example]) -> Batch:
-    """Stack examples of one size.
+    """Batch examples of one size.
 
     Raises:
         ValueError: sizes differ, or only some have a target; the files are named.
     """
     shapes = {
-        (tuple(e.masked_kspace.shape), None if e.target is None else tuple(e.target.shape))
-        for e in examples
+        (_kspace_shape(e), None if e.target is None else tuple(e.target.shape)) for e in examples
     }
     if len(shapes) > 1:
         files = ", ".join(
-            f"{e.name}: k-space {tuple(e.masked_kspace.shape)}, "
+            f"{e.name}: k-space {_kspace_shape(e)}, "
             f"{'no target' if e.target is None else f'target {tuple(e.target.shape)}'}"
             for e in examples
         )
         raise ValueError(f"a batch needs examples of one size, got {files}")
     targets = [e.target for e in examples if e.target is not None]
+    measured = [e.measured for e in examples]
+    mask = torch.stack([e.mask for e in examples])
     return Batch(
-        masked_kspace=torch.stack([e.masked_kspace for e in examples]),
-        mask=torch.stack([e.mask for e in examples]),
+        # One alone is not copied.
+        measured=measured[0] if len(measured) == 1 else torch.cat(measured, dim=-1),
+        columns=mask.flatten().nonzero().flatten(),
+        mask=mask,
         acs_lines=torch.tensor([e.acs_lines for e in examples]),
         target=torch.stack(targets) if targets else None,
         data_range=torch.tensor([e.data_range for e in examples]),
@@ -107,6 +144,10 @@ def collate(examples: Sequence[Example]) -> Batch:
         names=tuple(e.name for e in examples),
         slices=tuple(e.slice_index for e in examples),
     )
+
+
+def _kspace_shape(example: Example) -> tuple[int, ...]:
+    return (*example.measured.shape[:-1], example.mask.shape[-1])
 
 
 class SliceDataset(Dataset[Example]):
@@ -200,17 +241,12 @@ class SliceDataset(Dataset[Example]):
         rng = self._generator(draw)
         rotated = self._draw_rotation(draw, rng)
         if rotated:
-            kspace = kspace.swapaxes(-2, -1)
             target = None if target is None else target.swapaxes(-2, -1)
-        largest = _largest_per_column(kspace)
-        if not np.isfinite(largest).all():
-            raise VolumeError(f"{volume.path}: k-space of slice {slice_index} has NaN or Inf")
-
-        mask = self._mask(volume, rng, rotated, largest)
-        # One pass masks and writes a contiguous array, whichever way the view runs.
-        masked = np.multiply(kspace, mask.columns.astype(np.float32), order="C")
+        mask = self._mask(volume, rng, rotated, kspace)
+        # Columns of a transposed slice are rows of the file and stay so in memory.
+        measured = torch.from_numpy(kspace.compress(mask.columns, axis=1 if rotated else 2))
         return Example(
-            masked_kspace=torch.from_numpy(masked),
+            measured=measured.mT if rotated else measured,
             mask=torch.from_numpy(mask.columns)[None, None],
             acs_lines=mask.acs_lines,
             target=None if target is None else torch.from_numpy(np.ascontiguousarray(target))[None],
@@ -259,12 +295,15 @@ class SliceDataset(Dataset[Example]):
         """K-space (coil, H, W) and target (h, w) of a slice: datasets of fixed-size numbers."""
         with _named_errors(volume, f"slice {slice_index}"):
             file = self._open(volume)
-            kspace = _read_slice(file, "kspace", slice_index)
+            stored = file["kspace"]
+            kspace = np.empty(stored.shape[1:], np.complex64)  # indexing would write zeros first
+            stored.read_direct(kspace, np.s_[slice_index])
             target = None
             if volume.target_key is not None:
-                target = _read_slice(file, volume.target_key, slice_index).astype(np.float32)
-        if target is not None and not np.isfinite(target).all():
-            raise VolumeError(f"{volume.path}: target of slice {slice_index} has NaN or Inf")
+                target = file[volume.target_key][slice_index].astype(np.float32)
+        for name, values in (("k-space", kspace), ("target", target)):
+            if values is not None and not _all_finite(values):
+                raise VolumeError(f"{volume.path}: {name} of slice {slice_index} has NaN or Inf")
         return kspace.reshape(-1, volume.height, volume.width), target
 
     def _open(self, volume: Volume) -> h5py.File:
@@ -279,19 +318,22 @@ class SliceDataset(Dataset[Example]):
         volume: Volume,
         rng: np.random.RandomState,
         rotated: bool,
-        largest: NDArray[np.float32],
+        kspace: NDArray[np.complex64],  # (coil, H, W) as in the file
     ) -> Mask:
         if volume.measured is not None:
             columns = np.array([column == "1" for column in volume.measured])
             return Mask(columns=columns, acs_lines=_center_run(columns))
+        if rotated:
+            kspace = kspace.swapaxes(-2, -1)
+        width = kspace.shape[-1]
         if self.offsets_from_data:
-            acquired: tuple[int, int] | None = _extent(largest)
+            acquired: tuple[int, int] | None = _extent(kspace)
         else:
             # Readout, the phase-encode axis of a transposed slice, is measured in full.
-            acquired = (0, len(largest)) if rotated else volume.acquired
+            acquired = (0, width) if rotated else volume.acquired
         rng = rng if self.redraw_masks else seeded_by_name(volume.name)
         offset = acquired[0] if self.offsets_from_data and acquired is not None else None
-        return self.masks.draw(len(largest), rng, offset=offset, acquired=acquired)
+        return self.masks.draw(width, rng, offset=offset, acquired=acquired)
 
 
 @contextmanager
@@ -303,30 +345,24 @@ def _named_errors(volume: Volume, what: str) -> Iterator[None]:
         raise VolumeError(f"{volume.path}: {what}: {error}") from error
 
 
-def _read_slice(file: h5py.File, key: str, slice_index: int) -> NDArray[Any]:
-    return file[key][slice_index]
+def _all_finite(values: NDArray[Any]) -> bool:
+    """Whether no number is NaN or Inf: both show in the extremes."""
+    tensor = torch.from_numpy(values)
+    low, high = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).aminmax()
+    return bool(low.isfinite() & high.isfinite())
 
 
-def _largest_per_column(kspace: NDArray[np.complex64]) -> NDArray[np.float32]:
-    """Largest |real| or |imaginary| part of each column, (coil, H, W) -> (W,); NaN and Inf show.
-
-    Serves both the check for damaged values and the search for columns that were not acquired,
-    in one pass over the data.
-    """
+def _extent(kspace: NDArray[np.complex64]) -> tuple[int, int]:
+    """First and one past the last column of (coil, H, W) that is not zero; all if everything is."""
     width = kspace.shape[-1]
-    if kspace.flags.c_contiguous:
-        # Long rows first: a reduction over the pairs of parts alone is fifty times slower.
-        parts = np.abs(kspace.view(np.float32).reshape(-1, 2 * width)).max(axis=0)
-        return parts.reshape(width, 2).max(axis=1)
-    # A transposed slice: its columns are rows in memory.
-    rows = kspace.swapaxes(-2, -1)
-    return np.abs(rows.view(np.float32)).max(axis=(0, 2))
-
-
-def _extent(largest: NDArray[np.float32]) -> tuple[int, int]:
-    """First and one past the last column that is not zero; all columns where everything is zero."""
-    columns = np.flatnonzero(largest)
-    return (int(columns[0]), int(columns[-1]) + 1) if columns.size else (0, len(largest))
+    found: NDArray[np.bool_] = np.logical_or.reduce(kspace[:, kspace.shape[1] // 2], axis=0)
+    columns = np.flatnonzero(found)
+    left, right = (columns[0], columns[-1] + 1) if columns.size else (width, width)
+    # The middle line has them all, nearly always: a look at what little it leaves outside.
+    found[:left] = kspace[..., :left].any(axis=(0, 1))
+    found[right:] = kspace[..., right:].any(axis=(0, 1))
+    columns = np.flatnonzero(found)
+    return (int(columns[0]), int(columns[-1]) + 1) if columns.size else (0, width)
 
 
 def _center_run(columns: NDArray[np.bool_]) -> int:

@@ -4,7 +4,7 @@ import pickle
 import re
 import traceback
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from data import handles
 from data.dataset import Batch, Draw, Example, SliceDataset, collate
@@ -219,6 +220,23 @@ def test_a_single_measured_number_marks_its_column_as_acquired(tmp_path: Path) -
                 require_target=False,
             )[0]
             assert example.mask.flatten().nonzero().flatten().tolist() == list(expected)
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize("middle", [(10, 14), (3, 14), (10, 21), (3, 21), (0, 0)])
+def test_acquired_columns_are_found_wherever_the_middle_line_ends(
+    tmp_path: Path, middle: tuple[int, int], rotated: bool
+) -> None:
+    kspace = np.zeros((1, 3, 25, 25), np.complex64)
+    kspace[0, 1, 2, 3:21] = kspace[0, 2, 24, 20] = 1e-7j
+    kspace[0, :, 12, slice(*middle)] = 1e-6
+    kspace[0, 0, :, :3] = complex(-0.0, -0.0)  # zero, too
+    if rotated:
+        kspace = np.ascontiguousarray(kspace.swapaxes(-2, -1))
+    path = write_volume(tmp_path / "a.h5", kspace=kspace, with_target=False)
+    masks = MaskSampler(kind="equispaced", accelerations=(1,), acs=(1,))
+    example = dataset(path, masks=masks, rotate_probability=float(rotated), require_target=False)[0]
+    assert example.mask.flatten().nonzero().flatten().tolist() == list(range(3, 21))
 
 
 def test_header_without_limits_is_an_error_only_where_they_are_needed(tmp_path: Path) -> None:
@@ -462,11 +480,12 @@ def spoil(path: Path, key: str, place: tuple[int, ...], value: complex) -> None:
 
 @pytest.mark.parametrize("rotated", [False, True])
 @pytest.mark.parametrize("value", [np.nan, np.inf, complex(0, np.nan), complex(0, -np.inf)])
+@pytest.mark.parametrize("place", [(0, 0, 0), (1, 5, 9), (1, 16, 14), (2, 31, 27)])
 def test_kspace_that_is_not_finite_names_file_and_slice(
-    tmp_path: Path, value: complex, rotated: bool
+    tmp_path: Path, place: tuple[int, int, int], value: complex, rotated: bool
 ) -> None:
     path = write_volume(tmp_path / "bad.h5")
-    spoil(path, "kspace", (2, 1, 5, 9), value)
+    spoil(path, "kspace", (2, *place), value)
     source = dataset(path, rotate_probability=float(rotated))
     with pytest.raises(VolumeError, match=rf"{re.escape(str(path))}: k-space of slice 2 "):
         source[2]
@@ -646,6 +665,77 @@ def test_collate_stacks_examples_with_the_centre_lines_of_each(oblong: Path) -> 
     assert batch.slices == (0, 1, 2, 3) * 4
 
 
+def test_batch_of_different_masks_has_the_kspace_of_each(tmp_path: Path) -> None:
+    path = write_volume(tmp_path / "square.h5", size=(28, 28), acquired=(3, 24))
+    source = dataset(path, masks=RANDOM, rotate_probability=0.5, redraw_masks=True)
+    examples = [source[Draw(epoch=epoch, index=1)] for epoch in range(8)]
+    assert {example.rotated for example in examples} == {False, True}
+    assert len({example.measured.shape for example in examples}) > 1
+    batch = collate(examples)
+    kspace = stored(path)[1]
+    full = torch.stack([kspace.mT if rotated else kspace for rotated in batch.rotated])
+    assert torch.equal(batch.masked_kspace, full * batch.mask)
+    assert batch.masked_kspace.is_contiguous()
+    assert batch.masked_kspace is batch.masked_kspace  # made once
+
+
+@with_workers
+@pytest.mark.parametrize("workers", [0, 1])
+def test_only_measured_columns_go_from_process_to_process(oblong: Path, workers: int) -> None:
+    source = dataset(oblong, rotate_probability=0.5)
+    labels = set()
+    for batch in load(source, workers=workers):
+        columns = int(batch.mask.sum())
+        assert columns < 0.5 * batch.mask.numel()
+        # The storage, which is what is sent, and not a view of more.
+        assert (
+            batch.measured.untyped_storage().nbytes() == 3 * batch.measured.shape[1] * columns * 8
+        )
+        assert batch.measured.is_shared() is (workers > 0)
+        assert "masked_kspace" not in vars(batch)
+        labels.add(batch.rotated.item())
+    assert labels == {0, 1}
+
+
+def test_batch_arrives_as_it_was_sent(oblong: Path) -> None:
+    source = dataset(oblong, rotate_probability=0.5)
+    for batch in (collate([source[1]]), collate([source[1], source[1]])):
+        expected = batch.masked_kspace  # made here, and not sent
+        message = pickle.dumps(batch)
+        assert len(message) < expected.nbytes
+        other = pickle.loads(message)
+        assert "masked_kspace" not in vars(other)
+        assert_same_batch(other, batch)
+
+
+def test_loader_pins_every_tensor_of_a_batch(oblong: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[Tensor] = []
+
+    def pin(tensor: Tensor) -> Tensor:
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    source = dataset(oblong, rotate_probability=1)
+    batch = collate([source[1]])
+    monkeypatch.setattr(Tensor, "pin_memory", pin)  # which needs a GPU
+    other = pin_memory(batch)  # what the loader calls
+    tensors = [value for value in vars(other).values() if isinstance(value, Tensor)]
+    assert len(tensors) == 7
+    assert {id(tensor) for tensor in tensors} == {id(tensor) for tensor in pinned}
+    assert_same_batch(other, batch)
+
+
+def assert_same_batch(a: Batch, b: Batch) -> None:
+    assert torch.equal(a.masked_kspace, b.masked_kspace)
+    for field in fields(Batch):
+        first, second = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(second, Tensor):
+            assert torch.equal(first, second)
+            assert (first.dtype, first.stride()) == (second.dtype, second.stride())
+        else:
+            assert first == second
+
+
 def test_collate_turns_labels_into_0_and_1_and_describe_tells_them(oblong: Path) -> None:
     example = dataset(oblong)[0]
     batch = collate([example, replace(example, rotated=True, slice_index=3)])
@@ -680,8 +770,8 @@ def test_batch_moves_to_a_device_and_keeps_types_and_the_rest(oblong: Path) -> N
     # "meta" stands in for an accelerator: what was forgotten stays on the CPU.
     moved = batch.to(torch.device("meta"))
     tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
-    assert len(tensors) == 6
-    for name, tensor in tensors.items():
+    assert len(tensors) == 7
+    for name, tensor in {**tensors, "masked_kspace": batch.masked_kspace}.items():
         other = getattr(moved, name)
         assert (other.device.type, other.dtype, other.shape) == (
             "meta",

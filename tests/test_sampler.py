@@ -1,3 +1,5 @@
+import multiprocessing
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +9,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from data.dataset import Draw, SliceDataset, collate
+from banding_removal.assembly import make_loader
+from data.dataset import Draw, Example, SliceDataset, collate
 from data.index import read_volume
 from data.masks import MaskSampler
 from data.sampler import EpochSampler
@@ -141,3 +144,27 @@ def test_loader_collates_what_the_sampler_gathers(folder: Path) -> None:
     )
     drawn = Counter((name, s) for b in loader for name, s in zip(b.names, b.slices, strict=True))
     assert drawn == Counter((name, s) for name, slices, _ in VOLUMES for s in range(slices))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # fewer cores than workers
+def test_loader_is_two_batches_a_worker_ahead_and_no_more(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = multiprocessing.get_context("fork").Value("i", 0)
+    read = SliceDataset.__getitem__
+
+    def counted(self: SliceDataset, key: Draw | int) -> Example:
+        with reads.get_lock():
+            reads.value += 1
+        return read(self, key)
+
+    monkeypatch.setattr(SliceDataset, "__getitem__", counted)
+    draws = [[Draw(epoch=epoch, index=0)] for epoch in range(40)]
+    batches = iter(make_loader(make_dataset(folder), draws, 2, torch.device("cpu")))
+    for taken in (1, 2):
+        next(batches)
+        deadline = time.monotonic() + 30
+        while reads.value < taken + 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert reads.value == taken + 4

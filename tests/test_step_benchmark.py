@@ -44,7 +44,7 @@ def batch_of_two(height: int, width: int, coils: int = 3, target: int = 26) -> B
         image = torch.rand(1, target, target, dtype=torch.float64, generator=generator)
         examples.append(
             Example(
-                masked_kspace=1e-4 * kspace * torch.from_numpy(mask.columns),
+                measured=1e-4 * kspace[..., torch.from_numpy(mask.columns)],
                 mask=torch.from_numpy(mask.columns)[None, None],
                 acs_lines=mask.acs_lines,
                 target=3e-4 * image,

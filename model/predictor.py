@@ -144,12 +144,13 @@ class Predictor(nn.Module):
 
         Args:
             masked_kspace: complex (B, coil, H, W), zero where not measured.
-            mask: bool (B, 1, 1, W), the measured phase-encode columns.
-            acs_lines: integer (B,), fully sampled centre columns of each sample.
+            mask: bool (B, 1, 1, W), the measured phase-encode columns; or one for all samples.
+            acs_lines: integer (B,), fully sampled centre columns of each sample; or one for all.
 
         Returns:
             The image, real (B, 1, H, W), in the data's unit.
         """
+        mask = mask.expand(len(masked_kspace), -1, -1, -1)
         # Zeros have a gradient, too, for whoever asks for it.
         kept = torch.ones_like(mask) if masked_kspace.requires_grad else mask
         columns = Columns.of(kept)
@@ -196,12 +197,13 @@ class Predictor(nn.Module):
 
     def sensitivity_maps(self, masked_kspace: Tensor, mask: Tensor, acs_lines: Tensor) -> Tensor:
         """The maps that `forward` uses, of the same arguments; complex (B, coil, H, W)."""
-        columns = Columns.of(mask)
+        columns = Columns.of(mask.expand(len(masked_kspace), -1, -1, -1))
         maps, _ = self._maps(columns.values_of(masked_kspace), acs_lines, columns)
         return maps * columns.image_phase(maps).conj()
 
     def _maps(self, measured: Tensor, acs_lines: Tensor, columns: Columns) -> tuple[Tensor, Tensor]:
         """S times the columns' phase, and where any coil has a map, bool (B, H, W)."""
+        acs_lines = acs_lines.expand(len(measured))
         center = measured * columns.gather(center_columns(acs_lines, columns.width))
         phase = columns.image_phase(measured)
         coil_images = to_coil_images(center, columns) * phase.conj()

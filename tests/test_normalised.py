@@ -75,9 +75,12 @@ def test_without_norm_the_bias_counts() -> None:
 def test_one_tensor_is_kept_for_each_convolution() -> None:
     x, conv = values(1, 3, 16, 16), layer(3, 8)
     kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor
-    ):
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         y = convolve_and_normalise(partial(_pooled, None), conv, x)
     large = {tensor.data_ptr() for tensor in kept if tensor.numel() > conv.weight.numel()}
     assert large == {x.data_ptr(), y.data_ptr()}

@@ -44,6 +44,15 @@ def test_a_batch_gives_the_same_as_its_examples_one_by_one_with_their_own_centre
     assert not torch.allclose(together[:1], other, rtol=1e-3)
 
 
+def test_one_mask_serves_a_whole_batch() -> None:
+    kspace, mask, acs_lines = random_input(3, 24, 20, batch=2)
+    mask, acs_lines = mask[:1], acs_lines[:1]
+    kspace = kspace * mask
+    predictor = small_predictor()
+    each = predictor(kspace, mask.expand(2, -1, -1, -1), acs_lines.expand(2))
+    torch.testing.assert_close(predictor(kspace, mask, acs_lines), each)
+
+
 def test_centre_columns_start_where_the_masks_place_them() -> None:
     columns = center_columns(torch.tensor([4, 3]), 9)
     assert columns.shape == (2, 1, 1, 9)

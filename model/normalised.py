@@ -150,11 +150,11 @@ def _standardise_backward(gradient: Tensor, y: Tensor, inverse_std: Tensor) -> T
     """(g - mean(g) - y mean(g y)) / std of each channel."""
     dtype = gradient.dtype
     gradient, y = gradient.to(inverse_std.dtype), y.to(inverse_std.dtype)
-    along = _channel_means(gradient * y)
-    gradient = gradient - _along_row(_channel_means(gradient), gradient)
-    gradient.addcmul_(y, _along_row(along, y), value=-1)
-    gradient *= _along_row(inverse_std, y)
-    return gradient.to(dtype)
+    constant = -inverse_std * _channel_means(gradient)
+    slope = -inverse_std * _channel_means(gradient * y)
+    result = torch.addcmul(_along_row(constant, y), y, _along_row(slope, y))
+    result.addcmul_(gradient, _along_row(inverse_std, y))
+    return result.to(dtype)
 
 
 def _channel_means(x: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ def test_as_few_networks_are_recomputed_as_fit(budget: int, count: int) -> None:
 
 def batch() -> Batch:
     return Batch(
-        masked_kspace=torch.zeros(1, 4, 64, 48, dtype=torch.complex64),
+        measured=torch.zeros(4, 64, 48, dtype=torch.complex64),
+        columns=torch.arange(48),
         mask=torch.ones(1, 1, 1, 48, dtype=torch.bool),
         acs_lines=torch.tensor([8]),
         target=torch.zeros(1, 1, 48, 48),

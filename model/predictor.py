@@ -26,7 +26,7 @@ from model.columns import Columns, expand, reduce, rss_of_sum, to_coil_images
 from model.unet import ComplexUNet
 
 # Coil images at once through the sensitivity net: on a CPU what fits into its caches.
-CPU_PIXELS_AT_ONCE = 2**18
+CPU_PIXELS_AT_ONCE = 2**19
 
 
 def center_columns(acs_lines: Tensor, width: int) -> Tensor:

@@ -1,5 +1,6 @@
 """The scripts as users start them: another process, another working folder."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -112,7 +113,7 @@ def test_nan_in_a_file_is_reported_in_a_line_although_another_process_read_it(
     result = start(tmp_path, "pretrain_dev.py", *words, ipython=False)
     assert result.returncode == 2
     last = result.stderr.strip().splitlines()[-1]
-    assert "damaged.h5: target of slice" in last
+    assert re.search(r"damaged.h5: .* of slice \d has NaN or Inf", last)
     assert last.startswith("VolumeError: ")
 
 

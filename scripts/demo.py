@@ -45,9 +45,10 @@ PRETRAINING = Settings(
 
 # Both orientations in every step, earlier reconstructions, a grid of logits and a start ahead: with
 # one reconstruction a step and none of these, the adversary stays at chance for longer than this.
-# One run (seed 0): banding 3.3 -> 0.5 dB, excess 0.72 -> 0.37 %, streaks along the banding -1.5 ->
-# -2.4 dB and across it -4.9 -> -2.9 dB, SSIM 0.7775 -> 0.7743, NMSE 0.030 -> 0.031. With a strength
-# of 0.5: 0.6 dB, 0.37 %, SSIM 0.7718; of 2: -0.1 dB, 0.1 %, SSIM 0.763 and visible ghosts.
+# One run (seed 0): banding 2.9 -> 0.7 dB, excess 0.64 -> 0.36 %, streaks along the banding -2.0 ->
+# -2.8 dB and across it -4.9 -> -3.5 dB, SSIM 0.7797 -> 0.7778, NMSE 0.029 -> 0.030. Of other
+# strengths (from another pretraining): 0.5 removed about as much at a larger loss of SSIM; 2 left
+# -0.1 dB and 0.1 %, and visible ghosts.
 ADVERSARIAL = replace(
     PRETRAINING,
     name="demo_adversarial",

@@ -6,6 +6,7 @@ convolution: so only these are kept, and each next layer begins with the ReLU (a
 the upsampling) of what it reads.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 EPSILON = 1e-5  # added to the variance, as by InstanceNorm2d
-# oneDNN's weight gradient in bfloat16 takes longer than in float32 below this width.
-NARROW = 32
+# Of a norm's passes on a CPU, that between two of them the values stay in its caches.
+CPU_VALUES_AT_ONCE = 2**19
+# oneDNN's weight gradient in bfloat16 takes twice as long on images of many pixels as on parts.
+CPU_PIXELS_AT_ONCE = 2**16
 
 # From the layers that are read to the inputs of the convolution.
 Gather = Callable[..., tuple[Tensor, ...]]
@@ -112,12 +115,20 @@ def _convolution_backward(
     gradient: Tensor, x: Tensor, weight: Tensor
 ) -> tuple[Tensor | None, Tensor]:
     """Gradients of a convolution with respect to its input, where it has one, and its weight."""
-    on_cpu = gradient.device.type == "cpu"
-    if on_cpu and gradient.dtype == torch.bfloat16 and gradient.shape[1] < NARROW:
-        by_input, _ = _both_gradients(gradient, x, weight, (x.requires_grad, False))
-        _, by_weight = _both_gradients(gradient.float(), x.float(), weight.float(), (False, True))
-    else:
+    height, width = x.shape[2:]
+    parts = 1
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        parts = math.gcd(height, 2 ** (height * width // CPU_PIXELS_AT_ONCE).bit_length())
+    if parts == 1:
         by_input, by_weight = _both_gradients(gradient, x, weight, (x.requires_grad, True))
+    else:
+        by_input, _ = _both_gradients(gradient, x, weight, (x.requires_grad, False))
+        _, by_weight = _both_gradients(
+            _strips(gradient, parts, 0),
+            _strips(x, parts, weight.shape[-1] // 2),
+            weight,
+            (False, True),
+        )
     assert by_weight is not None
     return by_input, by_weight
 
@@ -125,12 +136,23 @@ def _convolution_backward(
 def _both_gradients(
     gradient: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    padding = [size // 2 for size in weight.shape[2:]]
+    # Strips bring the rows around them along.
+    rows = (gradient.shape[-2] + weight.shape[-2] - 1 - x.shape[-2]) // 2
     by_input, by_weight, _ = torch.ops.aten.convolution_backward(
-        gradient, x.detach(), weight, None, [1, 1], padding, [1, 1], False, [0, 0], 1,
-        [*wanted, False],
+        gradient, x.detach(), weight, None, [1, 1], [rows, weight.shape[-1] // 2], [1, 1], False,
+        [0, 0], 1, [*wanted, False],
     )  # fmt: skip
     return by_input, by_weight
+
+
+def _strips(x: Tensor, parts: int, around: int) -> Tensor:
+    """(B, C, H, W) -> (B * parts, C, H / parts + 2 around, W), rows beyond the image being zero."""
+    batch, chans, height, width = x.shape
+    rows = height // parts
+    padded = F.pad(x.detach(), (0, 0, around, around)).permute(0, 2, 3, 1)
+    strips = padded.unfold(1, rows + 2 * around, rows)  # (B, parts, W, C, rows)
+    strips = strips.permute(0, 1, 4, 2, 3).reshape(batch * parts, -1, width, chans)
+    return strips.permute(0, 3, 1, 2)
 
 
 def _standardise(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,35 +160,79 @@ def _standardise(z: Tensor) -> tuple[Tensor, Tensor]:
 
     In passes of its own: PyTorch's norms are several times slower with channels last on CPUs.
     """
-    dtype = z.dtype
-    z = z.to(torch.promote_types(dtype, torch.float32))
-    z -= _along_row(_channel_means(z), z)
-    inverse_std = (_channel_means(z.square()) + EPSILON).rsqrt()
-    z *= _along_row(inverse_std, z)
-    return z.to(dtype), inverse_std
+    z = z.contiguous(memory_format=torch.channels_last)
+    dtype = torch.promote_types(z.dtype, torch.float32)
+    in_place = z.dtype == dtype
+    rows = _rows(z)
+    parts = _parts(rows)
+    mean = _channel_means([rows[:, part].sum(1, dtype=dtype) for part in parts], z)
+    along = _along_row(mean, z)
+    squares = []
+    for part in parts:
+        x = rows[:, part]
+        difference = x.sub_(along) if in_place else x - along
+        squares.append(difference.square().sum(1))
+    inverse_std = (_channel_means(squares, z) + EPSILON).rsqrt()
+    factor = _along_row(inverse_std, z)
+    for part in parts:
+        x = rows[:, part]
+        if in_place:
+            x.mul_(factor)
+        else:
+            x.copy_((x - along).mul_(factor))
+    return z, inverse_std
 
 
 def _standardise_backward(gradient: Tensor, y: Tensor, inverse_std: Tensor) -> Tensor:
     """(g - mean(g) - y mean(g y)) / std of each channel."""
-    dtype = gradient.dtype
-    gradient, y = gradient.to(inverse_std.dtype), y.to(inverse_std.dtype)
-    constant = -inverse_std * _channel_means(gradient)
-    slope = -inverse_std * _channel_means(gradient * y)
-    result = torch.addcmul(_along_row(constant, y), y, _along_row(slope, y))
-    result.addcmul_(gradient, _along_row(inverse_std, y))
-    return result.to(dtype)
+    dtype = inverse_std.dtype
+    g_rows = _rows(gradient.contiguous(memory_format=torch.channels_last))
+    y_rows = _rows(y)
+    # In float32 nothing is gained by parts.
+    parts = [slice(None)] if y.dtype == dtype else _parts(y_rows)
+    sums, sums_with_y = [], []
+    for part in parts:
+        g = g_rows[:, part].to(dtype)
+        sums.append(g.sum(1))
+        sums_with_y.append((g * y_rows[:, part]).sum(1))
+    constant = _along_row(-inverse_std * _channel_means(sums, y), y)
+    slope = _along_row(-inverse_std * _channel_means(sums_with_y, y), y)
+    factor = _along_row(inverse_std, y)
+    changed = []
+    for part in parts:
+        x = torch.addcmul(constant, y_rows[:, part].to(dtype), slope)
+        changed.append(x.addcmul_(g_rows[:, part].to(dtype), factor).to(y.dtype))
+    batch, chans, height, width = y.shape
+    rows = changed[0] if len(changed) == 1 else torch.cat(changed, dim=1)
+    return rows.view(batch, height, width, chans).permute(0, 3, 1, 2)
 
 
-def _channel_means(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C, 1, 1): with channels last, over rows first, which needs no strides."""
+def _rows(x: Tensor) -> Tensor:
+    """(B, C, H, W) with channels last as (B, H, W * C), the same memory."""
     batch, chans, height, width = x.shape
-    rows = x.permute(0, 2, 3, 1).reshape(batch, height, width * chans).mean(1)
-    return rows.view(batch, width, chans).mean(1)[:, :, None, None]
+    return x.permute(0, 2, 3, 1).view(batch, height, width * chans)
+
+
+def _parts(rows: Tensor) -> list[slice]:
+    """Of the rows, as many at once as is good for the device."""
+    batch, height, values = rows.shape
+    at_once = height
+    if rows.device.type == "cpu":
+        at_once = max(1, CPU_VALUES_AT_ONCE // (batch * values))
+    return [slice(first, first + at_once) for first in range(0, height, at_once)]
+
+
+def _channel_means(sums: list[Tensor], like: Tensor) -> Tensor:
+    """Sums over some of the rows, (B, W * C), -> means (B, C, 1, 1)."""
+    batch, chans, height, width = like.shape
+    means = torch.stack(sums).sum(0).view(batch, width, chans).mean(1) / height
+    return means[:, :, None, None]
 
 
 def _along_row(values: Tensor, like: Tensor) -> Tensor:
-    """(B, C, 1, 1) written out along a row, (B, C, 1, W) with channels last.
+    """(B, C, 1, 1) written out along a row, (B, 1, W * C).
 
     Broadcasting of a few channels alone is up to ten times slower on CPUs.
     """
-    return values.expand(-1, -1, 1, like.shape[-1]).contiguous(memory_format=torch.channels_last)
+    along = values.expand(-1, -1, 1, like.shape[-1])
+    return _rows(along.contiguous(memory_format=torch.channels_last))

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model import normalised
 from model.normalised import convolve, convolve_and_normalise
 from model.unet import UNet, _as_it_is, _merged, _pooled
 
@@ -126,3 +127,26 @@ def test_dropped_channels_are_the_same_in_the_backward_pass() -> None:
     torch.testing.assert_close((above - below) / (2 * step), gradient, rtol=1e-5, atol=0)
     net.eval()
     torch.testing.assert_close(net(x), net(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("size", [(24, 9), (7, 5)])
+def test_in_parts_as_many_pixels_need_on_a_cpu_nothing_changes(
+    size: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conv = layer(3, 5)
+    x = values(2, 3, *size).to(dtype).detach().requires_grad_()
+
+    def run() -> list[Tensor]:
+        y = convolve_and_normalise(partial(_pooled, None), conv, x)
+        weight = values(*y.shape, seed=1).to(dtype)
+        return [y, *torch.autograd.grad(y, [x, conv.weight], weight)]
+
+    whole = run()
+    monkeypatch.setattr(normalised, "CPU_VALUES_AT_ONCE", 2 * 2 * 5 * (size[1] // 2))  # two rows
+    monkeypatch.setattr(normalised, "CPU_PIXELS_AT_ONCE", 3 * (size[1] // 2))
+    exact = dtype == torch.float64
+    for ours, theirs in zip(run(), whole, strict=True):
+        torch.testing.assert_close(
+            ours, theirs, rtol=1e-10 if exact else 0.02, atol=1e-12 if exact else 0.02
+        )

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Target = Literal["uncertain", "flipped"]
+Change = Literal["everything", "streaks"]
 
 
 def upright(image: Tensor, rotated: Tensor) -> Tensor:
@@ -47,6 +48,32 @@ def adversary_input(image: Tensor, rotated: Tensor) -> Tensor:
     var, mean = torch.var_mean(x, dim=(1, 2, 3), keepdim=True)
     # The root behind the `where`: its gradient at 0 is infinite.
     return (x - mean) / torch.where(var > 0, var, 1.0).sqrt()
+
+
+def only_streaks(image: Tensor) -> Tensor:
+    """The same image, (B, 1, h, w) as it was made, whose gradient holds streaks along w alone.
+
+    Those are the frequencies that are higher along readout (h, cycles a pixel) than along phase
+    encode (w), where banding lies. An adversary is content, too, when texture is written across the
+    streaks; with this it can only have the streaks changed.
+    """
+    result: Tensor = _OnlyStreaks.apply(image)
+    return result
+
+
+class _OnlyStreaks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, image: Tensor) -> Tensor:  # noqa: ARG004
+        return image.view_as(image)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
+        height, width = gradient.shape[-2:]
+        along_readout = torch.fft.fftfreq(height, device=gradient.device).abs()[:, None]
+        along_phase_encode = torch.fft.rfftfreq(width, device=gradient.device)
+        kept = along_readout > along_phase_encode
+        return torch.fft.irfft2(torch.fft.rfft2(gradient) * kept, s=(height, width))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +118,21 @@ class OrientationObjective:
             the image (Mescheder et al., "Which Training Methods for GANs do actually Converge?",
             2018, R1, here on predictions of both labels). The norm is that of the sum of the
             logits, squared and divided by the number of cells.
+        changes: what in its image the predictor hears of: `everything`, or `only_streaks`.
     """
 
     def __init__(
-        self, adversary: nn.Module, *, target: Target = "uncertain", reg_param: float = 0.1
+        self,
+        adversary: nn.Module,
+        *,
+        target: Target = "uncertain",
+        reg_param: float = 0.1,
+        changes: Change = "everything",
     ) -> None:
         self.adversary = adversary
         self.target = target
         self.reg_param = reg_param
+        self.changes = changes
 
     def predictor_term(self, image: Tensor, rotated: Tensor) -> Tensor:
         """BCE(adversary(image), target), scalar, mean over batch, members and cells.
@@ -115,7 +149,7 @@ class OrientationObjective:
         for weight in trainable:
             weight.requires_grad_(False)
         try:
-            logits = _exact(network(adversary_input(image, rotated)))
+            logits = _exact(network(self._seen(image, rotated)))
         finally:
             for weight in trainable:
                 weight.requires_grad_(True)
@@ -136,7 +170,7 @@ class OrientationObjective:
             rotated: as in `predictor_term`.
             steers: false: the first term is wanted as a number, without a gradient.
         """
-        x = adversary_input(image, rotated)
+        x = self._seen(image, rotated)
         shown = x.detach().requires_grad_()
         logits = _exact(self.adversary(shown))
         wanted = self._wanted(logits, rotated)
@@ -181,6 +215,10 @@ class OrientationObjective:
             accuracy=((by_image > 0) == (rotated > 0.5)[:, None]).to(logits).mean(),
         )
         return verdict, gradient
+
+    def _seen(self, image: Tensor, rotated: Tensor) -> Tensor:
+        """What the adversary sees of the predictor's image, with the gradient that it may have."""
+        return adversary_input(only_streaks(image) if self.changes == "streaks" else image, rotated)
 
     def _wanted(self, logits: Tensor, rotated: Tensor) -> Tensor:
         """Probabilities that the predictor would have the adversary say, like the logits."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-FORMAT = 2
+FORMAT = 3
 FOLDER = "checkpoints"
 _NAME = re.compile(r"epoch(\d+)(?:_step(\d+))?\.pt")
 
@@ -39,9 +39,11 @@ class Checkpoint:
     adversary_optimizer: dict[str, Any] | None
     rng: list[dict[str, Any]]  # of each process
     history: list[dict[str, Any]]
+    start: dict[str, float]  # validation of the predictor that stage 2 began with
+    events: list[dict[str, Any]]  # rollbacks so far
     settings: dict[str, Any]
     volumes: dict[str, list[str]]  # names of the training and of the validation volumes
-    # Reconstructions that the adversary sees again, of each process; earlier files have none.
+    # Reconstructions that the adversary sees again, of each process.
     replay: list[list[Tensor]] = field(default_factory=list)
 
 
@@ -80,8 +82,9 @@ def atomic_write(path: Path, content: bytes) -> None:
 def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write <run>/checkpoints/epochNNN.pt, or epochNNN_stepMMM.pt within an epoch.
 
-    Then remove all but the newest `keep` of those after whole epochs (0: none), and of those within
-    an epoch what is not among the newest two of all.
+    Then remove those that are further on, which a run that went back has left, and of the others
+    all but the newest `keep` of those after whole epochs (0: none), and of those within an epoch
+    what is not among the newest two of all.
 
     Raises:
         CheckpointError: it could not be written; earlier checkpoints are intact.
@@ -100,6 +103,9 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, keep: int) -> Path
             f"cannot write {path}: {error}. Earlier checkpoints are intact; make room and resume."
         ) from error
     found = list_checkpoints(run_folder)
+    for later in found[found.index(path) + 1 :]:
+        later.unlink()
+    found = found[: found.index(path) + 1]
     whole = [old for old in found if "_step" not in old.name]
     parts = [old for old in found[:-2] if "_step" in old.name]
     for old in parts + (whole[:-keep] if keep else []):
@@ -151,7 +157,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if (
         not isinstance(content, dict)
         or content.pop("format", None) != FORMAT
-        or set(content) | {"replay"} != names
+        or set(content) != names
     ):
         raise CheckpointError(f"{path} is not a checkpoint of this version of the project")
     return Checkpoint(**content)

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from banding_removal.adversarial import Target
+from banding_removal.adversarial import Change, Target
 from data.filters import VolumeFilter
 from data.masks import MaskKind, MaskSampler
 from model.classifiers import Architecture
@@ -85,6 +85,9 @@ class Settings:
     precision: Precision = "auto"  # of networks in training; auto: bfloat16 on GPUs with it
     recompute: Recompute = "auto"  # network values, in the backward pass; auto: as few as fit
     clip_grad_norm: float | None = None  # largest norm of the whole gradient; null: as it is
+    rollbacks: int = 5  # how often a failing run may go back to its last good state; 0: it ends
+    rollback_lowers: Literal["strength", "rate"] = "strength"  # in stage 1 always the rates
+    rollback_factor: float = 0.5  # by which, each time
 
     # --- adversary (stage 2) ---
     adversary: Architecture | None = None  # null: stage 1, no adversary
@@ -92,6 +95,7 @@ class Settings:
     adversary_chans: int | None = None  # width of the adversary; null: the published one
     adversary_strength: float = 1.0  # weight of the orientation term in the predictor's loss
     adversary_target: Target = "uncertain"  # the predictor wants to hear 1/2, or the flipped label
+    adversary_changes: Change = "everything"  # in the image; streaks: nothing written across them
     adversary_lr: float = 1e-4
     adversary_betas: tuple[float, float] = (0.9, 0.999)  # of its Adam
     adversary_epoch_from: int = 1  # first epoch with the orientation term in the predictor's loss
@@ -103,6 +107,9 @@ class Settings:
     adversary_replay_batch: int = 3  # of them are added to each of the adversary's batches
     reg_param: float = 0.1  # weight of the penalty on the adversary's gradient
     penalty_every: int = 1  # steps between penalties, which then weigh so many times as much
+
+    # --- beside the adversary, or instead of it ---
+    streak_weight: float = 0.0  # of the direct term against streaks along phase encode
 
     # --- what one looks at ---
     log_every: int = 50  # steps between lines of metrics.jsonl
@@ -128,7 +135,7 @@ class Settings:
                 raise ConfigError(f"{name} must be positive and finite, got {value}")
         not_negative = (
             *("workers", "keep_checkpoints", "grid_slices", "l1_weight", "lr_min"),
-            *("adversary_strength", "reg_param", "seed"),
+            *("adversary_strength", "reg_param", "seed", "streak_weight", "rollbacks"),
             *("adversary_ramp_steps", "adversary_warmup_steps", "adversary_replay"),
         )
         for name in not_negative:
@@ -141,6 +148,8 @@ class Settings:
         for name in ("rotate_probability", "dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a probability, got {getattr(self, name)}")
+        if not 0 < self.rollback_factor <= 1:
+            raise ConfigError(f"rollback_factor must be in (0, 1], got {self.rollback_factor}")
         if not 0 < self.epoch_fraction <= 1:
             raise ConfigError(f"epoch_fraction must be in (0, 1], got {self.epoch_fraction}")
         if not all(0 <= beta < 1 for beta in self.adversary_betas):

@@ -13,9 +13,14 @@ USER_ERROR = 2  # what a user can mend: a path, a key, a file, a disk
 REQUEUE = 75  # stopped and saved: the same command goes on (EX_TEMPFAIL of sysexits.h)
 INTERRUPTED = 130  # as a shell reports Ctrl-C
 
+
+class RunFailedError(Exception):
+    """A run that fails again after all the rollbacks that it may have."""
+
+
 USER_ERRORS = (
     *(ConfigError, VolumeError, CheckpointError, RunInUseError),
-    *(OSError, FloatingPointError),
+    *(OSError, FloatingPointError, RunFailedError),
 )
 
 

@@ -24,7 +24,7 @@ def epoch_line(row: dict[str, Any], epochs: int, device: torch.device) -> str:
     """One line of the log for an epoch of the history."""
     parts = [f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.4f}"]
     if "val_loss" in row:
-        parts.append(f"validation {_validation(row)}")
+        parts.append(f"validation {validation_in_words(row)}")
     if "accuracy" in row:
         parts.append(
             f"adversary: accuracy {row['accuracy']:.3f}, loss {row['adversary_orientation']:.4f}, "
@@ -37,7 +37,8 @@ def epoch_line(row: dict[str, Any], epochs: int, device: torch.device) -> str:
     return "; ".join(parts)
 
 
-def _validation(row: dict[str, Any]) -> str:
+def validation_in_words(row: dict[str, Any]) -> str:
+    """The validation's part of a row of the history."""
     text = (
         f"loss {row['val_loss']:.4f}  SSIM {row['val_ssim']:.4f}  NMSE {row['val_nmse']:.4f}  "
         f"PSNR {row['val_psnr']:.2f} dB"
@@ -59,7 +60,7 @@ def grid_header(settings: Settings, folder: Path, history: list[dict[str, Any]])
         f"mask {settings.mask}, acceleration {settings.accelerations}, centre {masks}; "
         f"lr {history[-1]['lr']:.3g}, seed {settings.seed}{_adversary(settings)}",
         *(
-            f"epoch {row['epoch']}: validation {_validation(row)}"
+            f"epoch {row['epoch']}: validation {validation_in_words(row)}"
             for row in [row for row in history if "val_loss" in row][-5:]
         ),
     ]

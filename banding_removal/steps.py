@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from banding_removal.losses import finite, reconstruction_loss
 from banding_removal.memory import Recomputation
 from banding_removal.precision import uses_bfloat16
 from banding_removal.replay import PairStore
+from banding_removal.streak_term import streak_term
 from data.dataset import Batch
 from data.operators import crop_to_smaller
 from model.predictor import Predictor
@@ -38,6 +39,9 @@ class Players:
     adversary_optimizer: torch.optim.Adam | None = None
     strength: float = 0.0  # weight of the orientation term in the predictor's loss
     replay: PairStore | None = None
+    softened: float = 1.0  # factor of all weights against banding
+    slowed: float = 1.0  # factor of the learning rates
+    doubts: list[str] = field(default_factory=list)  # losses of the step that are not finite
 
     def autocast(self, batch: Batch) -> torch.autocast:
         """The context in which networks see a batch."""
@@ -83,7 +87,10 @@ def make_players(
     if adversary is not None:
         players.adversary = adversary
         players.objective = OrientationObjective(
-            team.shared(adversary), target=settings.adversary_target, reg_param=settings.reg_param
+            team.shared(adversary),
+            target=settings.adversary_target,
+            reg_param=settings.reg_param,
+            changes=settings.adversary_changes,
         )
         players.adversary_optimizer = torch.optim.Adam(
             adversary.parameters(),
@@ -147,11 +154,11 @@ def accumulate_gradients(
         together: groups of each process in a step.
         last: of them; here, in the last backward, processes average their gradients.
 
+    A loss that is not finite is noted in `players.doubts`, and makes all gradients NaN in all
+    processes, so that all of them find it when they step.
+
     Returns:
         The mean of each figure.
-
-    Raises:
-        FloatingPointError: a loss is not finite; the batch is named.
     """
     objective = players.objective
     steers = objective is not None and epoch >= settings.adversary_epoch_from
@@ -173,14 +180,14 @@ def accumulate_gradients(
                 with _alone(objective.adversary, not ends or len(earlier) > 0):
                     with players.autocast(batch):
                         term, verdict = objective.both_acts(image, batch.rotated, steers=steers)
-                    _learn(values, verdict, share, together, batch)
+                    _learn(players, values, verdict, share, together, batch)
             elif objective is not None and steers:
                 with players.autocast(batch):
                     term = objective.predictor_term(image, batch.rotated)
             if steers:
                 figures["predictor_orientation"] = term.detach()
                 loss = loss + players.strength * term
-            _check_finite("predictor's loss", loss, batch)
+            loss = _doubted(players, "predictor's loss", loss, batch)
             (loss / (together * len(group))).backward()
         _add(values, {key: value.item() for key, value in figures.items()}, 1 / len(group))
     if objective is not None and len(earlier) > 0:
@@ -188,7 +195,7 @@ def accumulate_gradients(
         with _alone(objective.adversary, not last):
             with players.autocast(group[-1]):
                 verdict = objective.judge(earlier, labels)
-            _learn(values, verdict, share, together, group[-1])
+            _learn(players, values, verdict, share, together, group[-1])
     if players.replay is not None and standing:
         players.replay.add(torch.stack(standing, dim=1))
     return values
@@ -206,15 +213,25 @@ def _reconstruct(
         output, batch.target, batch.data_range, settings.l1_weight
     )
     figures = {"loss": loss.detach(), "ssim": similarity}
-    return loss, figures, crop_to_smaller(output, batch.target)[0]
+    image, target = crop_to_smaller(output, batch.target)
+    if settings.streak_weight > 0:
+        streaks = streak_term(image, target, batch.data_range)
+        figures["streaks"] = streaks.detach()
+        loss = loss + players.softened * settings.streak_weight * streaks
+    return loss, figures, image
 
 
 def _learn(
-    values: dict[str, float], verdict: Verdict, share: float, together: int, batch: Batch
+    players: Players,
+    values: dict[str, float],
+    verdict: Verdict,
+    share: float,
+    together: int,
+    batch: Batch,
 ) -> None:
     """The adversary's gradients from a part of the images, and its part of the figures."""
-    _check_finite("adversary's loss", verdict.loss, batch)
-    (verdict.loss * (share / together)).backward()
+    loss = _doubted(players, "adversary's loss", verdict.loss, batch)
+    (loss * (share / together)).backward()
     _add(values, verdict.figures(), share)
 
 
@@ -234,7 +251,8 @@ def step_optimizers(settings: Settings, players: Players, batch: Batch) -> dict[
     """One step of each optimiser that has gradients, which are gone afterwards.
 
     Raises:
-        FloatingPointError: a gradient is not finite; weights are as before; the batch is named.
+        FloatingPointError: a loss or a gradient is not finite; weights are as before; the batch is
+            named, where it is this process's.
     """
     norms = {"grad_norm": clip_gradients(players.predictor, settings.clip_grad_norm)}
     judged = players.adversary is not None and any(
@@ -243,7 +261,9 @@ def step_optimizers(settings: Settings, players: Players, batch: Batch) -> dict[
     if players.adversary is not None and judged:
         norms["adversary_grad_norm"] = clip_gradients(players.adversary, settings.clip_grad_norm)
     for name, norm in norms.items():
-        _check_finite(name, norm, batch)
+        if not finite(norm):
+            here = f"{name} is {norm.item()} on {batch.describe()} or in another process"
+            raise FloatingPointError("; ".join(players.doubts) or here)
     players.optimizer.step()
     players.optimizer.zero_grad(set_to_none=True)
     if players.adversary_optimizer is not None and judged:
@@ -257,13 +277,13 @@ def set_learning_rates(settings: Settings, players: Players, epoch: int) -> None
     pairs = [(players.optimizer, settings.lr), (players.adversary_optimizer, settings.adversary_lr)]
     for optimizer, base in pairs:
         for group in [] if optimizer is None else optimizer.param_groups:
-            group["lr"] = learning_rate(settings, epoch, base)
+            group["lr"] = players.slowed * learning_rate(settings, epoch, base)
 
 
 def set_weights(settings: Settings, players: Players, step: int) -> None:
     """The orientation term's weight and the penalty's in a step, counted from 1."""
     if players.objective is not None:
-        players.strength = adversary_strength(settings, step)
+        players.strength = players.softened * adversary_strength(settings, step)
         players.objective.reg_param = penalty_weight(settings, step)
 
 
@@ -299,9 +319,12 @@ def clip_gradients(network: nn.Module, limit: float | None) -> Tensor:
     return norm
 
 
-def _check_finite(what: str, value: Tensor, batch: Batch) -> None:
-    if not finite(value):
-        raise FloatingPointError(f"{what} is {value.item()} on {batch.describe()}")
+def _doubted(players: Players, what: str, loss: Tensor, batch: Batch) -> Tensor:
+    """The loss; if it is not finite, noted, and with gradients that are not finite, either."""
+    if finite(loss):
+        return loss
+    players.doubts.append(f"{what} is {loss.item()} on {batch.describe()}")
+    return loss * float("nan")
 
 
 def _with(adversary: object | None) -> str:

@@ -30,10 +30,19 @@ from banding_removal.checkpoint import (
 from banding_removal.config import Settings, describe, plain
 from banding_removal.curves import write_curves
 from banding_removal.distributed import Team
+from banding_removal.endings import RunFailedError
 from banding_removal.grids import write_grid, write_raw_grid
-from banding_removal.report import epoch_line, grid_header, history_row
+from banding_removal.report import epoch_line, grid_header, history_row, validation_in_words
 from banding_removal.run_folder import RunLock, new_run_folder, show_as_latest
 from banding_removal.run_log import MetricsWriter, early_records, logging_to, peak_memory_gb
+from banding_removal.safeguard import (
+    EARLY,
+    FailingError,
+    Safeguard,
+    check_validation,
+    softening,
+    warn_of_chance,
+)
 from banding_removal.starting import Start, find_start, report_changes
 from banding_removal.steps import (
     Players,
@@ -62,6 +71,8 @@ class Progress:
     batches: int = 0  # of all processes, each counted once with its transposed counterpart
     sums: dict[str, float] = field(default_factory=dict)  # of the figures of this epoch's steps
     history: list[dict[str, Any]] = field(default_factory=list)  # one row an epoch
+    start: dict[str, float] = field(default_factory=dict)  # stage 2: validation before it
+    events: list[dict[str, Any]] = field(default_factory=list)  # rollbacks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +87,12 @@ class Run:
     val_set: SliceDataset
     players: Players
     progress: Progress
+    safeguard: Safeguard
+
+    @property
+    def removes_banding(self) -> bool:
+        """Whether this is stage 2, by whichever means."""
+        return self.players.adversary is not None or self.settings.streak_weight > 0
 
     @property
     def volumes(self) -> dict[str, list[str]]:
@@ -96,7 +113,7 @@ def train(settings: Settings, team: Team | None = None) -> Path:
         VolumeError: unusable volumes, all named.
         CheckpointError: a checkpoint is missing, damaged, of another model, or cannot be written.
         RunInUseError: another process is writing to the run's folder.
-        FloatingPointError: the loss is not finite; file and slice are named.
+        RunFailedError: it keeps failing, after all the rollbacks that it may have.
         Stopped: asked to by a signal; the state is saved.
         RankError: another process of the team failed.
     """
@@ -147,6 +164,7 @@ def _prepare(settings: Settings, team: Team, lock: RunLock) -> tuple[Run, Checkp
         val_set=val_set,
         players=players,
         progress=progress,
+        safeguard=Safeguard(players=players),
     )
     return run, start, begin
 
@@ -214,15 +232,23 @@ def _train_epochs(run: Run) -> None:
         metrics = MetricsWriter(folder, after=progress.step)
 
     try:
-        if settings.adversary_warmup_steps and progress.step == 0:
+        if settings.adversary_warmup_steps and progress.step == 0 and not progress.events:
             _warm_up(run)
         run.train_set.close()  # no file is open when the loaders fork
+        if run.removes_banding and not progress.start and progress.epoch < settings.epochs:
+            _look_before(run, validator)
+        _soften(run)
+        run.safeguard.keep(vars(progress), None)
         while progress.epoch < settings.epochs:
             # --- train ---
             epoch = progress.epoch + 1
             sampler.epoch, sampler.start = progress.epoch, progress.batches
             set_learning_rates(settings, run.players, progress.epoch)
-            train_epoch(run, loader, metrics)
+            try:
+                train_epoch(run, loader, metrics)
+            except (FloatingPointError, FailingError) as error:
+                metrics = _roll_back(run, error, metrics)
+                continue
             row: dict[str, Any] = {"epoch": epoch, **epoch_figures(run)}
 
             # --- validate ---
@@ -233,6 +259,13 @@ def _train_epochs(run: Run) -> None:
                 if result is None:
                     _stop(run)
                 row |= history_row(result)
+                try:
+                    if progress.start:
+                        check_validation(progress.start, result.figures)
+                except FailingError as error:
+                    metrics = _roll_back(run, error, metrics)
+                    continue
+            warn_of_chance(row)
             progress.history.append(row)
             progress.epoch, progress.batches, progress.sums = epoch, 0, {}
 
@@ -252,7 +285,7 @@ def _train_epochs(run: Run) -> None:
                         zero_filled=settings.grid_zero_filled,
                         window=settings.grid_window,
                     )
-            _save(run)
+            _save(run, row["train_loss"])
     finally:
         if metrics is not None:
             metrics.close()
@@ -274,11 +307,73 @@ def _warm_up(run: Run) -> None:
             _end(run)
 
 
+def _look_before(run: Run, validator: Validator) -> None:
+    """Validate the predictor that stage 2 begins with, to be compared with.
+
+    Raises:
+        Stopped: asked to by a signal.
+    """
+    result = validator.run(run.players.predictor)
+    if result is None:
+        _stop(run)
+    run.progress.start.update(result.figures)
+    log.info("before: validation %s", validation_in_words(history_row(result)))
+
+
+def _roll_back(
+    run: Run, error: FloatingPointError | FailingError, metrics: MetricsWriter | None
+) -> MetricsWriter | None:
+    """Go back to the last good state, and on from there more gently.
+
+    Returns:
+        The writer of metrics, which has dropped what is undone.
+
+    Raises:
+        RunFailedError: it has happened too often.
+    """
+    settings, progress = run.settings, run.progress
+    words = [str(error)] if isinstance(error, FailingError) else run.team.gather(str(error))
+    why = "; ".join(dict.fromkeys(words))
+    failed_at = progress.step
+    if len(progress.events) >= settings.rollbacks:
+        often = f"after {len(progress.events)} rollbacks" if progress.events else "(rollbacks=0)"
+        raise RunFailedError(f"the run is failing {often}, at step {failed_at}: {why}")
+    event = {"step": failed_at, "epoch": progress.epoch + 1, "why": why}
+    events = [*progress.events, event]
+    for key, value in run.safeguard.roll_back().items():
+        setattr(progress, key, value)
+    event["back_to"] = progress.step
+    progress.events = events
+    _soften(run)
+    log.warning(
+        "the run is failing at step %d: %s. Rollback %d of %d, to step %d; from now on weights "
+        "against banding times %g, learning rates times %g",
+        *(failed_at, why, len(events), settings.rollbacks, progress.step),
+        *(run.players.softened, run.players.slowed),
+    )
+    _write_checkpoint(run)
+    if metrics is None:
+        return None
+    metrics.close()
+    metrics = MetricsWriter(run.folder, after=progress.step)
+    values = {"failed_at": float(failed_at), "rollbacks": float(len(events))}
+    metrics.write("rollback", step=progress.step, epoch=progress.epoch + 1, values=values)
+    return metrics
+
+
+def _soften(run: Run) -> None:
+    """Set the factors that go with the rollbacks so far."""
+    players = run.players
+    players.softened, players.slowed = softening(run.settings, len(run.progress.events))
+
+
 def train_epoch(run: Run, loader: DataLoader[Batch], metrics: MetricsWriter | None) -> None:
     """The steps that are left of an epoch, counted in `run.progress`.
 
     Raises:
         Stopped: asked to by a signal, in any process; the state after the last step is saved.
+        FloatingPointError: a loss or a gradient is not finite, in any process.
+        FailingError: the loss explodes.
     """
     settings, progress = run.settings, run.progress
     epoch = progress.epoch + 1
@@ -292,7 +387,7 @@ def train_epoch(run: Run, loader: DataLoader[Batch], metrics: MetricsWriter | No
         mininterval=1,
         disable=not run.team.is_first,
     )
-    for _ in bar:
+    for done, _ in enumerate(bar, start=1):
         before = time.perf_counter()
         batches = feed.take(settings.batches_per_step)
         set_weights(settings, run.players, progress.step + 1)
@@ -307,6 +402,7 @@ def train_epoch(run: Run, loader: DataLoader[Batch], metrics: MetricsWriter | No
         for key, value in {**values, "steps": 1.0}.items():
             progress.sums[key] = progress.sums.get(key, 0.0) + value
             running[key] = SMOOTHING * running.get(key, value) + (1 - SMOOTHING) * value
+        run.safeguard.check_loss(running["loss"], done)
         bar.set_postfix_str(_bar_text(running, run.device), refresh=False)
         if metrics is not None and progress.step % settings.log_every == 0:
             if "accuracy" in values:
@@ -315,7 +411,7 @@ def train_epoch(run: Run, loader: DataLoader[Batch], metrics: MetricsWriter | No
         if stop:
             _stop(run)
         if settings.checkpoint_every and progress.step % settings.checkpoint_every == 0:
-            _save(run)
+            _save(run, running["loss"] if done >= EARLY else None)
 
 
 class _Feed:
@@ -349,8 +445,18 @@ def epoch_figures(run: Run) -> dict[str, float]:
     return {"lr": lr, **{names.get(key, key): value / steps for key, value in sums.items()}}
 
 
-def _save(run: Run) -> None:
-    """Write a checkpoint of where the run is."""
+def _save(run: Run, loss: float | None = None) -> None:
+    """Write a checkpoint of where the run is, and remember it as a good state.
+
+    Args:
+        run: as it is.
+        loss: running mean of its training loss; None: not known.
+    """
+    _write_checkpoint(run)
+    run.safeguard.keep(vars(run.progress), loss)
+
+
+def _write_checkpoint(run: Run) -> None:
     rng = run.team.gather(random_state())
     kept = run.players.replay
     replay = run.team.gather([] if kept is None else [*kept.pairs])

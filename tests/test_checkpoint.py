@@ -38,6 +38,8 @@ def checkpoint_of(predictor: Predictor, epoch: int, batches: int = 0) -> Checkpo
         adversary_optimizer=None,
         rng=[random_state()],
         history=[{"epoch": epoch, "val_ssim": 0.5}],
+        start={"ssim": 0.5},
+        events=[{"step": 3, "why": "a loss is nan"}],
         settings={"lr": 1e-3},
         volumes={"training": ["a.h5"], "validation": []},
     )

@@ -82,6 +82,8 @@ def save_predictor(folder: Path, trained: Settings = TRAINED, seed: int = 0) -> 
         adversary_optimizer=None,
         rng=[],
         history=[],
+        start={},
+        events=[],
         settings=plain(trained),
         volumes={},
     )

@@ -15,7 +15,7 @@ from banding_removal.assembly import make_datasets
 from banding_removal.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
 from banding_removal.config import ConfigError, Settings
 from banding_removal.distributed import Team
-from banding_removal.steps import accumulate_gradients, learning_rate, make_players
+from banding_removal.steps import learning_rate, make_players, train_step
 from banding_removal.training import train
 from banding_removal.validation import Validator, choose_display_slices
 from data.dataset import SliceDataset, collate
@@ -246,8 +246,8 @@ def test_a_loss_that_is_not_finite_names_the_slice_and_leaves_the_weights(
     with torch.no_grad():
         players.predictor.get_parameter("cascades.0.dc_weight").fill_(float("nan"))
     before = {key: value.clone() for key, value in players.predictor.state_dict().items()}
-    with pytest.raises(FloatingPointError, match=r"file0\.h5 slice 0"):
-        accumulate_gradients(settings, players, [collate([train_set[0]])], 1, 1)
+    with pytest.raises(FloatingPointError, match=r"predictor's loss is nan on .*file0\.h5 slice 0"):
+        train_step(settings, players, [collate([train_set[0]])], 1)
     for key, value in players.predictor.state_dict().items():
         assert torch.equal(value, before[key]) or value.isnan().all()
 

@@ -1,0 +1,187 @@
+"""Is banding gone, for every seed, and at which cost? Recipes of stage 2 against a control.
+
+    python -m benchmarks.efficacy 'seeds=[0,1,2]' 'recipes=[control,demo]'
+    python -m benchmarks.efficacy size=128 'seeds=[0]' volumes=chosen
+
+For each seed: stage 1 from scratch, then from its weights each recipe with as many further steps,
+the control without any means against banding. All are judged on volumes that were neither trained
+nor validated on (`volumes=final`), or, while recipes are being chosen, on others (`chosen`). Seeds
+run side by side, each on one core. What is complete is not run again, and what was interrupted goes
+on. One row a run and volumes in <folder>/rows/*.jsonl; `benchmarks/efficacy_report.py` makes tables
+and plots of them.
+"""
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from banding_removal.assembly import choose_device
+from banding_removal.banding_statistics import summarize
+from banding_removal.command_line import user_errors
+from banding_removal.config import REPOSITORY, ConfigError, Settings, from_words
+from banding_removal.evaluation import SetResult, evaluate
+from banding_removal.image_sets import path_set, reference_volumes
+from banding_removal.starting import completed_run
+from banding_removal.training import train
+from benchmarks.efficacy_recipes import RECIPES, SIZES, stage_1, stage_2
+from data.index import index_folder
+from data.phantom_files import write_dataset
+
+BEFORE = "stage 1"
+# Of the phantom: for training, to choose recipes by, and for the figures that are reported.
+SEEDS = {"training": 0, "chosen": 1000, "final": 2000}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Efficacy:
+    """What is run."""
+
+    folder: Path = REPOSITORY / "datasets" / "efficacy"
+    size: str = "96"
+    seeds: tuple[int, ...] = (0,)
+    recipes: tuple[str, ...] = ("control", "demo")
+    volumes: Literal["chosen", "final"] = "chosen"
+    volume_count: int = 8  # to judge on
+    probe: bool = True
+    jobs: int = 2  # seeds side by side, each on one core
+    child: bool = False  # the benchmark's own processes
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.recipes if name not in RECIPES]
+        if unknown:
+            raise ConfigError(f"{', '.join(unknown)}: none of {', '.join(RECIPES)}")
+        if self.size not in SIZES:
+            raise ConfigError(f"size {self.size}: none of {', '.join(SIZES)}")
+        if min(self.jobs, self.volume_count, len(self.seeds)) < 1:
+            raise ConfigError("jobs, volume_count and the number of seeds must be positive")
+
+
+def run_seed(settings: Efficacy, seed: int) -> None:
+    """Stage 1 and the recipes of a seed, and a row for each."""
+    torch.set_num_threads(1)
+    rows = settings.folder / "rows" / f"{settings.size}-{seed}.jsonl"
+    rows.parent.mkdir(parents=True, exist_ok=True)
+    logs = settings.folder / f"{settings.size}-{seed}"
+    data_path = settings.folder / f"phantom-{settings.size}"
+
+    before = _trained(replace(stage_1(settings.size, seed), logs=logs, data_path=data_path))
+    runs = {BEFORE: before}
+    for recipe in settings.recipes:
+        _judge(settings, seed, runs, rows)
+        of_recipe = replace(
+            stage_2(recipe, settings.size, seed),
+            name=recipe,
+            logs=logs,
+            data_path=data_path,
+            restart=before,
+        )
+        runs[recipe] = _trained(of_recipe)
+    _judge(settings, seed, runs, rows)
+
+
+def _trained(settings: Settings) -> Path:
+    """The folder of the complete run."""
+    return completed_run(settings) or train(settings)
+
+
+def _judge(settings: Efficacy, seed: int, runs: dict[str, Path], rows: Path) -> None:
+    """Write a row for each run that has none on these volumes."""
+    known = [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
+    device = choose_device("cpu")
+    for recipe, run in runs.items():
+        key = {
+            "size": settings.size,
+            "seed": seed,
+            "recipe": recipe,
+            "run": run.name,
+            "volumes": settings.volumes,
+            "volume_count": settings.volume_count,
+            "probe": settings.probe,
+        }
+        if any(key.items() <= row.items() for row in known):
+            continue
+        folder = settings.folder / f"{settings.volumes}-{settings.size}" / "multicoil_val"
+        files = index_folder(folder, cache_folder=settings.folder / "index")
+        one = path_set(recipe, run, files, slice_range=(None, None), device=device)
+        found = evaluate(
+            [one], reference_volumes(files), probe_steps=300 if settings.probe else None
+        )
+        row = {**key, **_of_run(run), "figures": _figures(found.sets[0])}
+        with rows.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _of_run(run: Path) -> dict[str, Any]:
+    """The milliseconds of a step, its adversary at the end, and what the log tells of failures."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "step_ms" in line]
+    last = steps[-1]
+    return {
+        "steps": last["step"],
+        "step_ms": statistics.median(line["step_ms"] for line in steps),
+        "accuracy": last.get("accuracy_running"),
+    }
+
+
+def _figures(result: SetResult) -> dict[str, float | None]:
+    """All figures of a set, and those of the first and last slices of its volumes."""
+    figures = {name: figure.value for name, figure in result.overall.figures.items()}
+    ends = [volume.slices[place].banding for volume in result.volumes for place in (0, -1)]
+    summary = summarize([banding for banding in ends if banding is not None]).low_signal
+    for name in ("contribution", "excess", "along", "across"):
+        figures[f"ends.{name}"] = getattr(summary, name).value
+    return {name: None if math.isnan(value) else value for name, value in figures.items()}
+
+
+def main(words: list[str]) -> None:
+    """Make the data, then run each seed in a process of its own."""
+    settings = from_words(Efficacy(), words)
+    if settings.child:
+        run_seed(settings, settings.seeds[0])
+        return
+    size = SIZES[settings.size]
+    for name, seed in SEEDS.items():
+        train_volumes, val_volumes = (
+            (size.train_volumes, 2) if name == "training" else (0, settings.volume_count)
+        )
+        folder = settings.folder / (
+            f"phantom-{settings.size}" if name == "training" else f"{name}-{settings.size}"
+        )
+        write_dataset(
+            folder, size.phantom, train_volumes=train_volumes, val_volumes=val_volumes, seed=seed
+        )
+
+    def start(seed: int) -> int:
+        begun = time.monotonic()
+        log = settings.folder / f"{settings.size}-{seed}.log"
+        child = [*words, f"seeds=[{seed}]", "child=true"]
+        with log.open("a") as file:
+            code = subprocess.run(
+                [sys.executable, "-m", "benchmarks.efficacy", *child],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=file, stderr=file, check=False,
+            ).returncode  # fmt: skip
+        minutes = (time.monotonic() - begun) / 60
+        how = "complete" if code == 0 else f"failed ({code}): see {log}"
+        print(f"size {settings.size}, seed {seed}: {how} after {minutes:.1f} min", flush=True)
+        return code
+
+    with ThreadPoolExecutor(settings.jobs) as pool:
+        codes = list(pool.map(start, settings.seeds))
+    if any(codes):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(sys.argv[1:])

@@ -1,0 +1,191 @@
+"""Tables and plots of what benchmarks/efficacy.py found.
+
+    python -m benchmarks.efficacy_report volumes=final 'recipes=[control,ours]' name=96
+
+Writes <output>/<name>.json (all rows), <name>.md (tables) and <name>.png. Changes are against the
+control of the same seed, which has had as many further steps without any means against banding.
+"""
+
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from matplotlib.figure import Figure
+
+from banding_removal.checkpoint import atomic_write
+from banding_removal.command_line import user_errors
+from banding_removal.config import REPOSITORY, ConfigError, from_words
+from benchmarks.efficacy import BEFORE
+
+Row = dict[str, Any]
+CONTROL = "control"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What is told."""
+
+    folder: Path = REPOSITORY / "datasets" / "efficacy"
+    size: str = "96"
+    volumes: Literal["chosen", "final"] = "final"
+    recipes: tuple[str, ...] = ()  # besides the control; none: all there are
+    output: Path = REPOSITORY / "docs" / "results"
+    name: str = "96"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A run and its control."""
+
+    run: Row
+    control: Row
+
+    def of(self, name: str) -> float:
+        """A figure of the run; NaN where it has none."""
+        return _figure(self.run, name)
+
+    def change(self, name: str) -> float:
+        """Of a figure, against the control."""
+        return self.of(name) - _figure(self.control, name)
+
+
+def _figure(row: Row, name: str) -> float:
+    value = row["figures"][name]
+    return float("nan") if value is None else value
+
+
+# What is wanted, of one seed.
+AIMS: dict[str, tuple[str, Callable[[Pair], float], Callable[[float], bool]]] = {
+    "B (dB)": (
+        "within 0.5",
+        lambda p: p.of("low_signal.contribution"),
+        lambda v: abs(v) <= 0.5,
+    ),
+    "excess cut (%)": (
+        ">= 60",
+        lambda p: 100 * (1 - p.of("low_signal.excess") / _figure(p.control, "low_signal.excess")),
+        lambda v: v >= 60,
+    ),
+    "along (dB)": ("<= -1.5", lambda p: p.change("low_signal.along"), lambda v: v <= -1.5),
+    "across (dB)": ("<= 0.3", lambda p: p.change("low_signal.across"), lambda v: v <= 0.3),
+    "B background (dB)": (
+        "within 0.7",
+        lambda p: p.of("background.contribution"),
+        lambda v: abs(v) <= 0.7,
+    ),
+    "B anatomy (dB)": (
+        "within 0.7",
+        lambda p: p.of("anatomy.contribution"),
+        lambda v: abs(v) <= 0.7,
+    ),
+    "probe": ("<= 0.58", lambda p: p.of("probe.balanced_accuracy"), lambda v: v <= 0.58),
+    "SSIM": (">= -0.002", lambda p: p.change("ssim"), lambda v: v >= -0.002),
+    "NMSE (%)": (
+        "<= 2",
+        lambda p: 100 * (p.of("nmse") / _figure(p.control, "nmse") - 1),
+        lambda v: v <= 2,
+    ),
+    "ends: along (dB)": ("<= 0", lambda p: p.change("ends.along"), lambda v: v <= 0),
+    "ends: across (dB)": ("<= 0.3", lambda p: p.change("ends.across"), lambda v: v <= 0.3),
+    "step (times)": (
+        "<= 2.5",
+        lambda p: p.run["step_ms"] / p.control["step_ms"],
+        lambda v: v <= 2.5,
+    ),
+}
+
+
+def read_rows(settings: Report) -> list[Row]:
+    """All rows of a size on these volumes, the newest of each run.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    newest: dict[tuple[int, str], Row] = {}
+    for path in sorted((settings.folder / "rows").glob(f"{settings.size}-*.jsonl")):
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            if row["volumes"] == settings.volumes:
+                newest[row["seed"], row["recipe"]] = row
+    if not newest:
+        raise ConfigError(f"{settings.folder} has no rows of size {settings.size}")
+    wanted = {*settings.recipes, CONTROL, BEFORE}
+    return [row for row in newest.values() if not settings.recipes or row["recipe"] in wanted]
+
+
+def pairs_of(rows: Sequence[Row]) -> dict[str, list[Pair]]:
+    """Each recipe's runs with their controls, by seed; those without a control are left out."""
+    controls = {row["seed"]: row for row in rows if row["recipe"] == CONTROL}
+    pairs: dict[str, list[Pair]] = {}
+    for row in sorted(rows, key=lambda row: row["seed"]):
+        if row["seed"] in controls and row["recipe"] != BEFORE:
+            pair = Pair(run=row, control=controls[row["seed"]])
+            pairs.setdefault(row["recipe"], []).append(pair)
+    return pairs
+
+
+def markdown(pairs: dict[str, list[Pair]]) -> str:
+    """A table of all recipes, and one of each recipe's seeds."""
+    heads = ["recipe", "seeds", *AIMS]
+    lines = [_line(heads), _line(["---"] * len(heads))]
+    lines.append(_line(["aim", "", *(wanted for wanted, _, _ in AIMS.values())]))
+    for recipe, members in pairs.items():
+        cells = [recipe, str(len(members))]
+        for _, value, met in AIMS.values():
+            values = [value(pair) for pair in members]
+            count = sum(map(met, values))
+            spread = f"{min(values):.3g} .. {max(values):.3g}"
+            cells.append(f"{statistics.mean(values):.3g} ({spread}), {count}/{len(values)}")
+        lines.append(_line(cells))
+    parts = ["\n".join(lines)]
+    for recipe, members in pairs.items():
+        heads = ["seed", *AIMS]
+        lines = [f"### {recipe}\n", _line(heads), _line(["---"] * len(heads))]
+        for pair in members:
+            figures = [f"{value(pair):.3g}" for _, value, _ in AIMS.values()]
+            lines.append(_line([str(pair.run["seed"]), *figures]))
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def write_plot(path: Path, pairs: dict[str, list[Pair]]) -> None:
+    """A dot for each seed, a column for each recipe, a panel for each figure."""
+    figure = Figure(figsize=(14, 8), layout="constrained")
+    panels = figure.subplots(3, 4)
+    for panel, (name, (wanted, value, _)) in zip(panels.flat, AIMS.items(), strict=True):
+        for column, members in enumerate(pairs.values()):
+            values = [value(pair) for pair in members]
+            panel.plot([column] * len(values), values, "o", alpha=0.5)
+            panel.plot([column - 0.2, column + 0.2], [statistics.mean(values)] * 2, "k-")
+        panel.set_title(f"{name}, aim {wanted}", fontsize=9)
+        panel.set_xticks(range(len(pairs)), list(pairs), rotation=30, fontsize=8)
+        panel.margins(x=0.1)
+        panel.grid(axis="y", alpha=0.3)
+    figure.savefig(path, dpi=100)
+
+
+def main(words: list[str]) -> None:
+    """Write all three files."""
+    settings = from_words(Report(), words)
+    rows = read_rows(settings)
+    pairs = pairs_of(rows)
+    settings.output.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(rows, indent=1) + "\n"
+    atomic_write(settings.output / f"{settings.name}.json", text.encode())
+    table = markdown(pairs)
+    atomic_write(settings.output / f"{settings.name}.md", table.encode())
+    write_plot(settings.output / f"{settings.name}.png", pairs)
+    print(table)
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(sys.argv[1:])

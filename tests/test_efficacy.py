@@ -1,0 +1,49 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from banding_removal.config import ConfigError
+from benchmarks import efficacy, efficacy_report
+from benchmarks.efficacy import BEFORE, Efficacy
+from benchmarks.efficacy_report import AIMS, Report, pairs_of, read_rows
+
+
+def test_seeds_are_trained_and_judged_once_and_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "efficacy"
+    words = [f"folder={folder}", "size=tiny", "volume_count=2", "probe=false", "volumes=final"]
+    words += ["recipes=[control,both]", "seeds=[0]"]
+    efficacy.main(words)
+    rows = folder / "rows" / "tiny-0.jsonl"
+    first = rows.read_text()
+    assert [json.loads(line)["recipe"] for line in first.splitlines()] == [
+        BEFORE,
+        "control",
+        "both",
+    ]
+    steps = {json.loads(line)["recipe"]: json.loads(line)["steps"] for line in first.splitlines()}
+    assert steps["control"] == steps["both"]  # equal compute
+    efficacy.main(words)
+    assert rows.read_text() == first
+    assert "seed 0: complete" in capsys.readouterr().out
+
+    output = tmp_path / "results"
+    efficacy_report.main([f"folder={folder}", "size=tiny", f"output={output}", "name=tiny"])
+    table = (output / "tiny.md").read_text()
+    assert "| both | 1 |" in table
+    assert all(name in table for name in AIMS)
+    assert (output / "tiny.png").stat().st_size > 10_000
+    pairs = pairs_of(read_rows(Report(folder=folder, size="tiny")))
+    (control,) = pairs["control"]
+    assert control.change("ssim") == 0
+
+
+def test_what_is_not_known_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="none of control"):
+        Efficacy(recipes=("magic",))
+    with pytest.raises(ConfigError, match="size 7"):
+        Efficacy(size="7")
+    with pytest.raises(ConfigError, match="has no rows"):
+        read_rows(Report(folder=tmp_path))

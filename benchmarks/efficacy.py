@@ -33,7 +33,8 @@ from banding_removal.evaluation import SetResult, evaluate
 from banding_removal.image_sets import path_set, reference_volumes
 from banding_removal.starting import completed_run
 from banding_removal.training import train
-from benchmarks.efficacy_recipes import RECIPES, SIZES, stage_1, stage_2
+from benchmarks.brain import write_brains
+from benchmarks.efficacy_recipes import FROM_SCRATCH, RECIPES, SIZES, stage_1, stage_2
 from data.index import index_folder
 from data.phantom_files import write_dataset
 
@@ -53,6 +54,7 @@ class Efficacy:
     volumes: Literal["chosen", "final"] = "chosen"
     volume_count: int = 8  # to judge on
     probe: bool = True
+    template: Path | None = None  # of size=brain: see benchmarks/brain.py
     jobs: int = 2  # seeds side by side, each on one core
     child: bool = False  # the benchmark's own processes
 
@@ -83,7 +85,7 @@ def run_seed(settings: Efficacy, seed: int) -> None:
             name=recipe,
             logs=logs,
             data_path=data_path,
-            restart=before,
+            restart=None if recipe in FROM_SCRATCH else before,
         )
         runs[recipe] = _trained(of_recipe)
     _judge(settings, seed, runs, rows)
@@ -157,9 +159,13 @@ def main(words: list[str]) -> None:
         folder = settings.folder / (
             f"phantom-{settings.size}" if name == "training" else f"{name}-{settings.size}"
         )
-        write_dataset(
-            folder, size.phantom, train_volumes=train_volumes, val_volumes=val_volumes, seed=seed
-        )
+        counts = {"train_volumes": train_volumes, "val_volumes": val_volumes}
+        if not size.brain:
+            write_dataset(folder, size.phantom, **counts, seed=seed)
+        elif settings.template is None:
+            raise ConfigError("size=brain needs template=...: see benchmarks/brain.py")
+        else:
+            write_brains(folder, size.phantom, settings.template, **counts, seed=seed)
 
     def start(seed: int) -> int:
         begun = time.monotonic()

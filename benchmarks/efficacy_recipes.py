@@ -16,13 +16,13 @@ class Size:
     phantom: PhantomSpec
     settings: dict[str, Any]
     train_volumes: int = 24
+    brain: bool = False  # the anatomy of benchmarks/brain.py in place of the phantom's
 
 
+_96 = replace(DEMO, kspace_size=(96, 96), target_size=(96, 96), acquired=(2, 94))
 SIZES = {
-    "96": Size(
-        phantom=replace(DEMO, kspace_size=(96, 96), target_size=(96, 96), acquired=(2, 94)),
-        settings={"acs_lines": (10,)},
-    ),
+    "96": Size(phantom=_96, settings={"acs_lines": (10,)}),
+    "brain": Size(phantom=_96, settings={"acs_lines": (10,)}, brain=True),
     "128": Size(phantom=DEMO, settings={"acs_lines": (12,)}),
     "tiny": Size(
         phantom=replace(
@@ -56,6 +56,7 @@ _CONTROL: dict[str, Any] = {
 }
 _ANNEALED: dict[str, Any] = {"epochs": 4, "epoch_fraction": 0.25, "lr_drop_every": 3}
 _STREAKS: dict[str, Any] = {"streak_weight": 0.1}
+FROM_SCRATCH = ("bfloat16",)  # these are stage 1 once more, in another way
 RECIPES = {
     "control": replace(_DEMO, **_CONTROL, **_ANNEALED),
     "paper": replace(
@@ -75,6 +76,7 @@ RECIPES = {
     "annealed": replace(_DEMO, **_ANNEALED),
     "cone": replace(_DEMO, **_ANNEALED, adversary_changes="streaks"),
     "streaks": replace(_DEMO, **_CONTROL, **_ANNEALED, **_STREAKS),
+    "bfloat16": replace(STAGE_1, precision="bfloat16"),
     "both": replace(_DEMO, **_ANNEALED, **_STREAKS, adversary_changes="streaks"),
 }
 

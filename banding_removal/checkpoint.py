@@ -1,10 +1,13 @@
 """Checkpoints: written whole or not at all, read as data and never as code."""
 
 import contextlib
+import hashlib
 import io
+import logging
 import os
 import pickle
 import re
+import struct
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+log = logging.getLogger(__name__)
+
 FORMAT = 3
+SEAL = b"sha256:"
+DIGEST = 64  # characters
 FOLDER = "checkpoints"
 _NAME = re.compile(r"epoch(\d+)(?:_step(\d+))?\.pt")
 
@@ -83,8 +90,8 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, keep: int) -> Path
     """Write <run>/checkpoints/epochNNN.pt, or epochNNN_stepMMM.pt within an epoch.
 
     Then remove those that are further on, which a run that went back has left, and of the others
-    all but the newest `keep` of those after whole epochs (0: none), and of those within an epoch
-    what is not among the newest two of all.
+    all but the newest `keep` of those after whole epochs (0: none), and all of those within an
+    epoch; but never the newest two of all.
 
     Raises:
         CheckpointError: it could not be written; earlier checkpoints are intact.
@@ -97,7 +104,7 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, keep: int) -> Path
     torch.save({"format": FORMAT, **vars(checkpoint)}, buffer)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, buffer.getvalue())
+        atomic_write(path, _sealed(buffer.getvalue()))
     except OSError as error:
         raise CheckpointError(
             f"cannot write {path}: {error}. Earlier checkpoints are intact; make room and resume."
@@ -106,11 +113,34 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, keep: int) -> Path
     for later in found[found.index(path) + 1 :]:
         later.unlink()
     found = found[: found.index(path) + 1]
+    # The newest two stay in any case: one may be damaged later.
     whole = [old for old in found if "_step" not in old.name]
-    parts = [old for old in found[:-2] if "_step" in old.name]
-    for old in parts + (whole[:-keep] if keep else []):
-        old.unlink()
+    surplus = whole[:-keep] if keep else []
+    for old in found[:-2]:
+        if "_step" in old.name or old in surplus:
+            old.unlink()
     return path
+
+
+def _sealed(archive: bytes) -> bytes:
+    """A zip archive without a comment, with the digest of all its bytes as its comment.
+
+    The digest covers everything before it. PyTorch reads such files as any others, and does not
+    look at the archive's own checksums.
+    """
+    size = struct.pack("<H", len(SEAL) + DIGEST)
+    content = archive[: -len(size)] + size  # the length of the comment is the last field
+    return content + SEAL + hashlib.sha256(content).hexdigest().encode()
+
+
+def _is_sound(content: bytes) -> bool:
+    """Whether what `_sealed` made is as it was."""
+    body, seal, digest = (
+        content[: -DIGEST - len(SEAL)],
+        content[-DIGEST - len(SEAL) : -DIGEST],
+        (content[-DIGEST:]),
+    )
+    return seal == SEAL and hashlib.sha256(body).hexdigest().encode() == digest
 
 
 def list_checkpoints(run_folder: Path) -> list[Path]:
@@ -124,10 +154,10 @@ def list_checkpoints(run_folder: Path) -> list[Path]:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path names: the file itself, or the newest one of a run's folder.
+    """The checkpoint that a path names: the file itself, or the newest sound one of a run's folder.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or all are damaged.
     """
     if path.is_file():
         return path
@@ -135,7 +165,18 @@ def find_checkpoint(path: Path) -> Path:
     if not found:
         state = f"holds no {FOLDER}/epochNNN.pt" if path.is_dir() else "does not exist"
         raise CheckpointError(f"no checkpoint: {path} {state}")
-    return found[-1]
+    for number, candidate in enumerate(reversed(found), start=1):
+        try:
+            if _is_sound(candidate.read_bytes()):
+                return candidate
+            why = "is not what was written"
+        except OSError as error:
+            why = str(error)
+        before = "the one before is taken" if number < len(found) else "it was the last"
+        log.warning("%s is damaged (%s): %s", candidate, why, before)
+    raise CheckpointError(
+        f"all {len(found)} checkpoints of {path} are damaged, the newest {found[-1]}"
+    )
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -145,7 +186,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: damaged, not a checkpoint of this project, or holding Python objects.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        stored = path.read_bytes()
+        content = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is refused: it is damaged, or holds Python objects, which could run code"
@@ -160,6 +202,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         or set(content) != names
     ):
         raise CheckpointError(f"{path} is not a checkpoint of this version of the project")
+    if not _is_sound(stored):
+        raise CheckpointError(f"{path} is damaged: its checksum is that of other content")
     return Checkpoint(**content)
 
 

@@ -1,7 +1,7 @@
 """The front door of the scripts."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from banding_removal.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.config import ConfigError, Settings, differences, from_plain, from_words, plain
 from banding_removal.distributed import launch
 from banding_removal.endings import USER_ERRORS, RankError, exit_code, in_words
+from banding_removal.recipes import with_recipe
 from banding_removal.stopping import Stopped
 from banding_removal.training import train
 
@@ -30,8 +31,10 @@ def user_errors() -> Iterator[None]:
         sys.exit(exit_code(error))
 
 
-def settings_of(defaults: Settings, words: Sequence[str]) -> Settings:
+def settings_of(defaults: Settings, words: list[str]) -> Settings:
     """A script's settings with the words of its command line laid over them.
+
+    `recipe=name` stands for the settings of that recipe, which other words may change.
 
     A resume goes on with the settings that the run was started with, not with the script's; words
     are laid over those, too.
@@ -45,6 +48,7 @@ def settings_of(defaults: Settings, words: Sequence[str]) -> Settings:
     flags = [word for word in sys.orig_argv[script:] if word.startswith("--")]
     if flags:
         raise ConfigError(f"write settings without dashes: {' '.join(flags).replace('--', '')}")
+    defaults, words = with_recipe(defaults, words)
     settings = from_words(defaults, words)
     if settings.resume is None:
         return settings

@@ -113,7 +113,7 @@ class Settings:
 
     # --- what one looks at ---
     log_every: int = 50  # steps between lines of metrics.jsonl
-    keep_checkpoints: int = 3  # newest ones kept; 0: all
+    keep_checkpoints: int = 3  # newest ones kept, two at least; 0: all
     checkpoint_every: int | None = 500  # steps between checkpoints within an epoch; null: none
     grid_slices: int = 8  # validation slices in the picture grid
     validate_every: int = 1  # epochs between validations; the last epoch always has one

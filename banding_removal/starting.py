@@ -103,8 +103,8 @@ def _same_run(settings: Settings) -> tuple[Path, Path, int] | None:
     folder = latest_run(settings.logs, settings.name)
     if folder is None or not list_checkpoints(folder):
         return None
-    path = find_checkpoint(folder)
     try:
+        path = find_checkpoint(folder)
         checkpoint = load_checkpoint(path)
     except CheckpointError as error:
         log.warning("a new run, since the one before cannot go on: %s", error)
@@ -126,7 +126,7 @@ def _folder_of(checkpoint: Path) -> Path:
             f"Its weights can be used with restart={checkpoint}"
         )
     folder = path.parent.parent
-    newest = list_checkpoints(folder)[-1]
+    newest = find_checkpoint(folder)
     if path != newest:
         raise CheckpointError(
             f"cannot resume from {checkpoint}: its run has gone on to {newest.name} and "

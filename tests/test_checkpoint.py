@@ -116,6 +116,38 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "one bit"])
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = (
+        save_checkpoint(tmp_path, checkpoint_of(tiny_predictor(), epoch), keep=1)
+        for epoch in (1, 2)
+    )
+    content = second.read_bytes()
+    middle = len(content) // 2
+    second.write_bytes(
+        {
+            "truncated": content[:middle],
+            "empty": b"",
+            "flipped": content[:middle] + bytes(100) + content[middle + 100 :],
+            "one bit": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+        }[damage]
+    )
+    assert find_checkpoint(tmp_path) == first
+    assert "epoch002.pt is damaged" in caplog.text
+    with pytest.raises(CheckpointError, match=r"epoch002\.pt"):
+        load_checkpoint(second)
+    first.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="all 2 checkpoints"):
+        find_checkpoint(tmp_path)
+
+
+def test_torch_reads_a_checkpoint_as_any_other_file(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, checkpoint_of(tiny_predictor(), 1), keep=1)
+    assert torch.load(path, weights_only=True)["epoch"] == 1
+
+
 class Exploit:
     def __init__(self, victim: Path) -> None:
         self.victim = victim

@@ -1,0 +1,54 @@
+"""Ways to train against banding, as plain settings: `recipe=ours`, `recipe=paper`.
+
+A recipe says what stands against banding and how it is weighted, not for how long or on what
+networks. Its settings are laid over a script's; words on the command line are laid over both.
+docs/results.md has the figures.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from banding_removal.config import ConfigError, Settings
+
+WORD = "recipe="
+
+# As published: one slice a step in one of the two orientations, one logit for it.
+PAPER: dict[str, Any] = {
+    "paired": False,
+    "adversary": "shallow",
+    "adversary_members": 1,
+    "adversary_chans": None,
+    "adversary_strength": 1.0,
+    "adversary_target": "uncertain",
+    "adversary_changes": "everything",
+    "adversary_lr": 1e-4,
+    "adversary_betas": (0.9, 0.999),
+    "adversary_epoch_from": 1,
+    "adversary_ramp_steps": 0,
+    "warmup_adversary_from": 1,
+    "adversary_warmup_steps": 0,
+    "adversary_replay": 0,
+    "reg_param": 0.1,
+    "penalty_every": 1,
+    "streak_weight": 0.0,
+}
+RECIPES = {"paper": PAPER}
+
+
+def with_recipe(defaults: Settings, words: list[str]) -> tuple[Settings, list[str]]:
+    """A script's settings with the recipe that its words name, and the other words.
+
+    Raises:
+        ConfigError: no such recipe, two of them, or one for stage 1 or for a run that is resumed.
+    """
+    named = [word.removeprefix(WORD) for word in words if word.startswith(WORD)]
+    others = [word for word in words if not word.startswith(WORD)]
+    if not named:
+        return defaults, others
+    if len(named) > 1 or named[0] not in RECIPES:
+        raise ConfigError(f"recipe={' and recipe='.join(named)}: name one of {', '.join(RECIPES)}")
+    if defaults.adversary is None and defaults.streak_weight == 0:
+        raise ConfigError("a recipe is for stage 2, the training against banding")
+    if any(word.startswith("resume=") and word != "resume=null" for word in others):
+        raise ConfigError("a run that is resumed keeps its recipe; begin a new one with restart=")
+    return replace(defaults, **RECIPES[named[0]]), others

@@ -1,0 +1,52 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from banding_removal.command_line import settings_of
+from banding_removal.config import ConfigError, Settings
+from banding_removal.recipes import RECIPES, with_recipe
+from scripts.demo import ADVERSARIAL
+from scripts.train import SETTINGS
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_a_word_that_others_may_change(name: str) -> None:
+    settings = settings_of(ADVERSARIAL, [f"recipe={name}", "adversary_strength=7", "lr=1e-5"])
+    assert settings.adversary_strength == 7
+    assert settings.lr == 1e-5
+    for key, value in RECIPES[name].items():
+        if key != "adversary_strength":
+            assert getattr(settings, key) == value
+    assert settings.epochs == ADVERSARIAL.epochs
+
+
+def test_the_paper_s_recipe_is_what_was_published() -> None:
+    settings = settings_of(SETTINGS, ["recipe=paper"])
+    published = Settings(
+        adversary="shallow", adversary_lr=1e-4, adversary_strength=1.0, reg_param=0.1
+    )
+    for key in RECIPES["paper"]:
+        assert getattr(settings, key) == getattr(published, key), key
+
+
+def test_all_recipes_say_the_same_things() -> None:
+    assert len({frozenset(recipe) for recipe in RECIPES.values()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["recipe=none"], "name one of"),
+        (["recipe=paper", "recipe=paper"], "name one of"),
+        (["recipe=paper", "resume=logs/train"], "keeps its recipe"),
+    ],
+)
+def test_what_cannot_be_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        with_recipe(SETTINGS, words)
+
+
+def test_stage_one_has_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="stage 2"):
+        with_recipe(replace(Settings(), logs=tmp_path), ["recipe=paper"])

@@ -407,6 +407,9 @@ def train_epoch(run: Run, loader: DataLoader[Batch], metrics: MetricsWriter | No
         if metrics is not None and progress.step % settings.log_every == 0:
             if "accuracy" in values:
                 values["accuracy_running"] = running["accuracy"]
+            # All epochs have as many steps.
+            values["total_steps"] = (progress.step + len(bar) - done) * settings.epochs / epoch
+            values["memory_gb"] = peak_memory_gb(run.device)
             metrics.write("train", step=progress.step, epoch=epoch, values=values)
         if stop:
             _stop(run)

@@ -1,0 +1,17 @@
+"""What a run is doing: epoch, step, speed, time left, last events, disk and memory.
+
+    ipython scripts/status.py
+    ipython scripts/status.py run=logs/train_2
+
+Without a word, the newest run. It reads the run's files alone, from any machine that sees them.
+"""
+
+import sys
+
+from banding_removal.command_line import user_errors
+from banding_removal.config import from_words
+from banding_removal.status import StatusSettings, status
+
+if __name__ == "__main__":
+    with user_errors():
+        print(status(from_words(StatusSettings(), sys.argv[1:]).run))

@@ -1,0 +1,99 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from banding_removal.config import ConfigError, Settings
+from banding_removal.run_folder import RunLock
+from banding_removal.status import status
+from banding_removal.stopping import Stopped
+from banding_removal.training import train
+from scripts import status as script
+
+REPOSITORY = Path(script.__file__).parent.parent
+
+
+def test_a_complete_run_tells_where_it_ended(settings: Settings) -> None:
+    text = status(train(replace(settings, epochs=3)))
+    assert "toy: the run is complete" in text
+    assert "epoch 3, step 18 of 18, " in text
+    assert "validation after epoch 3: ssim 0." in text
+    assert "the newest epoch003.pt" in text
+    assert "GB free" in text
+    assert "left" not in text
+
+
+def test_a_run_that_is_going_on_tells_how_long_it_takes(settings: Settings) -> None:
+    folder = train(settings)
+    rows = (folder / "metrics.jsonl").read_text().splitlines()
+    train_rows = [row for row in rows if json.loads(row)["kind"] == "train"]
+    assert {json.loads(row)["total_steps"] for row in train_rows} == {12}
+    half = [json.loads(row) | {"step_ms": 60_000} for row in train_rows[:5]]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in half))
+    hold = "import sys, time; from pathlib import Path; "
+    hold += "from banding_removal.run_folder import RunLock; "
+    hold += "lock = RunLock(); lock.take(Path(sys.argv[1])); print('held', flush=True); "
+    hold += "time.sleep(60)"
+    command = [sys.executable, "-c", hold, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        text = status(folder)
+        holder.kill()
+    assert "going on" in text
+    assert "about 0:07:00 left" in text
+    time.sleep(0.1)
+    assert "going on" not in status(folder)
+
+
+def test_looking_keeps_nobody_out(settings: Settings) -> None:
+    folder = train(settings)
+    status(folder)
+    with RunLock() as lock:
+        lock.take(folder)
+
+
+def test_a_killed_run_and_its_events_are_told(settings: Settings) -> None:
+    folder = train(settings)
+    log = folder / "log.txt"
+    lines = log.read_text().splitlines()
+    assert "the run is complete" in lines.pop()
+    lines.append("2026-01-01 00:00:00,000 WARNING the run is failing at step 9: a loss is nan")
+    lines.append("2026-01-01 00:00:01,000 INFO epoch 2/2: loss 0.1")
+    log.write_text("\n".join(lines) + "\n")
+    text = status(folder)
+    assert "ended without a word" in text
+    assert "last events:\n  the run is failing at step 9" in text
+
+
+def test_the_script_takes_the_newest_run_and_refuses_other_folders(
+    settings: Settings, tmp_path: Path
+) -> None:
+    folder = train(settings)
+    assert status(settings.logs / "run") == status(folder)
+    with pytest.raises(ConfigError, match="no run's folder"):
+        status(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "scripts/status.py", f"run={folder}"],
+        capture_output=True, text=True, check=True, cwd=REPOSITORY, env={**os.environ},
+    )  # fmt: skip
+    assert "the run is complete" in done.stdout
+
+
+def test_a_run_that_was_stopped_says_so(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from banding_removal import training
+
+    def stop(*_: object) -> None:
+        raise Stopped("SIGTERM", 3)
+
+    monkeypatch.setattr(training, "train_epoch", stop)
+    with pytest.raises(Stopped):
+        train(settings)
+    assert "SIGTERM" in status(settings.logs / "toy").splitlines()[0]

@@ -28,6 +28,7 @@ BLUR = 2.0  # pixels, standard deviation of the Gaussian that the mask is made w
 LOW_SIGNAL = 0.3  # of q
 FLAT = 0.02  # of q per pixel
 FLOOR_PERCENTILE = 5.0  # of the blurred target: the noise floor of RSS images
+LEAST_SCALE = 0.4  # of the volume's largest value: q of a slice without anatomy
 BACKGROUND_MARGIN = 0.01  # of q, for targets whose background is exactly zero
 
 
@@ -87,7 +88,7 @@ def inner_regions(target: Tensor) -> Tensor:
     if min(height, width) <= 2 * BORDER:
         size = (max(0, height - 2 * BORDER), max(0, width - 2 * BORDER))
         return target.new_zeros((3, len(target), *size), dtype=torch.bool)
-    blurred = _gaussian_blur(target)
+    blurred = gaussian_blur(target, BLUR)
     along_y = (blurred[:, 2:, 1:-1] - blurred[:, :-2, 1:-1]) / 2
     along_x = (blurred[:, 1:-1, 2:] - blurred[:, 1:-1, :-2]) / 2
     gradient = _without_border(torch.hypot(along_y, along_x), BORDER - 1)
@@ -104,11 +105,11 @@ def _without_border(image: Tensor, pixels: int) -> Tensor:
     return image[..., pixels : height - pixels, pixels : width - pixels]
 
 
-def _gaussian_blur(image: Tensor) -> Tensor:
-    """Gaussian of `BLUR` pixels cut at 3 sigma, the border repeated: (B, h, w) -> same shape."""
-    radius = round(3 * BLUR)
+def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
+    """Gaussian cut at 3 sigma (pixels), the border repeated: (B, h, w) -> same shape."""
+    radius = round(3 * sigma)
     offsets = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
-    weights = torch.exp(-(offsets**2) / (2 * BLUR**2))
+    weights = torch.exp(-(offsets**2) / (2 * sigma**2))
     weights = weights / weights.sum()
     padded = F.pad(image[:, None], (radius,) * 4, mode="replicate")
     along_x = F.conv2d(padded, weights.view(1, 1, 1, -1))
@@ -124,6 +125,14 @@ def _percentile(values: Tensor, percent: float) -> Tensor:
     below = math.floor(place)
     above = min(below + 1, values.shape[1] - 1)
     return torch.lerp(ordered[:, below], ordered[:, above], place - below)
+
+
+def unit_of_slices(target: Tensor, data_range: Tensor) -> Tensor:
+    """The unit q of slices whose volume is not at hand: (B, h, w), (B,) -> (B,).
+
+    The slice's own percentile, or, without anatomy, a part of the volume's largest value.
+    """
+    return torch.maximum(_percentile(target.flatten(1), PERCENTILE), LEAST_SCALE * data_range)
 
 
 def scales(target: Tensor, scale: Scale) -> Tensor:

@@ -13,7 +13,7 @@ from banding_removal.checkpoint import (
     list_checkpoints,
     load_checkpoint,
 )
-from banding_removal.config import Settings, differences, plain
+from banding_removal.config import ConfigError, Settings, differences, from_plain, plain
 from banding_removal.run_folder import RunInUseError, RunLock, latest_run
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,13 @@ def _same_run(settings: Settings) -> tuple[Path, Path, int] | None:
     except CheckpointError as error:
         log.warning("a new run, since the one before cannot go on: %s", error)
         return None
-    same = _comparable(checkpoint.settings) == _comparable(plain(settings))
+    try:
+        # Settings that are newer than the run had no other value than their defaults.
+        saved = plain(from_plain(checkpoint.settings))
+    except ConfigError as error:
+        log.warning("a new run, since the one before cannot go on: %s", error)
+        return None
+    same = _comparable(saved) == _comparable(plain(settings))
     return (folder, path, checkpoint.epoch) if same else None
 
 

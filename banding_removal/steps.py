@@ -19,6 +19,7 @@ from banding_removal.losses import finite, reconstruction_loss
 from banding_removal.memory import Recomputation
 from banding_removal.precision import uses_bfloat16
 from banding_removal.replay import PairStore
+from banding_removal.smooth_target import smooth_target
 from banding_removal.streak_term import streak_term
 from data.dataset import Batch
 from data.operators import crop_to_smaller
@@ -209,9 +210,10 @@ def _reconstruct(
     players.recomputation.prepare(batch, bfloat16=players.bfloat16)
     with players.autocast(batch):
         output = players.shared_predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
-    loss, similarity = reconstruction_loss(
-        output, batch.target, batch.data_range, settings.l1_weight
-    )
+    wanted = batch.target
+    if settings.target_blur > 0:
+        wanted = smooth_target(wanted, batch.data_range, settings.target_blur)
+    loss, similarity = reconstruction_loss(output, wanted, batch.data_range, settings.l1_weight)
     figures = {"loss": loss.detach(), "ssim": similarity}
     image, target = crop_to_smaller(output, batch.target)
     if settings.streak_weight > 0:

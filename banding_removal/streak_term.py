@@ -19,13 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from banding_removal.low_signal import BORDER, PERCENTILE, inner_regions
+from banding_removal.low_signal import BORDER, inner_regions, unit_of_slices
 from banding_removal.streaks import MIN_PIXELS
 
 # Pixels averaged along a streak; not the length that the metric has, which is to judge this.
 LENGTHS = (5, 13)
-# A slice without anatomy is measured in this part of its volume's largest value, not in its noise.
-LEAST_SCALE = 0.4
 MARGIN = max(LENGTHS) // 2
 
 
@@ -41,7 +39,7 @@ def streak_term(image: Tensor, target: Tensor, data_range: Tensor) -> Tensor:
     """
     if min(image.shape[-2:]) <= 2 * MARGIN:
         return 0 * image.sum()
-    scale = _scale(target, data_range)[:, None, None]
+    scale = unit_of_slices(target[:, 0], data_range)[:, None, None]
     reference = target[:, 0] / scale
     _, *regions = inner_regions(reference.double())
     masks = torch.stack([_shrink(region, MARGIN - BORDER) for region in regions]).to(image.dtype)
@@ -54,13 +52,6 @@ def streak_term(image: Tensor, target: Tensor, data_range: Tensor) -> Tensor:
         difference = along - across.detach() - (along_t - across_t)
         differences.append(torch.where(counts, difference, 0.0).square())
     return torch.stack(differences).mean(0).sum() / counts.sum().clamp(min=1)
-
-
-def _scale(target: Tensor, data_range: Tensor) -> Tensor:
-    """The slice's 99.5th percentile, or the floor under it: (B,)."""
-    values = target.flatten(1)
-    place = round(PERCENTILE / 100 * (values.shape[1] - 1))
-    return torch.maximum(values.sort(dim=1).values[:, place], LEAST_SCALE * data_range)
 
 
 def _log_energies(

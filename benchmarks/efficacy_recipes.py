@@ -57,6 +57,7 @@ _CONTROL: dict[str, Any] = {
 _ANNEALED: dict[str, Any] = {"epochs": 4, "epoch_fraction": 0.25, "lr_drop_every": 3}
 _STREAKS: dict[str, Any] = {"streak_weight": 0.1}
 FROM_SCRATCH = ("bfloat16",)  # these are stage 1 once more, in another way
+_HALVES: dict[str, Any] = {"epochs": 4, "epoch_fraction": 0.25, "lr_drop_every": 2, "lr": 2e-3}
 RECIPES = {
     "control": replace(_DEMO, **_CONTROL, **_ANNEALED),
     "paper": replace(
@@ -77,6 +78,18 @@ RECIPES = {
     "cone": replace(_DEMO, **_ANNEALED, adversary_changes="streaks"),
     "streaks": replace(_DEMO, **_CONTROL, **_ANNEALED, **_STREAKS),
     "bfloat16": replace(STAGE_1, precision="bfloat16"),
+    "control-3": replace(_DEMO, **_CONTROL, **_ANNEALED, lr=1e-3),
+    "streaks-3": replace(_DEMO, **_CONTROL, **_ANNEALED, **_STREAKS, lr=1e-3),
+    "both-3": replace(_DEMO, **_ANNEALED, streak_weight=0.03, adversary_changes="streaks", lr=1e-3),
+    "control-4": replace(_DEMO, **_CONTROL, **_HALVES),
+    "streaks-4": replace(_DEMO, **_CONTROL, **_HALVES, streak_weight=0.05),
+    "both-4": replace(_DEMO, **_HALVES, streak_weight=0.03, adversary_changes="streaks"),
+    "target-3": replace(_DEMO, **_CONTROL, **_ANNEALED, lr=1e-3, target_blur=0.5),
+    "targetadv-3": replace(
+        _DEMO, **_ANNEALED, lr=1e-3, target_blur=0.5, adversary_changes="streaks"
+    ),
+    "cone-3": replace(_DEMO, **_ANNEALED, adversary_changes="streaks", lr=1e-3),
+    "annealed-3": replace(_DEMO, **_ANNEALED, lr=1e-3),
     "both": replace(_DEMO, **_ANNEALED, **_STREAKS, adversary_changes="streaks"),
 }
 

@@ -209,4 +209,6 @@ def choose_device(name: str, team: Team | None = None) -> torch.device:
         raise ConfigError(f"device {name!r}: this machine has {torch.cuda.device_count()} GPUs")
     if device.type == "cuda" and team is not None and team.size > 1:
         return torch.device("cuda", team.local_rank)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # whose random state checkpoints hold
     return device

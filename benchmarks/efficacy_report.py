@@ -7,6 +7,7 @@ control of the same seed, which has had as many further steps without any means 
 """
 
 import json
+import math
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +23,6 @@ from banding_removal.config import REPOSITORY, ConfigError, from_words
 from benchmarks.efficacy import BEFORE
 
 Row = dict[str, Any]
-CONTROL = "control"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,7 @@ class Report:
     size: str = "96"
     volumes: Literal["chosen", "final"] = "final"
     recipes: tuple[str, ...] = ()  # besides the control; none: all there are
+    control: str = "control"  # the recipe that has as many steps, at the same rates
     output: Path = REPOSITORY / "docs" / "results"
     name: str = "96"
 
@@ -113,13 +114,13 @@ def read_rows(settings: Report) -> list[Row]:
                 newest[row["seed"], row["recipe"]] = row
     if not newest:
         raise ConfigError(f"{settings.folder} has no rows of size {settings.size}")
-    wanted = {*settings.recipes, CONTROL, BEFORE}
+    wanted = {*settings.recipes, settings.control, BEFORE}
     return [row for row in newest.values() if not settings.recipes or row["recipe"] in wanted]
 
 
-def pairs_of(rows: Sequence[Row]) -> dict[str, list[Pair]]:
+def pairs_of(rows: Sequence[Row], control: str) -> dict[str, list[Pair]]:
     """Each recipe's runs with their controls, by seed; those without a control are left out."""
-    controls = {row["seed"]: row for row in rows if row["recipe"] == CONTROL}
+    controls = {row["seed"]: row for row in rows if row["recipe"] == control}
     pairs: dict[str, list[Pair]] = {}
     for row in sorted(rows, key=lambda row: row["seed"]):
         if row["seed"] in controls and row["recipe"] != BEFORE:
@@ -137,6 +138,9 @@ def markdown(pairs: dict[str, list[Pair]]) -> str:
         cells = [recipe, str(len(members))]
         for _, value, met in AIMS.values():
             values = [value(pair) for pair in members]
+            if any(map(math.isnan, values)):
+                cells.append("not measured")
+                continue
             count = sum(map(met, values))
             spread = f"{min(values):.3g} .. {max(values):.3g}"
             cells.append(f"{statistics.mean(values):.3g} ({spread}), {count}/{len(values)}")
@@ -176,7 +180,7 @@ def main(words: list[str]) -> None:
     """Write all three files."""
     settings = from_words(Report(), words)
     rows = read_rows(settings)
-    pairs = pairs_of(rows)
+    pairs = pairs_of(rows, settings.control)
     settings.output.mkdir(parents=True, exist_ok=True)
     text = json.dumps(rows, indent=1) + "\n"
     atomic_write(settings.output / f"{settings.name}.json", text.encode())

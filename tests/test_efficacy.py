@@ -35,7 +35,7 @@ def test_seeds_are_trained_and_judged_once_and_reported(
     assert "| both | 1 |" in table
     assert all(name in table for name in AIMS)
     assert (output / "tiny.png").stat().st_size > 10_000
-    pairs = pairs_of(read_rows(Report(folder=folder, size="tiny")))
+    pairs = pairs_of(read_rows(Report(folder=folder, size="tiny")), "control")
     (control,) = pairs["control"]
     assert control.change("ssim") == 0
 

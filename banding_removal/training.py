@@ -10,29 +10,21 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from banding_removal.assembly import choose_device, make_datasets, make_loader
-from banding_removal.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    random_state,
-    restore_random_state,
-    save_checkpoint,
-)
-from banding_removal.config import Settings, describe, plain
+from banding_removal.checkpoint import Checkpoint, load_checkpoint, restore_random_state
+from banding_removal.config import Settings, describe
 from banding_removal.curves import write_curves
 from banding_removal.distributed import Team
-from banding_removal.endings import RunFailedError
 from banding_removal.grids import write_grid, write_raw_grid
 from banding_removal.report import epoch_line, grid_header, history_row, validation_in_words
+from banding_removal.run import Progress, Run, end, roll_back, save, soften, stop
 from banding_removal.run_folder import RunLock, new_run_folder, show_as_latest
 from banding_removal.run_log import MetricsWriter, early_records, logging_to, peak_memory_gb
 from banding_removal.safeguard import (
@@ -40,18 +32,15 @@ from banding_removal.safeguard import (
     FailingError,
     Safeguard,
     check_validation,
-    softening,
     warn_of_chance,
 )
 from banding_removal.starting import Start, find_start, report_changes
 from banding_removal.steps import (
-    Players,
     make_players,
     set_learning_rates,
     set_weights,
     train_step,
 )
-from banding_removal.stopping import Stopped
 from banding_removal.validation import Validator, choose_display_slices
 from banding_removal.warmup import warm_up
 from data.dataset import Batch, Draw, SliceDataset, collate
@@ -60,45 +49,6 @@ from data.sampler import EpochSampler
 log = logging.getLogger(__name__)
 
 SMOOTHING = 0.98  # of the running figures in the progress bar
-
-
-@dataclass(kw_only=True)
-class Progress:
-    """How far a run has come: whole epochs, and batches of the epoch that is going on."""
-
-    epoch: int = 0
-    step: int = 0
-    batches: int = 0  # of all processes, each counted once with its transposed counterpart
-    sums: dict[str, float] = field(default_factory=dict)  # of the figures of this epoch's steps
-    history: list[dict[str, Any]] = field(default_factory=list)  # one row an epoch
-    start: dict[str, float] = field(default_factory=dict)  # stage 2: validation before it
-    events: list[dict[str, Any]] = field(default_factory=list)  # rollbacks
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What a training consists of."""
-
-    settings: Settings
-    folder: Path
-    device: torch.device
-    team: Team
-    train_set: SliceDataset
-    val_set: SliceDataset
-    players: Players
-    progress: Progress
-    safeguard: Safeguard
-
-    @property
-    def removes_banding(self) -> bool:
-        """Whether this is stage 2, by whichever means."""
-        return self.players.adversary is not None or self.settings.streak_weight > 0
-
-    @property
-    def volumes(self) -> dict[str, list[str]]:
-        """File names of both data sets, to notice other data at a resume."""
-        sets = {"training": self.train_set, "validation": self.val_set}
-        return {part: [volume.name for volume in data.volumes] for part, data in sets.items()}
 
 
 def train(settings: Settings, team: Team | None = None) -> Path:
@@ -237,7 +187,7 @@ def _train_epochs(run: Run) -> None:
         run.train_set.close()  # no file is open when the loaders fork
         if run.removes_banding and not progress.start and progress.epoch < settings.epochs:
             _look_before(run, validator)
-        _soften(run)
+        soften(run)
         run.safeguard.keep(vars(progress), None)
         while progress.epoch < settings.epochs:
             # --- train ---
@@ -247,7 +197,7 @@ def _train_epochs(run: Run) -> None:
             try:
                 train_epoch(run, loader, metrics)
             except (FloatingPointError, FailingError) as error:
-                metrics = _roll_back(run, error, metrics)
+                metrics = roll_back(run, error, metrics)
                 continue
             row: dict[str, Any] = {"epoch": epoch, **epoch_figures(run)}
 
@@ -257,13 +207,13 @@ def _train_epochs(run: Run) -> None:
             if epoch % settings.validate_every == 0 or last:
                 result = validator.run(run.players.predictor)
                 if result is None:
-                    _stop(run)
+                    stop(run)
                 row |= history_row(result)
                 try:
                     if progress.start:
                         check_validation(progress.start, result.figures)
                 except FailingError as error:
-                    metrics = _roll_back(run, error, metrics)
+                    metrics = roll_back(run, error, metrics)
                     continue
             warn_of_chance(row)
             progress.history.append(row)
@@ -285,7 +235,7 @@ def _train_epochs(run: Run) -> None:
                         zero_filled=settings.grid_zero_filled,
                         window=settings.grid_window,
                     )
-            _save(run, row["train_loss"])
+            save(run, row["train_loss"])
     finally:
         if metrics is not None:
             metrics.close()
@@ -301,10 +251,10 @@ def _warm_up(run: Run) -> None:
         Stopped: asked to by a signal; it is to be repeated, from what was saved before.
     """
     if run.players.adversary is not None:
-        _save(run)
+        save(run)
         set_learning_rates(run.settings, run.players, 0)
         if not warm_up(run.settings, run.players, run.train_set, run.device, run.team):
-            _end(run)
+            end(run)
 
 
 def _look_before(run: Run, validator: Validator) -> None:
@@ -315,56 +265,9 @@ def _look_before(run: Run, validator: Validator) -> None:
     """
     result = validator.run(run.players.predictor)
     if result is None:
-        _stop(run)
+        stop(run)
     run.progress.start.update(result.figures)
     log.info("before: validation %s", validation_in_words(history_row(result)))
-
-
-def _roll_back(
-    run: Run, error: FloatingPointError | FailingError, metrics: MetricsWriter | None
-) -> MetricsWriter | None:
-    """Go back to the last good state, and on from there more gently.
-
-    Returns:
-        The writer of metrics, which has dropped what is undone.
-
-    Raises:
-        RunFailedError: it has happened too often.
-    """
-    settings, progress = run.settings, run.progress
-    words = [str(error)] if isinstance(error, FailingError) else run.team.gather(str(error))
-    why = "; ".join(dict.fromkeys(words))
-    failed_at = progress.step
-    if len(progress.events) >= settings.rollbacks:
-        often = f"after {len(progress.events)} rollbacks" if progress.events else "(rollbacks=0)"
-        raise RunFailedError(f"the run is failing {often}, at step {failed_at}: {why}")
-    event = {"step": failed_at, "epoch": progress.epoch + 1, "why": why}
-    events = [*progress.events, event]
-    for key, value in run.safeguard.roll_back().items():
-        setattr(progress, key, value)
-    event["back_to"] = progress.step
-    progress.events = events
-    _soften(run)
-    log.warning(
-        "the run is failing at step %d: %s. Rollback %d of %d, to step %d; from now on weights "
-        "against banding times %g, learning rates times %g",
-        *(failed_at, why, len(events), settings.rollbacks, progress.step),
-        *(run.players.softened, run.players.slowed),
-    )
-    _write_checkpoint(run)
-    if metrics is None:
-        return None
-    metrics.close()
-    metrics = MetricsWriter(run.folder, after=progress.step)
-    values = {"failed_at": float(failed_at), "rollbacks": float(len(events))}
-    metrics.write("rollback", step=progress.step, epoch=progress.epoch + 1, values=values)
-    return metrics
-
-
-def _soften(run: Run) -> None:
-    """Set the factors that go with the rollbacks so far."""
-    players = run.players
-    players.softened, players.slowed = softening(run.settings, len(run.progress.events))
 
 
 def train_epoch(run: Run, loader: DataLoader[Batch], metrics: MetricsWriter | None) -> None:
@@ -396,7 +299,7 @@ def train_epoch(run: Run, loader: DataLoader[Batch], metrics: MetricsWriter | No
         values |= {f"{key}_ms": 1000 * value for key, value in seconds.items()}
         # One message a step: what is logged, and whether any process was asked to stop.
         values = run.team.mean({**values, "stop": float(run.team.stop.signal_name is not None)})
-        stop = values.pop("stop") > 0
+        asked_to_stop = values.pop("stop") > 0
         progress.step += 1
         progress.batches += settings.accumulate * run.team.size
         for key, value in {**values, "steps": 1.0}.items():
@@ -411,10 +314,10 @@ def train_epoch(run: Run, loader: DataLoader[Batch], metrics: MetricsWriter | No
             values["total_steps"] = (progress.step + len(bar) - done) * settings.epochs / epoch
             values["memory_gb"] = peak_memory_gb(run.device)
             metrics.write("train", step=progress.step, epoch=epoch, values=values)
-        if stop:
-            _stop(run)
+        if asked_to_stop:
+            stop(run)
         if settings.checkpoint_every and progress.step % settings.checkpoint_every == 0:
-            _save(run, running["loss"] if done >= EARLY else None)
+            save(run, running["loss"] if done >= EARLY else None)
 
 
 class _Feed:
@@ -446,63 +349,6 @@ def epoch_figures(run: Run) -> dict[str, float]:
     names = {"loss": "train_loss", "ssim": "train_ssim"}
     lr = run.players.optimizer.param_groups[0]["lr"]
     return {"lr": lr, **{names.get(key, key): value / steps for key, value in sums.items()}}
-
-
-def _save(run: Run, loss: float | None = None) -> None:
-    """Write a checkpoint of where the run is, and remember it as a good state.
-
-    Args:
-        run: as it is.
-        loss: running mean of its training loss; None: not known.
-    """
-    _write_checkpoint(run)
-    run.safeguard.keep(vars(run.progress), loss)
-
-
-def _write_checkpoint(run: Run) -> None:
-    rng = run.team.gather(random_state())
-    kept = run.players.replay
-    replay = run.team.gather([] if kept is None else [*kept.pairs])
-    if run.team.is_first:
-        checkpoint = make_checkpoint(run, rng, replay)
-        save_checkpoint(run.folder, checkpoint, run.settings.keep_checkpoints)
-
-
-def _stop(run: Run) -> NoReturn:
-    """Save and end.
-
-    Raises:
-        Stopped: always.
-    """
-    _save(run)
-    _end(run)
-
-
-def _end(run: Run) -> NoReturn:
-    """End at a request, with what is saved.
-
-    Raises:
-        Stopped: always.
-    """
-    names = run.team.gather(run.team.stop.signal_name)  # none leaves before the state is saved
-    raise Stopped(next(name for name in names if name is not None), run.progress.step)
-
-
-def make_checkpoint(run: Run, rng: list[dict[str, Any]], replay: list[list[Tensor]]) -> Checkpoint:
-    """The state of the run as plain data; `rng` and `replay` have that of each process."""
-    players = run.players
-    optimizer, adversary = players.adversary_optimizer, players.adversary
-    return Checkpoint(
-        **vars(run.progress),
-        predictor=players.predictor.state_dict(),
-        optimizer=players.optimizer.state_dict(),
-        adversary=None if adversary is None else adversary.state_dict(),
-        adversary_optimizer=None if optimizer is None else optimizer.state_dict(),
-        rng=rng,
-        settings=plain(run.settings),
-        volumes=run.volumes,
-        replay=replay,
-    )
 
 
 def _middle(dataset: SliceDataset) -> Draw:

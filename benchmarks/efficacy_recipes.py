@@ -28,7 +28,14 @@ SIZES = {
         phantom=replace(
             DEMO, kspace_size=(48, 48), target_size=(48, 48), acquired=(0, 48), coils=2, slices=4
         ),
-        settings={"acs_lines": (6,), "cascades": 1, "chans": 2, "sens_chans": 2, "epochs": 1},
+        settings={
+            "acs_lines": (6,),
+            "cascades": 1,
+            "chans": 2,
+            "sens_chans": 2,
+            "epochs": 1,
+            "log_every": 1,
+        },
         train_volumes=2,
     ),
 }
@@ -43,6 +50,7 @@ ONE_CORE: dict[str, Any] = {
     "keep_checkpoints": 1,
     "validate_every": 1000,
     "grid_every": 1000,
+    "log_every": 10,
 }
 STAGE_1 = replace(PRETRAINING, name="stage_1", **ONE_CORE)
 

@@ -1,0 +1,166 @@
+"""A run: what it consists of, how it is saved, stopped, and taken back when it fails."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from banding_removal.checkpoint import Checkpoint, random_state, save_checkpoint
+from banding_removal.config import Settings, plain
+from banding_removal.distributed import Team
+from banding_removal.endings import RunFailedError
+from banding_removal.run_log import MetricsWriter
+from banding_removal.safeguard import FailingError, Safeguard, softening
+from banding_removal.steps import Players
+from banding_removal.stopping import Stopped
+from data.dataset import SliceDataset
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far a run has come: whole epochs, and batches of the epoch that is going on."""
+
+    epoch: int = 0
+    step: int = 0
+    batches: int = 0  # of all processes, each counted once with its transposed counterpart
+    sums: dict[str, float] = field(default_factory=dict)  # of the figures of this epoch's steps
+    history: list[dict[str, Any]] = field(default_factory=list)  # one row an epoch
+    start: dict[str, float] = field(default_factory=dict)  # stage 2: validation before it
+    events: list[dict[str, Any]] = field(default_factory=list)  # rollbacks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a training consists of."""
+
+    settings: Settings
+    folder: Path
+    device: torch.device
+    team: Team
+    train_set: SliceDataset
+    val_set: SliceDataset
+    players: Players
+    progress: Progress
+    safeguard: Safeguard
+
+    @property
+    def removes_banding(self) -> bool:
+        """Whether this is stage 2, by whichever means."""
+        settings = self.settings
+        weighted = settings.streak_weight > 0 or settings.target_blur > 0
+        return weighted or self.players.adversary is not None
+
+    @property
+    def volumes(self) -> dict[str, list[str]]:
+        """File names of both data sets, to notice other data at a resume."""
+        sets = {"training": self.train_set, "validation": self.val_set}
+        return {part: [volume.name for volume in data.volumes] for part, data in sets.items()}
+
+
+def roll_back(
+    run: Run, error: FloatingPointError | FailingError, metrics: MetricsWriter | None
+) -> MetricsWriter | None:
+    """Go back to the last good state, and on from there more gently.
+
+    Returns:
+        The writer of metrics, which has dropped what is undone.
+
+    Raises:
+        RunFailedError: it has happened too often.
+    """
+    settings, progress = run.settings, run.progress
+    words = [str(error)] if isinstance(error, FailingError) else run.team.gather(str(error))
+    why = "; ".join(dict.fromkeys(words))
+    failed_at = progress.step
+    if len(progress.events) >= settings.rollbacks:
+        often = f"after {len(progress.events)} rollbacks" if progress.events else "(rollbacks=0)"
+        raise RunFailedError(f"the run is failing {often}, at step {failed_at}: {why}")
+    event = {"step": failed_at, "epoch": progress.epoch + 1, "why": why}
+    events = [*progress.events, event]
+    for key, value in run.safeguard.roll_back().items():
+        setattr(progress, key, value)
+    event["back_to"] = progress.step
+    progress.events = events
+    soften(run)
+    log.warning(
+        "the run is failing at step %d: %s. Rollback %d of %d, to step %d; from now on weights "
+        "against banding times %g, learning rates times %g",
+        *(failed_at, why, len(events), settings.rollbacks, progress.step),
+        *(run.players.softened, run.players.slowed),
+    )
+    _write_checkpoint(run)
+    if metrics is None:
+        return None
+    metrics.close()
+    metrics = MetricsWriter(run.folder, after=progress.step)
+    values = {"failed_at": float(failed_at), "rollbacks": float(len(events))}
+    metrics.write("rollback", step=progress.step, epoch=progress.epoch + 1, values=values)
+    return metrics
+
+
+def soften(run: Run) -> None:
+    """Set the factors that go with the rollbacks so far."""
+    players = run.players
+    players.softened, players.slowed = softening(run.settings, len(run.progress.events))
+
+
+def save(run: Run, loss: float | None = None) -> None:
+    """Write a checkpoint of where the run is, and remember it as a good state.
+
+    Args:
+        run: as it is.
+        loss: running mean of its training loss; None: not known.
+    """
+    _write_checkpoint(run)
+    run.safeguard.keep(vars(run.progress), loss)
+
+
+def _write_checkpoint(run: Run) -> None:
+    rng = run.team.gather(random_state())
+    kept = run.players.replay
+    replay = run.team.gather([] if kept is None else [*kept.pairs])
+    if run.team.is_first:
+        checkpoint = make_checkpoint(run, rng, replay)
+        save_checkpoint(run.folder, checkpoint, run.settings.keep_checkpoints)
+
+
+def stop(run: Run) -> NoReturn:
+    """Save and end.
+
+    Raises:
+        Stopped: always.
+    """
+    save(run)
+    end(run)
+
+
+def end(run: Run) -> NoReturn:
+    """End at a request, with what is saved.
+
+    Raises:
+        Stopped: always.
+    """
+    names = run.team.gather(run.team.stop.signal_name)  # none leaves before the state is saved
+    raise Stopped(next(name for name in names if name is not None), run.progress.step)
+
+
+def make_checkpoint(run: Run, rng: list[dict[str, Any]], replay: list[list[Tensor]]) -> Checkpoint:
+    """The state of the run as plain data; `rng` and `replay` have that of each process."""
+    players = run.players
+    optimizer, adversary = players.adversary_optimizer, players.adversary
+    return Checkpoint(
+        **vars(run.progress),
+        predictor=players.predictor.state_dict(),
+        optimizer=players.optimizer.state_dict(),
+        adversary=None if adversary is None else adversary.state_dict(),
+        adversary_optimizer=None if optimizer is None else optimizer.state_dict(),
+        rng=rng,
+        settings=plain(run.settings),
+        volumes=run.volumes,
+        replay=replay,
+    )

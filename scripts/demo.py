@@ -3,9 +3,9 @@
     make demo
     ipython scripts/demo.py epochs=2
 
-Some ten minutes on two CPU cores. Settings can be overridden as key=value, for both stages, as for
-scripts/pretrain.py; with another data_path no phantom is made. A demo that was interrupted goes on
-where it stopped.
+Ten to twelve minutes on two CPU cores. Settings can be overridden as key=value, for both stages, as
+for scripts/pretrain.py; with another data_path no phantom is made. A demo that was interrupted goes
+on where it stopped.
 """
 
 import sys
@@ -45,8 +45,8 @@ PRETRAINING = Settings(
 
 # Both orientations in every step, earlier reconstructions, a grid of logits and a start ahead: with
 # one reconstruction a step and none of these, the adversary stays at chance for longer than this.
-# One run (seed 0): banding 2.9 -> 0.7 dB, excess 0.64 -> 0.36 %, streaks along the banding -2.0 ->
-# -2.8 dB and across it -4.9 -> -3.5 dB, SSIM 0.7797 -> 0.7778, NMSE 0.029 -> 0.030. Of other
+# One run (seed 0): banding 2.9 -> 1.0 dB, excess 0.64 -> 0.40 %, streaks along the banding -2.0 ->
+# -2.7 dB and across it -4.9 -> -3.7 dB, SSIM 0.7797 -> 0.7818, NMSE 0.029 -> 0.030. Of other
 # strengths (from another pretraining): 0.5 removed about as much at a larger loss of SSIM; 2 left
 # -0.1 dB and 0.1 %, and visible ghosts.
 ADVERSARIAL = replace(

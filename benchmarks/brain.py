@@ -11,24 +11,14 @@ import gzip
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
-from data.operators import to_kspace
-from data.phantom import (
-    PERCENTILE,
-    SIGNAL_LEVEL,
-    PhantomSpec,
-    PhantomVolume,
-    Receiver,
-    measure,
-    reconstruct,
-)
+from data.phantom import SIGNAL_LEVEL, PhantomSpec, PhantomVolume, Receiver, scan
 from data.phantom_files import claim_folder, volume_seeds, write_volume
 from data.phantom_tissues import Contrast
-from data.shapes import SLICE_RANGE_MM, Grid, log_uniform
+from data.shapes import Grid, log_uniform
 
 SIZE = 0.66  # the head is made so much smaller, to fit into the phantom's coils
 # The first axis of a slice (head-foot or front-back in the head), its second, and across it.
@@ -74,19 +64,12 @@ def make_brain(spec: PhantomSpec, template: NDArray[np.float32], seed: int) -> P
 
     grid = Grid.of(spec.kspace_size, spec.pixel_mm)
     receiver = Receiver.draw(coil, spec.coils)
-    kspace = np.zeros((spec.slices, spec.coils, *spec.kspace_size), dtype=np.complex64)
-    target = np.zeros((spec.slices, *spec.target_size), dtype=np.float32)
-    for index, z in enumerate(np.linspace(-SLICE_RANGE_MM, SLICE_RANGE_MM, spec.slices).tolist()):
-        anatomy = _cut(template, linear, plane, grid, z) ** gamma
-        if inverted:
-            anatomy = np.where(anatomy > 0.1, 1.1 - anatomy, anatomy)
-        coil_images = receiver.sens_maps(grid, z) * (receiver.image_phase(grid, z) * anatomy)
-        kspace[index] = to_kspace(torch.from_numpy(coil_images.astype(np.complex64))).numpy()
-        target[index] = reconstruct(kspace[index], spec.target_size)
-    kspace *= np.float32(level / np.percentile(target, PERCENTILE))
-    for index in range(spec.slices):
-        measure(kspace[index], sigma, spec, noise)
-        target[index] = reconstruct(kspace[index], spec.target_size)
+
+    def anatomy(z: float) -> NDArray[np.float32]:
+        image = _cut(template, linear, plane, grid, z) ** np.float32(gamma)
+        return np.where(image > 0.1, np.float32(1.1) - image, image) if inverted else image
+
+    kspace, target = scan(spec, anatomy, receiver, level, sigma, noise)
     return PhantomVolume(
         spec=spec,
         seed=seed,

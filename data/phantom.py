@@ -12,6 +12,7 @@ matrix, square or not, samples the same knee. The noise is part of the target on
 predictor cannot know it, smooths where signal is low, and does so anisotropically (banding).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -189,6 +190,40 @@ def measure(kspace: ComplexArray, sigma: float, spec: PhantomSpec, rng: Generato
     kspace[..., right:] = 0
 
 
+def scan(
+    spec: PhantomSpec,
+    anatomy: Callable[[float], FloatArray],
+    receiver: Receiver,
+    level: float,
+    sigma: float,
+    noise: Generator,
+) -> tuple[ComplexArray, FloatArray]:
+    """K-space and target of all slices of an anatomy, with noise.
+
+    Args:
+        spec: sizes.
+        anatomy: of the slice at z mm, real (H, W).
+        receiver: coils and image phase.
+        level: the 99.5th percentile of the clean images.
+        sigma: of the noise, per coil and image pixel.
+        noise: where that comes from.
+    """
+    grid = Grid.of(spec.kspace_size, spec.pixel_mm)
+    kspace = np.zeros((spec.slices, spec.coils, *spec.kspace_size), dtype=np.complex64)
+    target = np.zeros((spec.slices, *spec.target_size), dtype=np.float32)
+    positions = np.linspace(-SLICE_RANGE_MM, SLICE_RANGE_MM, spec.slices).tolist()
+    for index, z in enumerate(positions):
+        coil_images = receiver.sens_maps(grid, z) * (receiver.image_phase(grid, z) * anatomy(z))
+        kspace[index] = to_kspace(torch.from_numpy(coil_images)).numpy()
+        target[index] = reconstruct(kspace[index], spec.target_size)  # still without noise
+
+    kspace *= np.float32(level / np.percentile(target, PERCENTILE))
+    for index in range(spec.slices):
+        measure(kspace[index], sigma, spec, noise)
+        target[index] = reconstruct(kspace[index], spec.target_size)
+    return kspace, target
+
+
 def make_volume(spec: PhantomSpec, seed: int) -> PhantomVolume:
     """One knee, all its slices: a pure function of `spec` and `seed`.
 
@@ -221,19 +256,14 @@ def make_volume(spec: PhantomSpec, seed: int) -> PhantomVolume:
     fields = draw_fields(texture)
     receiver = Receiver.draw(coil, spec.coils)
 
-    kspace = np.zeros((spec.slices, spec.coils, *spec.kspace_size), dtype=np.complex64)
-    target = np.zeros((spec.slices, *spec.target_size), dtype=np.float32)
-    positions = np.linspace(-SLICE_RANGE_MM, SLICE_RANGE_MM, spec.slices).tolist()
-    for index, z in enumerate(positions):
-        anatomy = render_slice(knee, signals, fields, grid, z)
-        coil_images = receiver.sens_maps(grid, z) * (receiver.image_phase(grid, z) * anatomy)
-        kspace[index] = to_kspace(torch.from_numpy(coil_images)).numpy()
-        target[index] = reconstruct(kspace[index], spec.target_size)  # still without noise
-
-    kspace *= np.float32(level / np.percentile(target, PERCENTILE))
-    for index in range(spec.slices):
-        measure(kspace[index], sigma, spec, noise)
-        target[index] = reconstruct(kspace[index], spec.target_size)
+    kspace, target = scan(
+        spec,
+        lambda z: render_slice(knee, signals, fields, grid, z),
+        receiver,
+        level,
+        sigma,
+        noise,
+    )
     return PhantomVolume(
         spec=spec,
         seed=seed,

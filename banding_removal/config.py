@@ -78,6 +78,7 @@ class Settings:
     lr: float = 3e-4
     lr_drop_every: int | None = 40  # epochs between drops of the learning rate; null: never
     lr_drop_factor: float = 0.1
+    lr_decay: float = 0.0  # part of the run, its last, in which the rates fall linearly to zero
     lr_min: float = 0.0  # the rates do not drop below this
     epoch_fraction: float = 1.0  # part of the slices in one epoch, each time the next part
     accumulate: int = 1  # batches (pairs), of each process, whose gradients make one step
@@ -153,9 +154,9 @@ class Settings:
         for name in ("chans", "sens_chans"):
             if getattr(self, name) < 2 or getattr(self, name) % 2:
                 raise ConfigError(f"{name} must be even and positive, got {getattr(self, name)}")
-        for name in ("rotate_probability", "dropout"):
+        for name in ("rotate_probability", "dropout", "lr_decay"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is a probability, got {getattr(self, name)}")
+                raise ConfigError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if not 0 < self.rollback_factor <= 1:
             raise ConfigError(f"rollback_factor must be in (0, 1], got {self.rollback_factor}")
         if not 0 < self.epoch_fraction <= 1:

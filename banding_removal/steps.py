@@ -21,7 +21,7 @@ from banding_removal.precision import uses_bfloat16
 from banding_removal.replay import PairStore
 from banding_removal.smooth_target import smooth_target
 from banding_removal.streak_term import streak_term
-from data.dataset import Batch
+from data.dataset import Batch, joined
 from data.operators import crop_to_smaller
 from model.predictor import Predictor
 
@@ -141,8 +141,8 @@ def accumulate_gradients(
     """Both acts of one batch or of a pair; gradients are added, divided by `together` groups.
 
     Act 1, the adversary held fixed: loss = (1 - SSIM) + w L1 + strength * BCE(adversary(x), 1/2),
-    the mean over the batches. They go through the predictor one after the other: the two of a pair
-    differ in shape where k-space is not square.
+    the mean over the batches. The two of a pair go through the predictor together; one after the
+    other where they differ in shape, k-space not being square.
     Act 2, on the images as constants, and on earlier ones where these are kept: BCE(adversary(x),
     rotated) + gradient penalty, the mean over all of them.
     One run of the adversary serves both.
@@ -161,6 +161,7 @@ def accumulate_gradients(
     Returns:
         The mean of each figure.
     """
+    group = joined(group)
     objective = players.objective
     steers = objective is not None and epoch >= settings.adversary_epoch_from
     judges = objective is not None and epoch >= settings.warmup_adversary_from
@@ -198,7 +199,8 @@ def accumulate_gradients(
                 verdict = objective.judge(earlier, labels)
             _learn(players, values, verdict, share, together, group[-1])
     if players.replay is not None and standing:
-        players.replay.add(torch.stack(standing, dim=1))
+        # The upright half of the images, and then the transposed one.
+        players.replay.add(torch.cat(standing).unflatten(0, (2, -1)).movedim(0, 1))
     return values
 
 
@@ -274,12 +276,12 @@ def step_optimizers(settings: Settings, players: Players, batch: Batch) -> dict[
     return {name: norm.item() for name, norm in norms.items()}
 
 
-def set_learning_rates(settings: Settings, players: Players, epoch: int) -> None:
-    """Both optimisers' rates for an epoch, counted from 0."""
+def set_learning_rates(settings: Settings, players: Players, epochs: float) -> None:
+    """Both optimisers' rates after so many epochs, whole ones and the part of the next."""
     pairs = [(players.optimizer, settings.lr), (players.adversary_optimizer, settings.adversary_lr)]
     for optimizer, base in pairs:
         for group in [] if optimizer is None else optimizer.param_groups:
-            group["lr"] = players.slowed * learning_rate(settings, epoch, base)
+            group["lr"] = players.slowed * learning_rate(settings, epochs, base)
 
 
 def set_weights(settings: Settings, players: Players, step: int) -> None:
@@ -304,13 +306,18 @@ def penalty_weight(settings: Settings, step: int) -> float:
     return settings.reg_param * n if (step - 1) % n == 0 else 0.0
 
 
-def learning_rate(settings: Settings, epoch: int, base: float) -> float:
-    """Rate of an epoch, counted from 0: base, times a factor every so many epochs, not below min.
+def learning_rate(settings: Settings, epochs: float, base: float) -> float:
+    """Rate after so many epochs: base, times a factor every so many of them, not below min.
 
-    The floor is there since 1000 epochs with a tenth every 40 would end at 1e-28.
+    The floor is there since 1000 epochs with a tenth every 40 would end at 1e-28. Over the last part
+    of the run (`lr_decay`) the rate also falls, with every step, on a straight line to zero.
     """
-    drops = 0 if settings.lr_drop_every is None else epoch // settings.lr_drop_every
-    return max(base * settings.lr_drop_factor**drops, min(base, settings.lr_min))
+    drops = 0 if settings.lr_drop_every is None else int(epochs) // settings.lr_drop_every
+    rate = base * settings.lr_drop_factor**drops
+    left = 1 - epochs / settings.epochs
+    if 0 < settings.lr_decay > left:
+        rate *= max(left, 0.0) / settings.lr_decay
+    return max(rate, min(base, settings.lr_min))
 
 
 def clip_gradients(network: nn.Module, limit: float | None) -> Tensor:

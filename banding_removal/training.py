@@ -193,7 +193,6 @@ def _train_epochs(run: Run) -> None:
             # --- train ---
             epoch = progress.epoch + 1
             sampler.epoch, sampler.start = progress.epoch, progress.batches
-            set_learning_rates(settings, run.players, progress.epoch)
             try:
                 train_epoch(run, loader, metrics)
             except (FloatingPointError, FailingError) as error:
@@ -290,9 +289,12 @@ def train_epoch(run: Run, loader: DataLoader[Batch], metrics: MetricsWriter | No
         mininterval=1,
         disable=not run.team.is_first,
     )
+    taken = progress.batches // (settings.accumulate * run.team.size)
+    steps = taken + len(bar)  # of the epoch
     for done, _ in enumerate(bar, start=1):
         before = time.perf_counter()
         batches = feed.take(settings.batches_per_step)
+        set_learning_rates(settings, run.players, progress.epoch + (taken + done - 1) / steps)
         set_weights(settings, run.players, progress.step + 1)
         values = train_step(settings, run.players, batches, epoch)
         seconds = {"step": time.perf_counter() - before, "wait": feed.waited()}

@@ -146,6 +146,36 @@ def collate(examples: Sequence[Example]) -> Batch:
     )
 
 
+def joined(batches: Sequence[Batch]) -> list[Batch]:
+    """One batch of all examples, in their order, if they are of one size; else the batches."""
+    first = batches[0]
+
+    def sizes(batch: Batch) -> tuple[Any, ...]:
+        target = None if batch.target is None else batch.target.shape[1:]
+        return (*batch.measured.shape[:-1], batch.mask.shape[-1], target)
+
+    if len(batches) == 1 or any(sizes(batch) != sizes(first) for batch in batches):
+        return list(batches)
+    width, columns, before = first.mask.shape[-1], [], 0
+    for batch in batches:
+        columns.append(batch.columns + before * width)
+        before += len(batch.names)
+    targets = [batch.target for batch in batches if batch.target is not None]
+    return [
+        Batch(
+            measured=torch.cat([batch.measured for batch in batches], dim=-1),
+            columns=torch.cat(columns),
+            mask=torch.cat([batch.mask for batch in batches]),
+            acs_lines=torch.cat([batch.acs_lines for batch in batches]),
+            target=torch.cat(targets) if targets else None,
+            data_range=torch.cat([batch.data_range for batch in batches]),
+            rotated=torch.cat([batch.rotated for batch in batches]),
+            names=sum((batch.names for batch in batches), ()),
+            slices=sum((batch.slices for batch in batches), ()),
+        )
+    ]
+
+
 def _kspace_shape(example: Example) -> tuple[int, ...]:
     return (*example.measured.shape[:-1], example.mask.shape[-1])
 

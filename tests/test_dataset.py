@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from data import handles
-from data.dataset import Batch, Draw, Example, SliceDataset, collate
+from data.dataset import Batch, Draw, Example, SliceDataset, collate, joined
 from data.handles import HandleCache
 from data.index import VolumeError, read_volume
 from data.masks import MaskSampler, seeded_by_name
@@ -695,6 +695,22 @@ def test_only_measured_columns_go_from_process_to_process(oblong: Path, workers:
         assert "masked_kspace" not in vars(batch)
         labels.add(batch.rotated.item())
     assert labels == {0, 1}
+
+
+def test_joined_batches_are_the_batch_of_all_their_examples(four_volumes: list[Path]) -> None:
+    source = dataset(*four_volumes, masks=RANDOM, rotate_probability=0.0)
+    examples = [source[index] for index in (0, 8, 15)]
+    (found,) = joined([collate(examples[:2]), collate(examples[2:])])
+    expected = collate(examples)
+    for field in fields(expected):
+        value, wanted = getattr(found, field.name), getattr(expected, field.name)
+        assert torch.equal(value, wanted) if isinstance(value, Tensor) else value == wanted
+
+
+def test_batches_of_different_sizes_are_not_joined(oblong: Path) -> None:
+    source = dataset(oblong)
+    batches = [collate([source[Draw(epoch=0, index=0, rotated=turned)]]) for turned in (False, True)]
+    assert joined(batches) == batches
 
 
 def test_batch_arrives_as_it_was_sent(oblong: Path) -> None:

@@ -259,6 +259,12 @@ def test_the_learning_rate_drops_where_it_is_told_to(settings: Settings) -> None
     assert learning_rate(replace(settings, lr_min=1e-6), 1000, 1e-3) == 1e-6
 
 
+def test_over_the_last_part_of_a_run_the_learning_rate_falls_to_zero(settings: Settings) -> None:
+    settings = replace(settings, epochs=10, lr_drop_every=None, lr_decay=0.4)
+    rates = [learning_rate(settings, epochs, 1e-3) for epochs in (0, 5.9, 6, 8, 9.5, 10)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 5e-4, 1.25e-4, 0])
+
+
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
 def test_a_device_that_is_not_there_is_refused(settings: Settings, device: str) -> None:
     with pytest.raises(ConfigError, match="device"):

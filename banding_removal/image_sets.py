@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from banding_removal.config import ConfigError, from_plain
 from banding_removal.low_signal import volume_scale
 from banding_removal.orientations import reconstruct_both
 from data.dataset import SliceDataset
+from data.hdf5 import READ_ERRORS, check_stored, open_file, own_dataset
 from data.index import SUFFIX, Volume, VolumeError
 
 SliceRange = tuple[int | None, int | None]
@@ -233,16 +233,15 @@ def _shape(path: Path) -> tuple[int, ...]:
     if not path.exists():
         raise VolumeError(f"{path}: is missing")
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            found = file.get(KEY)
-            if not isinstance(found, h5py.Dataset):
-                raise ValueError(f"no dataset {KEY!r}; it holds: {', '.join(file) or 'nothing'}")
+        with open_file(path) as file:
+            found = own_dataset(file, KEY)
             if found.ndim != 3 or found.dtype.kind not in "fiu":
                 raise ValueError(
                     f"{KEY} is {found.dtype} {found.shape}; expected real [slice, h, w]"
                 )
+            check_stored(found)
             return tuple(map(int, found.shape))
-    except (OSError, ValueError, RuntimeError) as error:
+    except READ_ERRORS as error:
         raise VolumeError(f"{path}: {error}") from error
 
 
@@ -253,9 +252,9 @@ def _read_slice(path: Path, index: int) -> Tensor:
         VolumeError: it cannot be read, or is not finite.
     """
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            image = file[KEY][index].astype(np.float32)
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        with open_file(path) as file:
+            image = own_dataset(file, KEY)[index].astype(np.float32)
+    except READ_ERRORS as error:
         raise VolumeError(f"{path}: slice {index}: {error}") from error
     if not np.isfinite(image).all():
         raise VolumeError(f"{path}: {KEY} of slice {index} has NaN or Inf")
@@ -269,9 +268,10 @@ def _read_target(file: Volume) -> NDArray[np.float32]:
         VolumeError: they cannot be read, or are not finite.
     """
     try:
-        with h5py.File(file.path, "r", locking=False) as content:
-            target: NDArray[np.float32] = content[file.target_key][()].astype(np.float32)
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        with open_file(file.path) as content:
+            stored = own_dataset(content, str(file.target_key))
+            target: NDArray[np.float32] = stored[()].astype(np.float32)
+    except READ_ERRORS as error:
         raise VolumeError(f"{file.path}: target: {error}") from error
     if not np.isfinite(target).all():
         raise VolumeError(f"{file.path}: target has NaN or Inf")

@@ -12,6 +12,7 @@ import numpy as np
 from banding_removal.checkpoint import atomic_write
 from banding_removal.grids import Pixels, Row, grey, write_page
 from banding_removal.reconstruction import SliceImage
+from data.hdf5 import READ_ERRORS, holds, open_file, own_dataset
 
 DATASET = "reconstruction"
 PREVIEWS = "previews"
@@ -61,11 +62,10 @@ def write_reconstruction(path: Path, slices: Sequence[SliceImage], origin: Origi
 def difference(path: Path, origin: Origin, shape: tuple[int, ...]) -> str | None:
     """What tells a file from the reconstruction that `origin` describes; None: it is the same."""
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            found = {key: file.attrs.get(key) for key in asdict(origin)}
-            found_shape = file[DATASET].shape if DATASET in file else None
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        # h5py reports damage below the first bytes as any of these.
+        with open_file(path) as file:
+            found = {key: _attribute(file, key) for key in asdict(origin)}
+            found_shape = own_dataset(file, DATASET).shape if holds(file, DATASET) else None
+    except READ_ERRORS as error:
         return f"cannot be read ({' '.join(str(error).split())})"
     if found_shape is None or found["checkpoint_sha256"] is None:
         return "is not a reconstruction that was made here"
@@ -75,6 +75,16 @@ def difference(path: Path, origin: Origin, shape: tuple[int, ...]) -> str | None
             f"and {found['source']}, orientation {found['orientation']}"
         )
     return None if found_shape == shape else f"has shape {found_shape} instead of {shape}"
+
+
+def _attribute(file: h5py.File, key: str) -> str | int | None:
+    """An attribute as `write_reconstruction` writes it; None for anything else."""
+    if key not in file.attrs or file.attrs.get_id(key).shape != ():
+        return None
+    value = file.attrs[key]
+    if isinstance(value, np.integer):
+        return int(value)
+    return value if isinstance(value, str) else None
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -247,14 +247,14 @@ def test_removed_file_leaves_the_index_and_the_cache(tmp_path: Path, opened: lis
     "content",
     [
         b"",
-        b'{"version": 2, "volu',
+        b'{"version": 3, "volu',
         b"\xff\xfe\x00",
         b"null",
         b"[]",
-        b'{"version": 2}',
-        b'{"version": 2, "volumes": [{"path": "a.h5"}]}',
-        b'{"version": 2, "volumes": [{"speed": 3}]}',
-        b'{"version": 2, "volumes": [null]}',
+        b'{"version": 3}',
+        b'{"version": 3, "volumes": [{"path": "a.h5"}]}',
+        b'{"version": 3, "volumes": [{"speed": 3}]}',
+        b'{"version": 3, "volumes": [null]}',
     ],
 )
 def test_damaged_cache_is_rebuilt_with_a_warning(

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from banding_removal.checkpoint import find_checkpoint, load_checkpoint
@@ -37,7 +38,7 @@ def settings_of(defaults: Settings, words: list[str]) -> Settings:
     `recipe=name` stands for the settings of that recipe, which other words may change.
 
     A resume goes on with the settings that the run was started with, not with the script's; words
-    are laid over those, too.
+    are laid over those, too. Its `logs` are where it lies.
 
     Raises:
         ConfigError: as in `from_words`, and for --flags.
@@ -52,7 +53,10 @@ def settings_of(defaults: Settings, words: list[str]) -> Settings:
     settings = from_words(defaults, words)
     if settings.resume is None:
         return settings
-    saved = from_plain(load_checkpoint(find_checkpoint(settings.resume)).settings)
+    path = find_checkpoint(settings.resume)
+    # The run may have been moved, or be somebody else's: what it writes stays beside it.
+    logs = path.resolve().parent.parent.parent
+    saved = replace(from_plain(load_checkpoint(path).settings), logs=logs)
     resumed = from_words(saved, [*words, f"resume={settings.resume}", "restart=null"])
     kept = differences(plain(settings), plain(resumed))
     if kept:

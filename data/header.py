@@ -19,8 +19,8 @@ class ScanHeader:
 class _TreeWithoutDoctype(ElementTree.TreeBuilder):
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
         raise ValueError(
-            f"the ISMRMRD header declares a document type ({reprlib.repr(name)}, "
-            f"{reprlib.repr(system)}), which is refused"
+            f"the ISMRMRD header declares a document type {reprlib.repr((name, pubid, system))}, "
+            "which is refused"
         )
 
 

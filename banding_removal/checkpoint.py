@@ -112,7 +112,7 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, keep: int) -> Path
     torch.save({"format": FORMAT, **vars(checkpoint)}, buffer)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, _sealed(buffer.getvalue()))
+        atomic_write(path, seal(buffer.getvalue()))
     except OSError as error:
         raise CheckpointError(
             f"cannot write {path}: {error}. Earlier checkpoints are intact; make room and resume."
@@ -130,7 +130,7 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, keep: int) -> Path
     return path
 
 
-def _sealed(archive: bytes) -> bytes:
+def seal(archive: bytes) -> bytes:
     """A zip archive without a comment, with the digest of all its bytes as its comment.
 
     The digest covers everything before it. PyTorch reads such files as any others, and does not
@@ -142,7 +142,7 @@ def _sealed(archive: bytes) -> bytes:
 
 
 def _is_sound(content: bytes) -> bool:
-    """Whether what `_sealed` made is as it was."""
+    """Whether what `seal` made is as it was."""
     body, seal, digest = (
         content[: -DIGEST - len(SEAL)],
         content[-DIGEST - len(SEAL) : -DIGEST],

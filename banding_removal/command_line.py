@@ -3,14 +3,14 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from banding_removal.checkpoint import find_checkpoint, load_checkpoint
-from banding_removal.config import ConfigError, Settings, differences, from_plain, from_words, plain
+from banding_removal.config import ConfigError, Settings, differences, from_words, plain
 from banding_removal.distributed import launch
 from banding_removal.endings import USER_ERRORS, RankError, exit_code, in_words
 from banding_removal.recipes import with_recipe
+from banding_removal.starting import saved_settings
 from banding_removal.stopping import Stopped
 from banding_removal.training import train
 
@@ -54,9 +54,7 @@ def settings_of(defaults: Settings, words: list[str]) -> Settings:
     if settings.resume is None:
         return settings
     path = find_checkpoint(settings.resume)
-    # The run may have been moved, or be somebody else's: what it writes stays beside it.
-    logs = path.resolve().parent.parent.parent
-    saved = replace(from_plain(load_checkpoint(path).settings), logs=logs)
+    saved = saved_settings(path, load_checkpoint(path))
     resumed = from_words(saved, [*words, f"resume={settings.resume}", "restart=null"])
     kept = differences(plain(settings), plain(resumed))
     if kept:

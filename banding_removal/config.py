@@ -231,20 +231,21 @@ def from_words(defaults: SettingsT, words: Sequence[str]) -> SettingsT:
     return _expand_paths(settings)
 
 
-def from_plain(content: dict[str, Any]) -> Settings:
-    """Settings from what `plain` made of them, for instance those in a checkpoint.
+def from_plain(content: dict[str, Any], origin: object = "settings") -> Settings:
+    """Settings from what `plain` made of them, for instance those in a checkpoint, `origin`.
 
     Raises:
         ConfigError: keys or types are not those of this version, or a value is to be looked up
             elsewhere (OmegaConf's `${...}`, which also reads the environment).
     """
     if "${" in repr(content):
-        raise ConfigError("settings of another origin: they hold values to look up, ${...}")
+        raise ConfigError(f"{origin} is refused: its settings hold values to look up, ${{...}}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.create(content))
         settings = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, *_UNREADABLE) as error:
-        raise ConfigError(f"settings of another version: {str(error).splitlines()[0]}") from error
+    except (ConfigError, OmegaConfBaseException, *_UNREADABLE) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"{origin}: settings of another version: {reason}") from error
     assert isinstance(settings, Settings)
     return settings
 

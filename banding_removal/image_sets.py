@@ -140,7 +140,7 @@ def _checkpoint_slices(
 ) -> Iterator[SliceImages]:
     """Reconstructions along both axes, undersampled as in the checkpoint's own validation."""
     checkpoint = load_checkpoint(path)
-    trained = from_plain(checkpoint.settings)
+    trained = from_plain(checkpoint.settings, path)
     predictor = build_predictor(trained, device, checkpoint, path)
     masks = trained.mask_sampler()
     for file in files:
@@ -191,8 +191,8 @@ def _file_slices(
                 volume=file.name,
                 slice_index=index,
                 target=torch.from_numpy(target[index]),
-                r_x=_read_slice(folder_x / file.name, index),
-                r_y=_read_slice(folder_y / file.name, index) if folder_y else None,
+                r_x=slice_of_file(folder_x / file.name, index),
+                r_y=slice_of_file(folder_y / file.name, index) if folder_y else None,
                 why_no_r_y=why_no_r_y,
             )
 
@@ -208,7 +208,7 @@ def _check_files(name: str, files: Sequence[Volume], folder_x: Path, folder_y: P
         shapes = {}
         for path in [folder / file.name for folder in (folder_x, folder_y) if folder]:
             try:
-                shapes[path] = _shape(path)
+                shapes[path] = shape_of_file(path)
                 if shapes[path][0] != file.slices:
                     problems.append(
                         f"{path}: {KEY} is {shapes[path]}, but the target of {file.name} is "
@@ -224,7 +224,7 @@ def _check_files(name: str, files: Sequence[Volume], folder_x: Path, folder_y: P
         raise VolumeError(f"set {name!r} does not fit the volumes:\n{lines}")
 
 
-def _shape(path: Path) -> tuple[int, ...]:
+def shape_of_file(path: Path) -> tuple[int, ...]:
     """Shape of a file's reconstruction.
 
     Raises:
@@ -245,7 +245,7 @@ def _shape(path: Path) -> tuple[int, ...]:
         raise VolumeError(f"{path}: {error}") from error
 
 
-def _read_slice(path: Path, index: int) -> Tensor:
+def slice_of_file(path: Path, index: int) -> Tensor:
     """One reconstruction, float32 (h, w).
 
     Raises:

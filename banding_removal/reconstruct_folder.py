@@ -150,7 +150,7 @@ def reconstruct(settings: ReconstructSettings, team: Team | None = None) -> Repo
         device = choose_device(settings.device, team)
         path = team.from_first(lambda: find_checkpoint(settings.checkpoint))
         checkpoint = load_checkpoint(path)
-        trained = from_plain(checkpoint.settings)
+        trained = from_plain(checkpoint.settings, path)
         predictor = build_predictor(trained, device, checkpoint, path)
         plan = team.from_first(lambda: _plan(settings, path, checkpoint, trained, lock))
         if team.is_first and plan.done:

@@ -33,7 +33,7 @@ from banding_removal.reconstruction_files import (
 from banding_removal.run_folder import RunLock
 from banding_removal.stopping import Stopped
 from data.dataset import SliceDataset
-from data.index import SUFFIX, Volume, VolumeError, read_volume
+from data.index import SUFFIX, Volume, VolumeError, read_volumes
 
 log = logging.getLogger(__name__)
 
@@ -262,9 +262,12 @@ def _usable(
         state = f"holds no *{SUFFIX} file" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"no volumes: {path} {state}; set volumes=...")
     volumes, problems = [], []
-    for file in tqdm(paths, desc="look at volumes", unit="file", leave=False, delay=1):
+    bar = tqdm(total=len(paths), desc="look at volumes", unit="file", leave=False, delay=1)
+    for volume in read_volumes(paths):
+        bar.update()
         try:
-            volume = read_volume(file)
+            if isinstance(volume, VolumeError):
+                raise volume
             _dataset(volume, trained)
             _check_masks(volume, trained, orientations)
         except VolumeError as error:

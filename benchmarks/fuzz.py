@@ -8,17 +8,19 @@ What is read is read to the end: volumes are indexed and every slice and target 
 reconstructions are checked and read, checkpoints are loaded onto a model. Each case ends as *read*
 or *refused*, in one of the project's own errors with the file's name in it; anything else is a
 finding. Batches run in child processes with bounded memory, so that a crash or a hang of a library
-ends its case alone.
+ends its case alone; a volume that does so is then given to the index, which reads in a process
+apart and has to refuse it.
 """
 
 import logging
 import multiprocessing
 import resource
+import signal
 import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -44,7 +46,7 @@ from banding_removal.image_sets import reference_volumes, shape_of_file, slice_o
 from banding_removal.reconstruction_files import Origin, difference
 from benchmarks import mutations
 from data.dataset import SliceDataset
-from data.index import VolumeError, read_volume
+from data.index import VolumeError, read_volume, read_volumes
 from data.masks import MaskSampler
 from model.predictor import Predictor
 from tests.fastmri_files import write_volume
@@ -63,9 +65,15 @@ CASES = {
     "words": 1000,
 }
 BATCH = 250  # cases of one child process
-PATIENCE = 20.0  # seconds for one case
+PATIENCE = 1.0  # seconds of computing for one case
 MEMORY = 1 << 30  # bytes that a child may take beyond what it starts with
 MOST_SLICES = 8
+ENDS = {
+    "read": "read",
+    "refused": "refused with the file named",
+    "apart": "refused after HDF5 hung or crashed apart",
+    **{end: end for end in ("other exception", "crash", "hang")},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +155,7 @@ def run_case(kind: str, number: int, seed: int, material: Material) -> bool:
     Raises:
         VolumeError: or CheckpointError or ConfigError: refused.
     """
-    rng = np.random.default_rng([seed, list(CASES).index(kind), number])
+    rng = _generator(kind, number, seed)
     what, _, how = kind.partition(": ")
     if what == "words":
         keys = [line.partition(":")[0] for line in describe(Settings())]
@@ -156,18 +164,25 @@ def run_case(kind: str, number: int, seed: int, material: Material) -> bool:
         return True
     if what == "checkpoint":
         return _read_checkpoint(_mutated_checkpoint(how, rng, material))
-    path = material.folder / f"case{number}.h5"
-    is_volume = what == "volume"
-    content = (
-        material.volumes[rng.integers(len(material.volumes))]
-        if is_volume
-        else material.reconstruction
-    )
-    path.write_bytes(_mutate(how, content, rng, material.folder))
+    path = mutated_file(kind, number, seed, material)
     try:
-        return _read_volume(path) if is_volume else _read_reconstruction(path)
+        return _read_volume(path) if what == "volume" else _read_reconstruction(path)
     finally:
         path.unlink()
+
+
+def mutated_file(kind: str, number: int, seed: int, material: Material) -> Path:
+    """The HDF5 file of a case."""
+    rng = _generator(kind, number, seed)
+    what, _, how = kind.partition(": ")
+    sound = material.volumes if what == "volume" else [material.reconstruction]
+    path = material.folder / f"case{number}.h5"
+    path.write_bytes(_mutate(how, sound[rng.integers(len(sound))], rng, material.folder))
+    return path
+
+
+def _generator(kind: str, number: int, seed: int) -> Generator:
+    return np.random.default_rng([seed, list(CASES).index(kind), number])
 
 
 def _mutate(how: str, content: bytes, rng: Generator, folder: Path) -> bytes:
@@ -249,13 +264,15 @@ def outcome(kind: str, number: int, seed: int, material: Material) -> tuple[str,
 def _in_child(pipe: Connection, kind: str, numbers: range, seed: int, material: Material) -> None:
     """A batch; what each case came to, and the memory taken, go through the pipe."""
     logging.disable()
-    start = _resident()
+    start = _kilobytes("VmRSS") * 1024
     limit = _kilobytes("VmData") * 1024 + MEMORY
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     for number in numbers:
+        signal.setitimer(signal.ITIMER_PROF, PATIENCE)
         result = outcome(kind, number, seed, material)
-        pipe.send((number, *result, max(0, _kilobytes("VmHWM") * 1024 - start)))
+        pipe.send((*result, max(0, _kilobytes("VmHWM") * 1024 - start)))
     pipe.close()
 
 
@@ -263,10 +280,6 @@ def _kilobytes(key: str) -> int:
     """A figure of this process, from Linux."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
-
-
-def _resident() -> int:
-    return _kilobytes("VmRSS") * 1024
 
 
 def run_kind(kind: str, count: int, seed: int, material: Material) -> Row:
@@ -280,31 +293,40 @@ def run_kind(kind: str, count: int, seed: int, material: Material) -> Row:
         child = context.Process(target=_in_child, args=(theirs, kind, numbers, seed, material))
         child.start()
         theirs.close()
-        while next_case < numbers.stop:
-            hangs = not ours.poll(PATIENCE)
+        ended = ""
+        while next_case < numbers.stop and ended not in ("crash", "hang"):
             try:
-                number, ended, words, memory = ours.recv() if not hangs else (next_case, "", "", 0)
+                ended, words, memory = ours.recv()
             except EOFError:
                 child.join()
-                number, ended, memory = next_case, "crash", 0
-                words = f"the process ended with {child.exitcode}"
-            if hangs:
-                child.kill()
-                ended, words = "hang", f"nothing in {PATIENCE:.0f} s"
-            row.counts[ended] += 1
+                ended = "hang" if child.exitcode == -signal.SIGPROF else "crash"
+                words, memory = f"the process ended with {child.exitcode}", 0
+            lost = ended in ("crash", "hang")
+            named = lost and _refused_apart(kind, next_case, seed, material)
+            row.counts["apart" if named else ended] += 1
             row.memory = max(row.memory, memory)
-            if ended not in ("read", "refused"):
-                row.findings.append(f"{kind}, seed {seed}, case {number}: {ended}: {words[:300]}")
-            next_case = number + 1
-            if ended in ("crash", "hang"):
-                break
+            if ended not in ("read", "refused") and not named:
+                row.findings.append(
+                    f"{kind}, seed {seed}, case {next_case}: {ended}: {words[:300]}"
+                )
+            next_case += 1
         child.join()
         ours.close()
     return row
 
 
-def fuzz(settings: FuzzSettings) -> list[Row]:
-    """Run the cases that the settings describe.
+def _refused_apart(kind: str, number: int, seed: int, material: Material) -> bool:
+    """Whether a volume that ends the process that reads it is refused where volumes are indexed."""
+    if not kind.startswith("volume"):
+        return False
+    path = mutated_file(kind, number, seed, material)
+    (found,) = read_volumes([path], PATIENCE)
+    path.unlink()
+    return isinstance(found, VolumeError) and path.name in str(found)
+
+
+def fuzz(settings: FuzzSettings) -> Iterator[Row]:
+    """Run the cases that the settings describe, one kind after the other.
 
     Raises:
         ConfigError: no kind has such a name.
@@ -312,7 +334,6 @@ def fuzz(settings: FuzzSettings) -> list[Row]:
     kinds = [kind for kind in CASES if settings.kind is None or settings.kind in kind]
     if not kinds:
         raise ConfigError(f"kind={settings.kind}: name a part of one of {', '.join(CASES)}")
-    rows = []
     with tempfile.TemporaryDirectory() as name:
         material = make_material(Path(name))
         for kind in kinds:
@@ -320,32 +341,27 @@ def fuzz(settings: FuzzSettings) -> list[Row]:
                 run_case(kind, settings.only, settings.seed, material)
                 continue
             count = max(1, round(settings.cases * CASES[kind]))
-            rows.append(run_kind(kind, count, settings.seed, material))
-    return rows
+            yield run_kind(kind, count, settings.seed, material)
 
 
-def table(rows: list[Row]) -> str:
-    """The rows in words, with what was found."""
-    ends = ("read", "refused", "other exception", "crash", "hang")
-    titles = ("read", "refused with the file named", "other exception", "crash", "hang")
-    lines = [f"{'kind':26}|{'cases':>7} | {' | '.join(titles)} | peak memory (MB)"]
-    total = Row(kind="all")
-    for row in rows:
-        total.counts += row.counts
-        total.memory = max(total.memory, row.memory)
-    for row in [*rows, total]:
-        figures = [f"{row.counts[e]:{len(t)}}" for e, t in zip(ends, titles, strict=True)]
-        cases = row.counts.total()
-        lines.append(f"{row.kind:26}|{cases:7} | {' | '.join(figures)} | {row.memory / 1e6:16.0f}")
-    return "\n".join([*lines, *(line for row in rows for line in row.findings)])
+def line_of(row: Row) -> str:
+    """A line of the table."""
+    figures = [f"{row.counts[end]:{len(title)}}" for end, title in ENDS.items()]
+    cases, memory = row.counts.total(), row.memory / 1e6
+    return f"{row.kind:25} | {cases:5} | {' | '.join(figures)} | {memory:16.0f}"
 
 
 def main(settings: FuzzSettings) -> None:
     """Print the table; the exit status is 1 if anything was found."""
-    rows = fuzz(settings)
-    if settings.only is None:
-        print(table(rows))
-    sys.exit(any(row.findings for row in rows))
+    total = Row(kind="all")
+    print(f"{'kind':25} | cases | {' | '.join(ENDS.values())} | peak memory (MB)", flush=True)
+    for row in fuzz(settings):
+        total.counts += row.counts
+        total.findings += row.findings
+        total.memory = max(total.memory, row.memory)
+        print("\n".join([line_of(row), *row.findings]), flush=True)
+    print(line_of(total))
+    sys.exit(bool(total.findings))
 
 
 if __name__ == "__main__":

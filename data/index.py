@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from data.apart import LostError, each_apart
 from data.hdf5 import (
     READ_ERRORS,
     check_stored,
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 
 CACHE_VERSION = 3
 SUFFIX = ".h5"
+PATIENCE = 60.0  # seconds of computing for one file, which takes some hundredths
 
 
 class VolumeError(Exception):
@@ -112,6 +114,28 @@ def read_volume(path: Path) -> Volume:
     return Volume(
         path=str(path.absolute()), bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, **fields
     )
+
+
+def read_volumes(
+    paths: Sequence[Path], seconds: float = PATIENCE
+) -> Iterator[Volume | VolumeError]:
+    """What `read_volume` returns or raises for each file, whatever the file does to HDF5.
+
+    They are read in a child process. One that crashes it, or keeps it busy for more than so many
+    seconds, is as unusable as others.
+    """
+    for path, found in zip(paths, each_apart(_attempt, paths, seconds), strict=True):
+        if isinstance(found, LostError):
+            yield VolumeError(f"{path}: {found}: it is damaged; put the right file there, or none")
+        else:
+            yield found
+
+
+def _attempt(path: Path) -> Volume | VolumeError:
+    try:
+        return read_volume(path)
+    except VolumeError as error:
+        return error
 
 
 def _read_fields(file: h5py.File) -> dict[str, Any]:
@@ -212,20 +236,14 @@ def index_folder(folder: Path, *, cache_folder: Path, skip_bad: bool = False) ->
     cache_path = cache_folder / f"{key}.json"
     cached = _load_cache(cache_path)
 
-    volumes: list[Volume] = []
-    problems: list[str] = []
-    opened = 0
-    for path in tqdm(paths, desc=f"index {folder.name}", unit="file", leave=False, delay=1):
-        known = cached.get(str(path.absolute()))
-        if known and known.unchanged():
-            volumes.append(known)
-            continue
-        try:
-            volumes.append(read_volume(path))
-            opened += 1
-        except VolumeError as error:
-            problems.append(str(error))
-    if opened or len(volumes) != len(cached):
+    known = {path: cached.get(str(path.absolute())) for path in paths}
+    new = [path for path, volume in known.items() if volume is None or not volume.unchanged()]
+    bar = tqdm(new, desc=f"index {folder.name}", unit="file", leave=False, delay=1)
+    read = dict(zip(bar, read_volumes(new), strict=True))
+    found = [read.get(path) or known[path] for path in paths]
+    volumes = [volume for volume in found if isinstance(volume, Volume)]
+    problems = [str(error) for error in found if isinstance(error, VolumeError)]
+    if len(new) > len(problems) or len(volumes) != len(cached):
         _save_cache(cache_path, volumes)
     if problems:
         bad = VolumeError.of_all(problems)

@@ -1,0 +1,69 @@
+"""A function called in a child process, which alone dies or hangs with what it is given.
+
+HDF5 has been seen to loop for ever over a damaged file, and may crash on one: no `except` helps.
+"""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class LostError(Exception):
+    """A child process died or hung; the message says how."""
+
+
+def each_apart(
+    function: Callable[[T], R], items: Sequence[T], seconds: float
+) -> Iterator[R | LostError]:
+    """The function's result for each item, in order, or how the child process was lost over it.
+
+    One child does all, and only after a loss another one those that are left.
+
+    Args:
+        function: of one item; what it returns must be picklable, and it must not raise.
+        items: any.
+        seconds: of computing, after which it counts as hanging; waiting for a disk does not count.
+    """
+    context = multiprocessing.get_context("fork")
+    done = 0
+    while done < len(items):
+        ours, theirs = context.Pipe(duplex=False)
+        child = context.Process(target=_call_each, args=(function, items[done:], seconds, theirs))
+        child.start()
+        theirs.close()
+        try:
+            lost = False
+            while done < len(items) and not lost:
+                try:
+                    result: Any = ours.recv()
+                except EOFError:
+                    child.join()
+                    result, lost = LostError(_how_it_ended(child.exitcode or 0, seconds)), True
+                done += 1
+                yield result
+        finally:
+            child.kill()
+            child.join()
+            ours.close()
+
+
+def _how_it_ended(code: int, seconds: float) -> str:
+    if code == -signal.SIGPROF:
+        return f"reading it did not come to an end in {seconds:.0f} s of computing"
+    how = f"ended with {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+    return f"the process that read it {how}"
+
+
+def _call_each(
+    function: Callable[[T], R], items: Sequence[T], seconds: float, pipe: Connection
+) -> None:
+    # The kernel's doing: within a library that loops, no handler would run.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    for item in items:
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        pipe.send(function(item))

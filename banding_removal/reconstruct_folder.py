@@ -25,7 +25,7 @@ from banding_removal.reconstruction import SliceImage, images_of_volume, output_
 from banding_removal.reconstruction_files import (
     PREVIEWS,
     Origin,
-    difference,
+    differences,
     remove_leftovers,
     write_preview,
     write_reconstruction,
@@ -231,14 +231,16 @@ def _plan(
     for output in {job.path.parent for job in jobs}:
         remove_leftovers(output)
     left = [job for job in jobs if not job.path.exists()]
-    in_the_way = []
-    for job in jobs:
-        if job in left:
-            continue
-        shape = (job.volume.slices, *output_size(job.volume))
-        why = difference(job.path, job.origin, shape)
-        if why is not None:
-            in_the_way.append(f"  {job.path} {why}")
+    there = [
+        (job.path, job.origin, (job.volume.slices, *output_size(job.volume)))
+        for job in jobs
+        if job not in left
+    ]
+    in_the_way = [
+        f"  {path} {why}"
+        for (path, _, _), why in zip(there, differences(there), strict=True)
+        if why is not None
+    ]
     if in_the_way:
         raise FileExistsError(
             f"{len(in_the_way)} file(s) would be overwritten: choose another output=..., or remove "

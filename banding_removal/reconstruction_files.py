@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 from banding_removal.checkpoint import atomic_write
 from banding_removal.grids import Pixels, Row, grey, write_page
 from banding_removal.reconstruction import SliceImage
+from data.apart import LostError, each_apart
 from data.hdf5 import READ_ERRORS, holds, open_file, own_dataset
 
 DATASET = "reconstruction"
@@ -75,6 +76,14 @@ def difference(path: Path, origin: Origin, shape: tuple[int, ...]) -> str | None
             f"and {found['source']}, orientation {found['orientation']}"
         )
     return None if found_shape == shape else f"has shape {found_shape} instead of {shape}"
+
+
+def differences(
+    files: Sequence[tuple[Path, Origin, tuple[int, ...]]], seconds: float | None = None
+) -> Iterator[str | None]:
+    """What `difference` says of each, whatever a file does to HDF5: they are read apart."""
+    for found in each_apart(lambda item: difference(*item), files, seconds):
+        yield f"cannot be read ({found})" if isinstance(found, LostError) else found
 
 
 def _attribute(file: h5py.File, key: str) -> str | int | None:

@@ -8,8 +8,8 @@ What is read is read to the end: volumes are indexed and every slice and target 
 reconstructions are checked and read, checkpoints are loaded onto a model. Each case ends as *read*
 or *refused*, in one of the project's own errors with the file's name in it; anything else is a
 finding. Batches run in child processes with bounded memory, so that a crash or a hang of a library
-ends its case alone; a volume that does so is then given to the index, which reads in a process
-apart and has to refuse it.
+ends its case alone; a file that does so is then given to the index (reconstructions: to whatever
+looks for those that are there), which reads in a process apart and has to refuse it.
 """
 
 import logging
@@ -43,7 +43,7 @@ from banding_removal.checkpoint import (
 from banding_removal.command_line import user_errors
 from banding_removal.config import ConfigError, Settings, describe, from_plain, from_words, plain
 from banding_removal.image_sets import reference_volumes, shape_of_file, slice_of_file
-from banding_removal.reconstruction_files import Origin, difference
+from banding_removal.reconstruction_files import Origin, difference, differences
 from benchmarks import mutations
 from data.dataset import SliceDataset
 from data.index import VolumeError, read_volume, read_volumes
@@ -52,16 +52,16 @@ from model.predictor import Predictor
 from tests.fastmri_files import write_volume
 
 CASES = {
-    "volume: bytes": 2500,
-    "volume: truncated": 1000,
-    "volume: blocks": 1500,
-    "volume: structure": 2500,
-    "volume: header": 1000,
-    "reconstruction: bytes": 500,
-    "reconstruction: structure": 500,
-    "checkpoint: bytes": 300,
-    "checkpoint: pickle": 700,
-    "checkpoint: values": 700,
+    "volume bytes": 2500,
+    "volume truncated": 1000,
+    "volume blocks": 1500,
+    "volume structure": 2500,
+    "volume header": 1000,
+    "reconstruction bytes": 500,
+    "reconstruction structure": 500,
+    "checkpoint bytes": 300,
+    "checkpoint pickle": 700,
+    "checkpoint values": 700,
     "words": 1000,
 }
 BATCH = 250  # cases of one child process
@@ -156,7 +156,7 @@ def run_case(kind: str, number: int, seed: int, material: Material) -> bool:
         VolumeError: or CheckpointError or ConfigError: refused.
     """
     rng = _generator(kind, number, seed)
-    what, _, how = kind.partition(": ")
+    what, _, how = kind.partition(" ")
     if what == "words":
         keys = [line.partition(":")[0] for line in describe(Settings())]
         count = int(rng.integers(1, 4))
@@ -174,7 +174,7 @@ def run_case(kind: str, number: int, seed: int, material: Material) -> bool:
 def mutated_file(kind: str, number: int, seed: int, material: Material) -> Path:
     """The HDF5 file of a case."""
     rng = _generator(kind, number, seed)
-    what, _, how = kind.partition(": ")
+    what, _, how = kind.partition(" ")
     sound = material.volumes if what == "volume" else [material.reconstruction]
     path = material.folder / f"case{number}.h5"
     path.write_bytes(_mutate(how, sound[rng.integers(len(sound))], rng, material.folder))
@@ -211,6 +211,10 @@ def _mutated_checkpoint(how: str, rng: Generator, material: Material) -> Path:
 def _read_volume(path: Path) -> bool:
     volume = read_volume(path)
     masks = MaskSampler(kind="magic", accelerations=(2,), acs=(2,))
+    try:
+        masks.check(volume.width)
+    except ValueError as error:  # as wherever volumes are chosen
+        raise VolumeError(f"{path}: {error}") from error
     dataset = SliceDataset([volume], masks, seed=0, require_target=False)
     try:
         for index in range(min(MOST_SLICES, len(dataset))):
@@ -227,9 +231,15 @@ def _read_reconstruction(path: Path) -> bool:
     shape = shape_of_file(path)
     for index in range(min(MOST_SLICES, shape[0])):
         slice_of_file(path, index)
+    why = difference(path, _origin(), shape)
+    if why is not None and "cannot be read" in why:
+        raise VolumeError(f"{path} {why}")
+    return True
+
+
+def _origin() -> Origin:
     attributes: dict[str, Any] = mutations.ORIGIN
-    origin = Origin(**attributes)
-    return difference(path, origin, shape) is None or True
+    return Origin(**attributes)
 
 
 def _read_checkpoint(path: Path) -> bool:
@@ -316,13 +326,17 @@ def run_kind(kind: str, count: int, seed: int, material: Material) -> Row:
 
 
 def _refused_apart(kind: str, number: int, seed: int, material: Material) -> bool:
-    """Whether a volume that ends the process that reads it is refused where volumes are indexed."""
-    if not kind.startswith("volume"):
+    """Whether a file that ends the process that reads it is refused where it is read first."""
+    if not kind.startswith(("volume", "reconstruction")):
         return False
     path = mutated_file(kind, number, seed, material)
-    (found,) = read_volumes([path], PATIENCE)
+    found: object
+    if kind.startswith("volume"):
+        (found,) = read_volumes([path], PATIENCE)
+    else:
+        (found,) = differences([(path, _origin(), (2, 12, 12))], PATIENCE)
     path.unlink()
-    return isinstance(found, VolumeError) and path.name in str(found)
+    return isinstance(found, VolumeError | str)
 
 
 def fuzz(settings: FuzzSettings) -> Iterator[Row]:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+PATIENCE = 60.0  # seconds of computing for one file, which takes some hundredths
 
 
 class LostError(Exception):
@@ -18,7 +19,7 @@ class LostError(Exception):
 
 
 def each_apart(
-    function: Callable[[T], R], items: Sequence[T], seconds: float
+    function: Callable[[T], R], items: Sequence[T], seconds: float | None = None
 ) -> Iterator[R | LostError]:
     """The function's result for each item, in order, or how the child process was lost over it.
 
@@ -27,8 +28,10 @@ def each_apart(
     Args:
         function: of one item; what it returns must be picklable, and it must not raise.
         items: any.
-        seconds: of computing, after which it counts as hanging; waiting for a disk does not count.
+        seconds: of computing, after which it counts as hanging (waiting for a disk does not count);
+            None: `PATIENCE`.
     """
+    seconds = PATIENCE if seconds is None else seconds
     context = multiprocessing.get_context("fork")
     done = 0
     while done < len(items):

@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 
 CACHE_VERSION = 3
 SUFFIX = ".h5"
-PATIENCE = 60.0  # seconds of computing for one file, which takes some hundredths
 
 
 class VolumeError(Exception):
@@ -117,12 +116,12 @@ def read_volume(path: Path) -> Volume:
 
 
 def read_volumes(
-    paths: Sequence[Path], seconds: float = PATIENCE
+    paths: Sequence[Path], seconds: float | None = None
 ) -> Iterator[Volume | VolumeError]:
     """What `read_volume` returns or raises for each file, whatever the file does to HDF5.
 
     They are read in a child process. One that crashes it, or keeps it busy for more than so many
-    seconds, is as unusable as others.
+    seconds (see `each_apart`), is as unusable as others.
     """
     for path, found in zip(paths, each_apart(_attempt, paths, seconds), strict=True):
         if isinstance(found, LostError):

@@ -168,7 +168,7 @@ def _read_fields(file: h5py.File) -> dict[str, Any]:
         target_size = (int(target.shape[1]), int(target.shape[2]))
         data_range = number_attribute(file, "max")
         if data_range is None:
-            data_range = float(np.max(target[()]))
+            data_range = float(np.max([np.max(image) for image in target]))
         if not (np.isfinite(data_range) and data_range > 0):
             raise ValueError(f"the largest value of {target_key} is {data_range}")
 

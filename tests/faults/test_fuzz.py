@@ -89,6 +89,17 @@ def test_an_item_that_hangs_or_crashes_costs_no_other_one() -> None:
         assert how in str(second)
 
 
+def greedy(item: int) -> int:
+    try:
+        return len(bytes(item << 20))
+    except MemoryError:
+        return 0
+
+
+def test_memory_is_bounded() -> None:
+    assert list(each_apart(greedy, [1, 1500, 2])) == [1 << 20, 0, 2 << 20]
+
+
 def test_waiting_does_not_count_as_hanging() -> None:
     assert list(each_apart(time.sleep, [0.5], 0.2)) == [None]
 

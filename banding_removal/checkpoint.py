@@ -5,16 +5,17 @@ import hashlib
 import io
 import logging
 import os
-import pickle
 import re
 import struct
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
+
+from banding_removal.plain_data import RefusedError, fits, load_plain
 
 log = logging.getLogger(__name__)
 
@@ -62,10 +63,17 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Set torch's generators; a GPU's only if the state has one."""
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_initialized() and state["cuda"] is not None:
-        torch.cuda.set_rng_state(state["cuda"])
+    """Set torch's generators; a GPU's only if the state has one.
+
+    Raises:
+        CheckpointError: it is no such state.
+    """
+    try:
+        torch.set_rng_state(state["torch"])
+        if torch.cuda.is_initialized() and state["cuda"] is not None:
+            torch.cuda.set_rng_state(state["cuda"])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"the checkpoint's random state is none: {error!r}") from error
 
 
 def atomic_write(path: Path, content: bytes) -> None:
@@ -104,7 +112,7 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, keep: int) -> Path
     torch.save({"format": FORMAT, **vars(checkpoint)}, buffer)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, _sealed(buffer.getvalue()))
+        atomic_write(path, seal(buffer.getvalue()))
     except OSError as error:
         raise CheckpointError(
             f"cannot write {path}: {error}. Earlier checkpoints are intact; make room and resume."
@@ -122,7 +130,7 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, keep: int) -> Path
     return path
 
 
-def _sealed(archive: bytes) -> bytes:
+def seal(archive: bytes) -> bytes:
     """A zip archive without a comment, with the digest of all its bytes as its comment.
 
     The digest covers everything before it. PyTorch reads such files as any others, and does not
@@ -134,7 +142,7 @@ def _sealed(archive: bytes) -> bytes:
 
 
 def _is_sound(content: bytes) -> bool:
-    """Whether what `_sealed` made is as it was."""
+    """Whether what `seal` made is as it was."""
     body, seal, digest = (
         content[: -DIGEST - len(SEAL)],
         content[-DIGEST - len(SEAL) : -DIGEST],
@@ -187,23 +195,27 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         stored = path.read_bytes()
-        content = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is refused: it is damaged, or holds Python objects, which could run code"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = repr(error).partition("\\n")[0]
-        raise CheckpointError(f"{path} is damaged, or no checkpoint: {reason}") from error
-    names = set(Checkpoint.__dataclass_fields__)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    sealed = stored[-DIGEST - len(SEAL) : -DIGEST] == SEAL
+    if sealed and not _is_sound(stored):
+        raise CheckpointError(f"{path} is damaged: its checksum is that of other content")
+    try:
+        content = load_plain(stored)
+    except RefusedError as error:
+        raise CheckpointError(f"{path} is refused: {error}") from error
+    hints = get_type_hints(Checkpoint)
     if (
         not isinstance(content, dict)
         or content.pop("format", None) != FORMAT
-        or set(content) != names
+        or set(content) != set(hints)
     ):
         raise CheckpointError(f"{path} is not a checkpoint of this version of the project")
-    if not _is_sound(stored):
-        raise CheckpointError(f"{path} is damaged: its checksum is that of other content")
+    if not sealed:
+        raise CheckpointError(f"{path} is damaged: it has no checksum")
+    wrong = [key for key, hint in hints.items() if not fits(content[key], hint)]
+    if wrong:
+        raise CheckpointError(f"{path} is refused: {', '.join(wrong)} are not what they should be")
     return Checkpoint(**content)
 
 
@@ -217,10 +229,9 @@ def load_weights(model: nn.Module, weights: dict[str, Any], path: Path) -> None:
     problems = [f"  {key}: only in the model" for key in own if key not in weights]
     problems += [f"  {key}: only in the checkpoint" for key in weights if key not in own]
     problems += [
-        f"  {key}: {tuple(weights[key].shape)} in the checkpoint, "
-        f"{tuple(own[key].shape)} in the model"
-        for key in own
-        if key in weights and weights[key].shape != own[key].shape
+        f"  {key}: {_kind(weights[key])} in the checkpoint, {_kind(value)} in the model"
+        for key, value in own.items()
+        if key in weights and _kind(weights[key]) != _kind(value)
     ]
     if problems:
         raise CheckpointError(
@@ -228,3 +239,30 @@ def load_weights(model: nn.Module, weights: dict[str, Any], path: Path) -> None:
             f"{len(problems)} difference(s):\n" + "\n".join(problems)
         )
     model.load_state_dict(weights)
+
+
+def _kind(value: Any) -> str:
+    """Type and shape."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{value.dtype} {tuple(value.shape)}".removeprefix("torch.")
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:
+    """Load an optimiser's state.
+
+    Raises:
+        CheckpointError: it is not of these parameters.
+    """
+    try:
+        optimizer.load_state_dict(state)
+        misfits = [
+            f"{_kind(item)} for {_kind(parameter)}"
+            for parameter, of_parameter in optimizer.state.items()
+            for item in of_parameter.values()
+            if not isinstance(item, Tensor) or item.shape not in (parameter.shape, ())
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: the optimiser's state does not fit: {error!r}") from error
+    if misfits:
+        raise CheckpointError(f"{path}: the optimiser's state does not fit: {misfits[0]}")

@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from banding_removal.checkpoint import find_checkpoint, load_checkpoint
-from banding_removal.config import ConfigError, Settings, differences, from_plain, from_words, plain
+from banding_removal.config import ConfigError, Settings, differences, from_words, plain
 from banding_removal.distributed import launch
 from banding_removal.endings import USER_ERRORS, RankError, exit_code, in_words
 from banding_removal.recipes import with_recipe
+from banding_removal.starting import saved_settings
 from banding_removal.stopping import Stopped
 from banding_removal.training import train
 
@@ -37,7 +38,7 @@ def settings_of(defaults: Settings, words: list[str]) -> Settings:
     `recipe=name` stands for the settings of that recipe, which other words may change.
 
     A resume goes on with the settings that the run was started with, not with the script's; words
-    are laid over those, too.
+    are laid over those, too. Its `logs` are where it lies.
 
     Raises:
         ConfigError: as in `from_words`, and for --flags.
@@ -52,7 +53,8 @@ def settings_of(defaults: Settings, words: list[str]) -> Settings:
     settings = from_words(defaults, words)
     if settings.resume is None:
         return settings
-    saved = from_plain(load_checkpoint(find_checkpoint(settings.resume)).settings)
+    path = find_checkpoint(settings.resume)
+    saved = saved_settings(path, load_checkpoint(path))
     resumed = from_words(saved, [*words, f"resume={settings.resume}", "restart=null"])
     kept = differences(plain(settings), plain(resumed))
     if kept:

@@ -20,6 +20,8 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Recompute = Literal["auto", "none", "all"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# What OmegaConf and YAML raise, beside their own exceptions, of values that are beyond them.
+_UNREADABLE = (YAMLError, ValueError, TypeError, IndexError, OverflowError, RecursionError)
 
 
 class ConfigError(Exception):
@@ -151,6 +153,8 @@ class Settings:
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise ConfigError(f"{name} must be finite and not negative, got {value}")
+        if self.seed >= 2**63:
+            raise ConfigError(f"seed must be less than 2^63, got {self.seed}")
         for name in ("chans", "sens_chans"):
             if getattr(self, name) < 2 or getattr(self, name) % 2:
                 raise ConfigError(f"{name} must be even and positive, got {getattr(self, name)}")
@@ -173,7 +177,11 @@ class Settings:
             raise ConfigError(
                 "resume goes on with a run, restart begins a new one: set one of them"
             )
-        if Path(self.name).name != self.name or self.name in ("", "run", "index", ".", ".."):
+        if (
+            Path(self.name).name != self.name
+            or self.name in ("", "run", "index", ".", "..")
+            or not self.name.isprintable()
+        ):
             raise ConfigError(f"name must be a new folder's name, got {self.name!r}")
         try:
             self.mask_sampler()
@@ -217,31 +225,38 @@ def from_words(defaults: SettingsT, words: Sequence[str]) -> SettingsT:
         key = f" ({error.full_key})" if error.full_key else ""
         message = str(error.msg or error).splitlines()[0]
         raise ConfigError(f"{message}{key}\n{_valid_keys(defaults)}") from error
-    except (ValueError, YAMLError) as error:
-        raise ConfigError(str(error)) from error
+    except _UNREADABLE as error:
+        raise ConfigError(f"cannot read {' '.join(words)[:200]!r}: {error}") from error
     if not isinstance(settings, type(defaults)):
         raise TypeError(f"expected {type(defaults).__name__}, got {type(settings).__name__}")
     return _expand_paths(settings)
 
 
-def from_plain(content: dict[str, Any]) -> Settings:
-    """Settings from what `plain` made of them, for instance those in a checkpoint.
+def from_plain(content: dict[str, Any], origin: object = "settings") -> Settings:
+    """Settings from what `plain` made of them, for instance those in a checkpoint, `origin`.
 
     Raises:
-        ConfigError: keys or types are not those of this version.
+        ConfigError: keys or types are not those of this version, or a value is to be looked up
+            elsewhere (OmegaConf's `${...}`, which also reads the environment).
     """
+    if "${" in repr(content):
+        raise ConfigError(f"{origin} is refused: its settings hold values to look up, ${{...}}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.create(content))
         settings = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"settings of another version: {str(error).splitlines()[0]}") from error
+    except (ConfigError, OmegaConfBaseException, *_UNREADABLE) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"{origin}: settings of another version: {reason}") from error
     assert isinstance(settings, Settings)
     return settings
 
 
 def _expand_paths(settings: SettingsT) -> SettingsT:
     """Home folders written as ~ in full; the shell leaves them alone behind `key=`."""
-    fields = {k: v.expanduser() for k, v in vars(settings).items() if isinstance(v, Path)}
+    try:
+        fields = {k: v.expanduser() for k, v in vars(settings).items() if isinstance(v, Path)}
+    except RuntimeError as error:
+        raise ConfigError(f"{error}: write paths that begin with ~ in full") from error
     return dataclasses.replace(settings, **fields)  # type: ignore[type-var]
 
 

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from banding_removal.config import ConfigError, from_plain
 from banding_removal.low_signal import volume_scale
 from banding_removal.orientations import reconstruct_both
 from data.dataset import SliceDataset
+from data.hdf5 import READ_ERRORS, check_stored, open_file, own_dataset
 from data.index import SUFFIX, Volume, VolumeError
 
 SliceRange = tuple[int | None, int | None]
@@ -140,7 +140,7 @@ def _checkpoint_slices(
 ) -> Iterator[SliceImages]:
     """Reconstructions along both axes, undersampled as in the checkpoint's own validation."""
     checkpoint = load_checkpoint(path)
-    trained = from_plain(checkpoint.settings)
+    trained = from_plain(checkpoint.settings, path)
     predictor = build_predictor(trained, device, checkpoint, path)
     masks = trained.mask_sampler()
     for file in files:
@@ -191,8 +191,8 @@ def _file_slices(
                 volume=file.name,
                 slice_index=index,
                 target=torch.from_numpy(target[index]),
-                r_x=_read_slice(folder_x / file.name, index),
-                r_y=_read_slice(folder_y / file.name, index) if folder_y else None,
+                r_x=slice_of_file(folder_x / file.name, index),
+                r_y=slice_of_file(folder_y / file.name, index) if folder_y else None,
                 why_no_r_y=why_no_r_y,
             )
 
@@ -208,7 +208,7 @@ def _check_files(name: str, files: Sequence[Volume], folder_x: Path, folder_y: P
         shapes = {}
         for path in [folder / file.name for folder in (folder_x, folder_y) if folder]:
             try:
-                shapes[path] = _shape(path)
+                shapes[path] = shape_of_file(path)
                 if shapes[path][0] != file.slices:
                     problems.append(
                         f"{path}: {KEY} is {shapes[path]}, but the target of {file.name} is "
@@ -224,7 +224,7 @@ def _check_files(name: str, files: Sequence[Volume], folder_x: Path, folder_y: P
         raise VolumeError(f"set {name!r} does not fit the volumes:\n{lines}")
 
 
-def _shape(path: Path) -> tuple[int, ...]:
+def shape_of_file(path: Path) -> tuple[int, ...]:
     """Shape of a file's reconstruction.
 
     Raises:
@@ -233,29 +233,28 @@ def _shape(path: Path) -> tuple[int, ...]:
     if not path.exists():
         raise VolumeError(f"{path}: is missing")
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            found = file.get(KEY)
-            if not isinstance(found, h5py.Dataset):
-                raise ValueError(f"no dataset {KEY!r}; it holds: {', '.join(file) or 'nothing'}")
+        with open_file(path) as file:
+            found = own_dataset(file, KEY)
             if found.ndim != 3 or found.dtype.kind not in "fiu":
                 raise ValueError(
                     f"{KEY} is {found.dtype} {found.shape}; expected real [slice, h, w]"
                 )
+            check_stored(found)
             return tuple(map(int, found.shape))
-    except (OSError, ValueError, RuntimeError) as error:
+    except READ_ERRORS as error:
         raise VolumeError(f"{path}: {error}") from error
 
 
-def _read_slice(path: Path, index: int) -> Tensor:
+def slice_of_file(path: Path, index: int) -> Tensor:
     """One reconstruction, float32 (h, w).
 
     Raises:
         VolumeError: it cannot be read, or is not finite.
     """
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            image = file[KEY][index].astype(np.float32)
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        with open_file(path) as file:
+            image = own_dataset(file, KEY)[index].astype(np.float32)
+    except READ_ERRORS as error:
         raise VolumeError(f"{path}: slice {index}: {error}") from error
     if not np.isfinite(image).all():
         raise VolumeError(f"{path}: {KEY} of slice {index} has NaN or Inf")
@@ -269,9 +268,10 @@ def _read_target(file: Volume) -> NDArray[np.float32]:
         VolumeError: they cannot be read, or are not finite.
     """
     try:
-        with h5py.File(file.path, "r", locking=False) as content:
-            target: NDArray[np.float32] = content[file.target_key][()].astype(np.float32)
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        with open_file(file.path) as content:
+            stored = own_dataset(content, str(file.target_key))
+            target: NDArray[np.float32] = stored[()].astype(np.float32)
+    except READ_ERRORS as error:
         raise VolumeError(f"{file.path}: target: {error}") from error
     if not np.isfinite(target).all():
         raise VolumeError(f"{file.path}: target has NaN or Inf")

@@ -25,7 +25,7 @@ from banding_removal.reconstruction import SliceImage, images_of_volume, output_
 from banding_removal.reconstruction_files import (
     PREVIEWS,
     Origin,
-    difference,
+    differences,
     remove_leftovers,
     write_preview,
     write_reconstruction,
@@ -33,7 +33,7 @@ from banding_removal.reconstruction_files import (
 from banding_removal.run_folder import RunLock
 from banding_removal.stopping import Stopped
 from data.dataset import SliceDataset
-from data.index import SUFFIX, Volume, VolumeError, read_volume
+from data.index import SUFFIX, Volume, VolumeError, read_volumes
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def reconstruct(settings: ReconstructSettings, team: Team | None = None) -> Repo
         device = choose_device(settings.device, team)
         path = team.from_first(lambda: find_checkpoint(settings.checkpoint))
         checkpoint = load_checkpoint(path)
-        trained = from_plain(checkpoint.settings)
+        trained = from_plain(checkpoint.settings, path)
         predictor = build_predictor(trained, device, checkpoint, path)
         plan = team.from_first(lambda: _plan(settings, path, checkpoint, trained, lock))
         if team.is_first and plan.done:
@@ -231,14 +231,16 @@ def _plan(
     for output in {job.path.parent for job in jobs}:
         remove_leftovers(output)
     left = [job for job in jobs if not job.path.exists()]
-    in_the_way = []
-    for job in jobs:
-        if job in left:
-            continue
-        shape = (job.volume.slices, *output_size(job.volume))
-        why = difference(job.path, job.origin, shape)
-        if why is not None:
-            in_the_way.append(f"  {job.path} {why}")
+    there = [
+        (job.path, job.origin, (job.volume.slices, *output_size(job.volume)))
+        for job in jobs
+        if job not in left
+    ]
+    in_the_way = [
+        f"  {path} {why}"
+        for (path, _, _), why in zip(there, differences(there), strict=True)
+        if why is not None
+    ]
     if in_the_way:
         raise FileExistsError(
             f"{len(in_the_way)} file(s) would be overwritten: choose another output=..., or remove "
@@ -262,9 +264,12 @@ def _usable(
         state = f"holds no *{SUFFIX} file" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"no volumes: {path} {state}; set volumes=...")
     volumes, problems = [], []
-    for file in tqdm(paths, desc="look at volumes", unit="file", leave=False, delay=1):
+    bar = tqdm(total=len(paths), desc="look at volumes", unit="file", leave=False, delay=1)
+    for volume in read_volumes(paths):
+        bar.update()
         try:
-            volume = read_volume(file)
+            if isinstance(volume, VolumeError):
+                raise volume
             _dataset(volume, trained)
             _check_masks(volume, trained, orientations)
         except VolumeError as error:

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +12,8 @@ import numpy as np
 from banding_removal.checkpoint import atomic_write
 from banding_removal.grids import Pixels, Row, grey, write_page
 from banding_removal.reconstruction import SliceImage
+from data.apart import LostError, each_apart
+from data.hdf5 import READ_ERRORS, holds, open_file, own_dataset
 
 DATASET = "reconstruction"
 PREVIEWS = "previews"
@@ -61,11 +63,10 @@ def write_reconstruction(path: Path, slices: Sequence[SliceImage], origin: Origi
 def difference(path: Path, origin: Origin, shape: tuple[int, ...]) -> str | None:
     """What tells a file from the reconstruction that `origin` describes; None: it is the same."""
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            found = {key: file.attrs.get(key) for key in asdict(origin)}
-            found_shape = file[DATASET].shape if DATASET in file else None
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        # h5py reports damage below the first bytes as any of these.
+        with open_file(path) as file:
+            found = {key: _attribute(file, key) for key in asdict(origin)}
+            found_shape = own_dataset(file, DATASET).shape if holds(file, DATASET) else None
+    except READ_ERRORS as error:
         return f"cannot be read ({' '.join(str(error).split())})"
     if found_shape is None or found["checkpoint_sha256"] is None:
         return "is not a reconstruction that was made here"
@@ -75,6 +76,24 @@ def difference(path: Path, origin: Origin, shape: tuple[int, ...]) -> str | None
             f"and {found['source']}, orientation {found['orientation']}"
         )
     return None if found_shape == shape else f"has shape {found_shape} instead of {shape}"
+
+
+def differences(
+    files: Sequence[tuple[Path, Origin, tuple[int, ...]]], seconds: float | None = None
+) -> Iterator[str | None]:
+    """What `difference` says of each, whatever a file does to HDF5: they are read apart."""
+    for found in each_apart(lambda item: difference(*item), files, seconds):
+        yield f"cannot be read ({found})" if isinstance(found, LostError) else found
+
+
+def _attribute(file: h5py.File, key: str) -> str | int | None:
+    """An attribute as `write_reconstruction` writes it; None for anything else."""
+    if key not in file.attrs or file.attrs.get_id(key).shape != ():
+        return None
+    value = file.attrs[key]
+    if isinstance(value, np.integer):
+        return int(value)
+    return value if isinstance(value, str) else None
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -78,7 +78,7 @@ def latest_run(logs: Path, name: str, *, containing: str = "*") -> Path | None:
     """The newest of <logs>/<name>, <name>_2, ... that holds a file matching the glob; or None."""
     numbered = {
         int(match[1] or 1): folder
-        for folder in logs.glob(f"{name}*")
+        for folder in (logs.iterdir() if logs.is_dir() else ())
         if (match := re.fullmatch(re.escape(name) + r"(?:_(\d+))?", folder.name))
         and any(folder.glob(containing))
     }

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from banding_removal.assembly import build_predictor, choose_device, make_datasets
 from banding_removal.checkpoint import find_checkpoint, load_checkpoint
-from banding_removal.config import REPOSITORY, ConfigError, from_plain
+from banding_removal.config import REPOSITORY, ConfigError
 from banding_removal.orientations import reconstruct_both, write_orientation_grid
+from banding_removal.starting import saved_settings
 from data.dataset import SliceDataset
 
 
@@ -26,7 +27,7 @@ def show(settings: ShowSettings) -> Path:
     """Write the picture; returns its path."""
     path = find_checkpoint(settings.checkpoint)
     checkpoint = load_checkpoint(path)
-    trained = from_plain(checkpoint.settings)
+    trained = saved_settings(path, checkpoint)
     device = choose_device(settings.device)
     predictor = build_predictor(trained, device, checkpoint, path)
     _, validation = make_datasets(trained)

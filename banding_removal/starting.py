@@ -1,7 +1,7 @@
 """Where a run begins: a folder to go on in, weights to begin from, or nothing."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def _same_run(settings: Settings) -> tuple[Path, Path, int] | None:
         return None
     try:
         # Settings that are newer than the run had no other value than their defaults.
-        saved = plain(from_plain(checkpoint.settings))
+        saved = plain(from_plain(checkpoint.settings, path))
     except ConfigError as error:
         log.warning("a new run, since the one before cannot go on: %s", error)
         return None
@@ -142,6 +142,17 @@ def _folder_of(checkpoint: Path) -> Path:
     return folder
 
 
+def saved_settings(path: Path, checkpoint: Checkpoint) -> Settings:
+    """The settings in a run's checkpoint, with `logs` where the run lies.
+
+    It may have been moved, or be somebody else's: what belongs to it stays beside it.
+
+    Raises:
+        ConfigError: they are not of this version.
+    """
+    return replace(from_plain(checkpoint.settings, path), logs=path.resolve().parent.parent.parent)
+
+
 def report_changes(start: Checkpoint, settings: Settings, volumes: dict[str, list[str]]) -> None:
     """Warn of settings and volumes that are not those of the checkpoint."""
     old, new = (
@@ -151,7 +162,7 @@ def report_changes(start: Checkpoint, settings: Settings, volumes: dict[str, lis
     for change in differences(old, new):
         log.warning("setting changed since the checkpoint: %s", change)
     for part, names in volumes.items():
-        was, now = set(start.volumes[part]), set(names)
+        was, now = set(start.volumes.get(part, [])), set(names)
         if was != now:
             log.warning(
                 "other %s volumes than at the checkpoint: %d new, %d missing",

@@ -12,7 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from banding_removal.adversarial import OrientationObjective, Verdict, upright
 from banding_removal.assembly import build_adversary_of, build_predictor
-from banding_removal.checkpoint import Checkpoint, CheckpointError, load_weights
+from banding_removal.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_optimizer,
+    load_weights,
+)
 from banding_removal.config import Settings
 from banding_removal.distributed import Team
 from banding_removal.losses import finite, reconstruction_loss
@@ -55,7 +60,7 @@ class Players:
         Raises:
             CheckpointError: it is of the other stage, or its adversary does not fit.
         """
-        self.optimizer.load_state_dict(checkpoint.optimizer)
+        load_optimizer(self.optimizer, checkpoint.optimizer, path)
         if (checkpoint.adversary is None) != (self.adversary is None):
             raise CheckpointError(
                 f"cannot resume from {path}: it was saved {_with(checkpoint.adversary)} an "
@@ -64,7 +69,7 @@ class Players:
             )
         if self.adversary is not None and self.adversary_optimizer is not None:
             load_weights(self.adversary, checkpoint.adversary or {}, path)
-            self.adversary_optimizer.load_state_dict(checkpoint.adversary_optimizer or {})
+            load_optimizer(self.adversary_optimizer, checkpoint.adversary_optimizer or {}, path)
 
 
 def make_players(

@@ -19,8 +19,9 @@ from banding_removal.adversarial import OrientationObjective
 from banding_removal.assembly import build_predictor, choose_device, make_datasets
 from banding_removal.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.command_line import user_errors
-from banding_removal.config import REPOSITORY, from_plain, from_words
+from banding_removal.config import REPOSITORY, from_words
 from banding_removal.orientations import reconstruct_both
+from banding_removal.starting import saved_settings
 from data.dataset import SliceDataset
 from model.classifiers import Architecture, build_adversary
 from model.predictor import Predictor
@@ -62,7 +63,7 @@ def main(settings: SightSettings) -> None:
     """Print accuracy by step."""
     path = find_checkpoint(settings.checkpoint)
     checkpoint = load_checkpoint(path)
-    trained = from_plain(checkpoint.settings)
+    trained = saved_settings(path, checkpoint)
     device = choose_device(settings.device)
     predictor = build_predictor(trained, device, checkpoint, path)
     train_set, val_set = make_datasets(trained)

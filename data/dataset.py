@@ -21,8 +21,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.handles import HandleCache
+from data.hdf5 import READ_ERRORS, own_dataset
 from data.index import Volume, VolumeError
 from data.masks import Mask, MaskSampler, seeded_by_draw, seeded_by_name
+
+REMEDY = "put the right file there, or none, and give the same command again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,7 +298,7 @@ class SliceDataset(Dataset[Example]):
         volume = self.volumes[volume_index]
         assert volume.target_key is not None, "the data set is made with require_target"
         with _named_errors(volume, "target"):
-            images = self._open(volume)[volume.target_key][()].astype(np.float32)
+            images = own_dataset(self._open(volume), volume.target_key)[()].astype(np.float32)
         return torch.from_numpy(images)
 
     def with_rotation(self, probability: float) -> "SliceDataset":
@@ -325,22 +328,24 @@ class SliceDataset(Dataset[Example]):
         """K-space (coil, H, W) and target (h, w) of a slice: datasets of fixed-size numbers."""
         with _named_errors(volume, f"slice {slice_index}"):
             file = self._open(volume)
-            stored = file["kspace"]
+            stored = own_dataset(file, "kspace")
             kspace = np.empty(stored.shape[1:], np.complex64)  # indexing would write zeros first
             stored.read_direct(kspace, np.s_[slice_index])
             target = None
             if volume.target_key is not None:
-                target = file[volume.target_key][slice_index].astype(np.float32)
+                target = own_dataset(file, volume.target_key)[slice_index].astype(np.float32)
         for name, values in (("k-space", kspace), ("target", target)):
             if values is not None and not _all_finite(values):
-                raise VolumeError(f"{volume.path}: {name} of slice {slice_index} has NaN or Inf")
+                raise VolumeError(
+                    f"{volume.path}: {name} of slice {slice_index} has NaN or Inf: {REMEDY}"
+                )
         return kspace.reshape(-1, volume.height, volume.width), target
 
     def _open(self, volume: Volume) -> h5py.File:
         # A file truncated while it is open reads as zeros, and one that was replaced may have any
         # shape: both are noticed here and not in the pictures.
         if not volume.unchanged():
-            raise OSError("the file was changed or removed after it was indexed")
+            raise OSError(f"the file was changed or removed after it was indexed: {REMEDY}")
         return self._handles.open(volume.path)
 
     def _mask(
@@ -371,7 +376,7 @@ def _named_errors(volume: Volume, what: str) -> Iterator[None]:
     """Whatever reading HDF5 raises, as a VolumeError that names the file."""
     try:
         yield
-    except (OSError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+    except READ_ERRORS as error:
         raise VolumeError(f"{volume.path}: {what}: {error}") from error
 
 

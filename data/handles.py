@@ -6,6 +6,8 @@ from typing import Any
 
 import h5py
 
+from data.hdf5 import open_file
+
 CAPACITY = 16
 
 
@@ -28,9 +30,7 @@ class HandleCache:
         if path in self._files:
             self._files.move_to_end(path)
             return self._files[path]
-        # Without locking: many processes read the same volumes, and some cluster file systems
-        # have no locks at all.
-        file = h5py.File(path, "r", locking=False)
+        file = open_file(path)
         self._files[path] = file
         while len(self._files) > CAPACITY:
             self._files.popitem(last=False)[1].close()

@@ -1,6 +1,7 @@
 """The ISMRMRD XML header that each fastMRI volume carries."""
 
 import math
+import reprlib
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
@@ -18,7 +19,7 @@ class ScanHeader:
 class _TreeWithoutDoctype(ElementTree.TreeBuilder):
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
         raise ValueError(
-            f"the ISMRMRD header declares a document type ({name}, {pubid}, {system}), "
+            f"the ISMRMRD header declares a document type {reprlib.repr((name, pubid, system))}, "
             "which is refused"
         )
 
@@ -52,7 +53,7 @@ def parse_header(xml: bytes) -> ScanHeader:
         except ValueError:
             result = math.nan
         if not math.isfinite(result):
-            raise ValueError(f"{path} of the ISMRMRD header is {value!r}, not a number")
+            raise ValueError(f"{path} of the ISMRMRD header is {reprlib.repr(value)}, not a number")
         return result
 
     encoded_y = number("encoding/encodedSpace/matrixSize/y")

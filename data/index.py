@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,23 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from data.apart import LostError, each_apart
+from data.hdf5 import (
+    READ_ERRORS,
+    check_stored,
+    checked_name,
+    holds,
+    name_attribute,
+    number_attribute,
+    open_file,
+    own_dataset,
+    read_text,
+)
 from data.header import parse_header
 
 log = logging.getLogger(__name__)
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 SUFFIX = ".h5"
 
 
@@ -93,10 +105,9 @@ def read_volume(path: Path) -> Volume:
     """
     try:
         stat = path.stat()
-        with h5py.File(path, "r", locking=False) as file:
+        with open_file(path) as file:
             fields = _read_fields(file)
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        # h5py reports damage below the first bytes as any of these.
+    except READ_ERRORS as error:
         why = " ".join(str(error).split()) or repr(error)
         raise VolumeError(f"{path}: {why}") from error
     return Volume(
@@ -104,8 +115,30 @@ def read_volume(path: Path) -> Volume:
     )
 
 
+def read_volumes(
+    paths: Sequence[Path], seconds: float | None = None
+) -> Iterator[Volume | VolumeError]:
+    """What `read_volume` returns or raises for each file, whatever the file does to HDF5.
+
+    They are read in a child process. One that crashes it, or keeps it busy for more than so many
+    seconds (see `each_apart`), is as unusable as others.
+    """
+    for path, found in zip(paths, each_apart(_attempt, paths, seconds), strict=True):
+        if isinstance(found, LostError):
+            yield VolumeError(f"{path}: {found}: it is damaged; put the right file there, or none")
+        else:
+            yield found
+
+
+def _attempt(path: Path) -> Volume | VolumeError:
+    try:
+        return read_volume(path)
+    except VolumeError as error:
+        return error
+
+
 def _read_fields(file: h5py.File) -> dict[str, Any]:
-    kspace = _dataset(file, "kspace")
+    kspace = own_dataset(file, "kspace")
     if kspace.ndim not in (3, 4):
         raise ValueError(
             f"kspace has shape {kspace.shape}; expected [slice, coil, H, W] (or [slice, H, W])"
@@ -114,26 +147,32 @@ def _read_fields(file: h5py.File) -> dict[str, Any]:
         raise ValueError(f"kspace has dtype {kspace.dtype}; expected complex64")
     if 0 in kspace.shape:
         raise ValueError(f"kspace is empty, shape {kspace.shape}")
+    check_stored(kspace)
     slices, *coil_axis, height, width = map(int, kspace.shape)
 
     preferred = (
         ["reconstruction_rss"] if coil_axis else ["reconstruction_esc", "reconstruction_rss"]
     )
-    target_key = next((key for key in preferred if key in file), None)
+    target_key = next((key for key in preferred if holds(file, key)), None)
     target_size, data_range = None, None
     if target_key is not None:
-        target = _dataset(file, target_key)
+        target = own_dataset(file, target_key)
         if target.ndim != 3 or target.shape[0] != slices or target.dtype.kind != "f":
             raise ValueError(
                 f"{target_key} is {target.dtype} {target.shape}; "
                 f"expected real [{slices}, h, w] for {slices} slices of k-space"
             )
+        if 0 in target.shape:
+            raise ValueError(f"{target_key} is empty, shape {target.shape}")
+        check_stored(target)
         target_size = (int(target.shape[1]), int(target.shape[2]))
-        data_range = float(file.attrs["max"]) if "max" in file.attrs else float(np.max(target[()]))
+        data_range = number_attribute(file, "max")
+        if data_range is None:
+            data_range = float(np.max([np.max(image) for image in target]))
         if not (np.isfinite(data_range) and data_range > 0):
             raise ValueError(f"the largest value of {target_key} is {data_range}")
 
-    header = parse_header(_header_bytes(file))
+    header = parse_header(read_text(file, "ismrmrd_header"))
     acquired = header.acquired
     if acquired is not None and not (0 <= acquired[0] < acquired[1] <= width):
         acquired = None  # they are not about this matrix; a user who needs them is told
@@ -146,7 +185,7 @@ def _read_fields(file: h5py.File) -> dict[str, Any]:
         "target_size": target_size,
         "data_range": data_range,
         "acquisition": _acquisition(file),
-        "scanner": header.scanner,
+        "scanner": checked_name(header.scanner, "scanner in the ISMRMRD header"),
         "field_strength": header.field_strength,
         "acquired": acquired,
         "recon_size": header.recon_size,
@@ -154,36 +193,26 @@ def _read_fields(file: h5py.File) -> dict[str, Any]:
     }
 
 
-def _dataset(file: h5py.File, key: str) -> h5py.Dataset:
-    found = file.get(key)
-    if not isinstance(found, h5py.Dataset):
-        raise ValueError(f"no dataset {key!r}; the file holds: {', '.join(file) or 'nothing'}")
-    return found
-
-
-def _header_bytes(file: h5py.File) -> bytes:
-    value = _dataset(file, "ismrmrd_header")[()]
-    if isinstance(value, str):
-        return value.encode()
-    if not isinstance(value, bytes):
-        raise ValueError(f"ismrmrd_header is {type(value).__name__}, not a byte string")
-    return value
-
-
 def _acquisition(file: h5py.File) -> str:
-    value = file.attrs.get("acquisition", "unknown")
-    name = value.decode() if isinstance(value, bytes) else str(value)
+    name = name_attribute(file, "acquisition") or "unknown"
     # Pre-contrast T1 is the same acquisition for every purpose here.
     return "AXT1" if name == "AXT1PRE" else name
 
 
 def _measured(file: h5py.File, width: int) -> str | None:
-    if "mask" not in file:
+    if not holds(file, "mask"):
         return None
-    mask = np.asarray(_dataset(file, "mask")[()])
-    if mask.shape != (width,):
-        raise ValueError(f"mask has shape {mask.shape}; expected one value for {width} columns")
-    return "".join("1" if column else "0" for column in mask.astype(bool))
+    mask = own_dataset(file, "mask")
+    if mask.shape != (width,) or mask.dtype.kind not in "biuf":
+        raise ValueError(
+            f"mask has shape {mask.shape}, type {mask.dtype}; expected a number for each of "
+            f"{width} columns"
+        )
+    check_stored(mask)
+    columns = mask[()].astype(bool)
+    if not columns.any():
+        raise ValueError("mask says that no column was measured")
+    return "".join("1" if column else "0" for column in columns)
 
 
 def index_folder(folder: Path, *, cache_folder: Path, skip_bad: bool = False) -> list[Volume]:
@@ -206,20 +235,14 @@ def index_folder(folder: Path, *, cache_folder: Path, skip_bad: bool = False) ->
     cache_path = cache_folder / f"{key}.json"
     cached = _load_cache(cache_path)
 
-    volumes: list[Volume] = []
-    problems: list[str] = []
-    opened = 0
-    for path in tqdm(paths, desc=f"index {folder.name}", unit="file", leave=False, delay=1):
-        known = cached.get(str(path.absolute()))
-        if known and known.unchanged():
-            volumes.append(known)
-            continue
-        try:
-            volumes.append(read_volume(path))
-            opened += 1
-        except VolumeError as error:
-            problems.append(str(error))
-    if opened or len(volumes) != len(cached):
+    known = {path: cached.get(str(path.absolute())) for path in paths}
+    new = [path for path, volume in known.items() if volume is None or not volume.unchanged()]
+    bar = tqdm(new, desc=f"index {folder.name}", unit="file", leave=False, delay=1)
+    read = dict(zip(bar, read_volumes(new), strict=True))
+    found = [read.get(path) or known[path] for path in paths]
+    volumes = [volume for volume in found if isinstance(volume, Volume)]
+    problems = [str(error) for error in found if isinstance(error, VolumeError)]
+    if len(new) > len(problems) or len(volumes) != len(cached):
         _save_cache(cache_path, volumes)
     if problems:
         bad = VolumeError.of_all(problems)

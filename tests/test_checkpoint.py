@@ -182,7 +182,7 @@ def test_weights_of_another_model_are_refused_with_the_keys_listed() -> None:
     message = str(caught.value)
     assert "cascades.0.dc_weight: only in the model" in message
     assert "extra: only in the checkpoint" in message
-    assert "cascades.0.unet.unet.head.0.weight: (2, 4, 1, 1) in the checkpoint" in message
+    assert "cascades.0.unet.unet.head.0.weight: float32 (2, 4, 1, 1) in the checkpoint" in message
 
 
 FILL_THE_DISK = """

@@ -297,7 +297,7 @@ def test_images_along_y_that_were_not_transposed_back_are_noticed(files: list[Vo
         ("missing", r"y/v1\.h5: is missing"),
         ("slices", r"x/v1\.h5: reconstruction is \(2, 60, 60\).*\(3, 60, 60\)"),
         ("shape", r"x/v1\.h5: \(3, 60, 58\).*y/v1\.h5: \(3, 60, 60\): shapes differ"),
-        ("key", r"x/v1\.h5: no dataset 'reconstruction'; it holds: image"),
+        ("key", r"x/v1\.h5: no dataset 'reconstruction'; the file holds: 'image'"),
         ("complex", r"x/v1\.h5: reconstruction is complex64 \(3, 60, 60\)"),
         ("truncated", r"x/v1\.h5: "),
         ("nan", r"y/v1\.h5: reconstruction of slice 2 has NaN"),

@@ -1,7 +1,7 @@
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -10,7 +10,7 @@ import pytest
 
 import data.index
 from data.header import parse_header
-from data.index import VolumeError, index_folder, read_volume
+from data.index import VolumeError, index_folder, read_volume, read_volumes
 from tests.fastmri_files import HEADER, make_kspace, write_volume
 
 XML = HEADER.format(
@@ -38,11 +38,11 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that the index opens."""
     names: list[str] = []
 
-    def recording(path: Path) -> data.index.Volume:
-        names.append(path.name)
-        return read_volume(path)
+    def recording(paths: list[Path]) -> Iterator[data.index.Volume | VolumeError]:
+        names.extend(path.name for path in paths)
+        return read_volumes(paths)
 
-    monkeypatch.setattr(data.index, "read_volume", recording)
+    monkeypatch.setattr(data.index, "read_volumes", recording)
     return names
 
 
@@ -247,14 +247,14 @@ def test_removed_file_leaves_the_index_and_the_cache(tmp_path: Path, opened: lis
     "content",
     [
         b"",
-        b'{"version": 2, "volu',
+        b'{"version": 3, "volu',
         b"\xff\xfe\x00",
         b"null",
         b"[]",
-        b'{"version": 2}',
-        b'{"version": 2, "volumes": [{"path": "a.h5"}]}',
-        b'{"version": 2, "volumes": [{"speed": 3}]}',
-        b'{"version": 2, "volumes": [null]}',
+        b'{"version": 3}',
+        b'{"version": 3, "volumes": [{"path": "a.h5"}]}',
+        b'{"version": 3, "volumes": [{"speed": 3}]}',
+        b'{"version": 3, "volumes": [null]}',
     ],
 )
 def test_damaged_cache_is_rebuilt_with_a_warning(

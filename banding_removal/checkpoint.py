@@ -22,6 +22,7 @@ FORMAT = 3
 SEAL = b"sha256:"
 DIGEST = 64  # characters
 FOLDER = "checkpoints"
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 _NAME = re.compile(r"epoch(\d+)(?:_step(\d+))?\.pt")
 
 
@@ -84,6 +85,16 @@ def atomic_write(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def remove_leftovers(run_folder: Path) -> None:
+    """Remove what a process that was killed has left half written; nobody may be writing now."""
+    found = [path for path in run_folder.rglob(".*") if _TEMPORARY.fullmatch(path.name)]
+    for path in found:
+        path.unlink()
+    if found:
+        names = ", ".join(sorted({path.name.rpartition(".")[0][1:] for path in found}))
+        log.info("removed %d half-written file(s) of a killed process: %s", len(found), names)
 
 
 def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, keep: int) -> Path:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from banding_removal.assembly import choose_device, make_datasets, make_loader
 from banding_removal.checkpoint import (
     Checkpoint,
+    list_checkpoints,
     load_checkpoint,
     remove_leftovers,
     restore_random_state,
@@ -30,8 +31,22 @@ from banding_removal.distributed import Team
 from banding_removal.grids import write_grid, write_raw_grid
 from banding_removal.report import epoch_line, grid_header, history_row, validation_in_words
 from banding_removal.run import Progress, Run, end, keep_folder, roll_back, save, soften, stop
-from banding_removal.run_folder import RunLock, new_run_folder, show_as_latest
-from banding_removal.run_log import MetricsWriter, early_records, logging_to, peak_memory_gb
+from banding_removal.run_folder import (
+    LOCK,
+    RunInUseError,
+    RunLock,
+    latest_run,
+    new_run_folder,
+    show_as_latest,
+)
+from banding_removal.run_log import (
+    METRICS,
+    MetricsWriter,
+    early_records,
+    logging_to,
+    peak_memory_gb,
+    read_rows,
+)
 from banding_removal.safeguard import (
     EARLY,
     FailingError,
@@ -127,6 +142,15 @@ def _prepare(settings: Settings, team: Team, lock: RunLock) -> tuple[Run, Checkp
 
 
 def _new_folder(settings: Settings, lock: RunLock) -> Path:
+    """A new folder, or that of a run of this name which was killed before anything was saved."""
+    empty = latest_run(settings.logs, settings.name, containing=LOCK)
+    if empty is not None and not list_checkpoints(empty) and not read_rows(empty / METRICS):
+        try:
+            lock.take(empty)
+        except RunInUseError:
+            log.info("%s has just been begun by another process", empty)
+        else:
+            return empty
     folder = new_run_folder(settings.logs, settings.name)
     lock.take(folder)
     return folder

@@ -145,10 +145,7 @@ def killed_while_writing(bench: Bench) -> Iterator[Try]:
             job.wait_for((toy.folder / PAUSED).exists, what=f"write of {name}")
             job.kill()
         lost = toy.step() - toy.saved()
-        if name in ("the index", "the raw grid", "the link to the newest run"):
-            complete(toy)  # before the first step: nothing is lost, another folder may be begun
-        else:
-            same_end(toy)
+        same_end(toy)
         yield Try(fault=f"SIGKILL while {name} is written", lost=lost)
 
 

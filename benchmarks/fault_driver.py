@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from banding_removal import command_line, distributed, safeguard, steps, training
+from banding_removal import command_line, safeguard, steps, training
 from banding_removal.config import Settings
 from banding_removal.distributed import Team
 from banding_removal.training import train
@@ -77,14 +77,17 @@ def _pause(pattern: re.Pattern[str]) -> None:
     os.replace = slow  # type: ignore[assignment]
 
 
-if __name__ == "__main__":
-    _, fault, *words = sys.argv
-    os.environ[FAULT] = fault
+def install() -> None:
+    """Have scripts of this process train with the fault of the environment."""
     # By its importable name: other processes look it up.
     from benchmarks.fault_driver import faulty_train as importable
 
     command_line.train = importable  # type: ignore[assignment]
-    assert distributed.launch is command_line.launch
+
+
+if __name__ == "__main__":
+    _, os.environ[FAULT], *words = sys.argv
+    install()
     sys.argv = words
     sys.orig_argv = [sys.executable, *words]
     runpy.run_path(words[0], run_name="__main__")

@@ -1,14 +1,19 @@
 """Toy runs of both stages in processes of their own, to be done harm to.
 
-They are started as users start them, through scripts/pretrain_dev.py and scripts/train_dev.py, or,
-where a fault has to be put into the process itself, through `benchmarks.fault_driver`.
+They run scripts/pretrain_dev.py and scripts/train_dev.py. Starting Python and importing torch takes
+longer than a toy run does: most runs are forks of a process that has done that once
+(`benchmarks.fault_starter`), and some are started as users start them. Where a fault has to be put
+into the process itself, `benchmarks.fault_driver` does that.
 """
 
+import atexit
+import functools
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,16 +23,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Protocol
 
 import torch
 
 from banding_removal.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
 from banding_removal.config import REPOSITORY
 from banding_removal.run_log import read_rows
+from benchmarks.fault_driver import FAULT
 from data.phantom import DEMO
 from data.phantom_files import write_dataset
 
-MARK = "FAULTS_JOB"  # variable in the environment of all processes of a job
 EVERY = 5  # steps between checkpoints
 PATIENCE_S = 240.0  # for anything; a machine may be busy
 
@@ -65,6 +71,7 @@ class Toy:
     stage: int = 1
     nproc: int = 1
     words: tuple[str, ...] = ()
+    slices: int = PHANTOM.slices  # of each of its three volumes
 
     @property
     def data(self) -> Path:
@@ -93,12 +100,20 @@ class Toy:
         return [str(REPOSITORY / "scripts" / script), *SMALL, *of_stage, *places, *self.words,
                 *words]  # fmt: skip
 
-    def prepare(self, slices: int = PHANTOM.slices) -> "Toy":
+    def prepare(self) -> "Toy":
         """Make the data and, for stage 2, a pretrained predictor."""
-        spec = replace(PHANTOM, slices=slices)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        spec = replace(PHANTOM, slices=self.slices)
         write_dataset(self.data, spec, train_volumes=3, val_volumes=1, seed=0)
-        if self.stage == 2 and not (self.logs / "pretrain_dev").exists():
-            complete(replace(self, stage=1, nproc=1, words=("epochs=1",)))
+        before = self.logs / "pretrain_dev"
+        if self.stage == 2 and not before.exists():
+            # The same for all runs on such data: made once.
+            first = replace(self, folder=self.folder.parent.parent / f"pretrained-{self.slices}")
+            first = replace(first, stage=1, nproc=1, words=("epochs=1",))
+            if not (first.folder / "complete").exists():
+                complete(first.prepare())
+                (first.folder / "complete").touch()
+            shutil.copytree(first.run, before)
         return self
 
     def step(self) -> int:
@@ -113,34 +128,113 @@ class Toy:
             return 0
 
 
+class Started(Protocol):
+    """A process that was started."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    def poll(self) -> int | None:
+        """Its exit status, once it has ended."""
+
+    def wait(self, timeout: float) -> int:
+        """Its exit status; raises subprocess.TimeoutExpired."""
+
+
+class Fork:
+    """A run forked by `benchmarks.fault_starter`, of which there is one."""
+
+    def __init__(
+        self, toy: Toy, words: Sequence[str], output: Path, environment: dict[str, str]
+    ) -> None:
+        asked = {"start": toy.command(*words), "environment": environment}
+        self.pid = int(_ask({**asked, "output": str(output), "folder": str(toy.folder)})["pid"])
+
+    def poll(self) -> int | None:
+        """Its exit status, once it has ended."""
+        code = _ask({"poll": self.pid})["code"]
+        return None if code is None else int(code)
+
+    def wait(self, timeout: float) -> int:
+        """Its exit status; raises subprocess.TimeoutExpired."""
+        give_up = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > give_up:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
+            time.sleep(0.01)
+        return code
+
+
+def _ask(question: dict[str, Any]) -> dict[str, Any]:
+    starter = _starter()
+    assert starter.stdin is not None and starter.stdout is not None
+    starter.stdin.write(json.dumps(question) + "\n")
+    starter.stdin.flush()
+    line = starter.stdout.readline()
+    expect(line != "", f"the starter has ended with {starter.poll()}")
+    answer: dict[str, Any] = json.loads(line)
+    return answer
+
+
+@functools.cache
+def _starter() -> "subprocess.Popen[str]":
+    """The process that forks runs; it ends when its input does."""
+    starter = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.fault_starter"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": _path()},
+    )
+    atexit.register(starter.communicate)
+    return starter
+
+
 class Job:
     """The processes of one command. The `with` block leaves none of them behind."""
 
-    def __init__(
-        self, toy: Toy, *words: str, fault: str | None = None, driven: bool = False
-    ) -> None:
+    def __init__(self, toy: Toy, *words: str, fault: str | None = None, cold: bool = False) -> None:
         """Start the command of a toy run.
 
         Args:
             toy: the run.
             words: laid over its own.
             fault: of `benchmarks.fault_driver`, which then starts the script.
-            driven: through that driver although there is no fault.
+            cold: as a user does, with Python and nothing imported; of two processes, the first
+                starts the others. Else as forks of one that has everything imported, two of them
+                as torchrun starts them.
         """
         self.toy = toy
-        self.name = uuid.uuid4().hex
-        self.said = toy.folder / f"job-{self.name}.txt"
-        driver = ["-m", "benchmarks.fault_driver", fault or ""] if fault or driven else []
-        paths = f"{REPOSITORY}:{os.environ.get('PYTHONPATH', '')}"
-        with self.said.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, *driver, *toy.command(*words)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=toy.folder,
-                env={**os.environ, MARK: self.name, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-            )
+        self.said = toy.folder / f"job-{uuid.uuid4().hex}.txt"
+        settled = {"OMP_NUM_THREADS": "1", "PYTHONPATH": _path()}
+        if cold:
+            driver = ["-m", "benchmarks.fault_driver", fault] if fault else []
+            with self.said.open("ab") as output:
+                self.processes: list[Started] = [
+                    subprocess.Popen(
+                        [sys.executable, *driver, *toy.command(*words)],
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        cwd=toy.folder,
+                        env={**os.environ, **settled},
+                        start_new_session=True,
+                    )
+                ]
+        else:
+            places: list[dict[str, str]] = [{}]
+            if toy.nproc > 1:
+                shared = {"WORLD_SIZE": str(toy.nproc), "MASTER_ADDR": "localhost"}
+                shared["MASTER_PORT"] = str(_free_port())
+                places = [{**shared, "RANK": str(rank)} for rank in range(toy.nproc)]
+            self.processes = [
+                Fork(toy, words, self.said, {**settled, **place, FAULT: fault or ""})
+                for place in places
+            ]
+        self.process = self.processes[0]
+        self._groups = {process.pid for process in self.processes}
 
     def __enter__(self) -> "Job":
         return self
@@ -160,7 +254,7 @@ class Job:
 
     def members(self) -> list[int]:
         """Its processes that are alive, whoever their parent is now."""
-        return [pid for pid in _pids() if _has_mark(pid, self.name)]
+        return [pid for pid, group in _alive() if group in self._groups]
 
     def wait_for(self, condition: Callable[[], bool], *, what: str, poll_s: float = 0.02) -> None:
         """Wait until something is so.
@@ -170,8 +264,8 @@ class Job:
         """
         give_up = time.monotonic() + PATIENCE_S
         while not condition():
-            if self.process.poll() is not None:
-                raise FaultError(f"ended with {self.process.returncode}, no {what}:\n{self.text}")
+            if (code := self.process.poll()) is not None:
+                raise FaultError(f"ended with {code}, no {what}:\n{self.text}")
             if time.monotonic() > give_up:
                 raise FaultError(f"no {what} within {PATIENCE_S:.0f} s:\n{self.text}")
             time.sleep(poll_s)
@@ -181,8 +275,9 @@ class Job:
         self.wait_for(lambda: self.toy.step() >= step, what=f"step {step}")
 
     def send(self, number: int) -> None:
-        """Signal the process that was started."""
-        self.process.send_signal(number)
+        """Signal the processes that were started."""
+        for process in self.processes:
+            os.kill(process.pid, number)
 
     def kill(self) -> None:
         """Kill all of its processes at once, as a machine that goes down does."""
@@ -192,9 +287,9 @@ class Job:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     continue  # ended meanwhile
-            self.process.poll()
             time.sleep(0.01)
-        self.process.wait()
+        for process in self.processes:
+            process.wait(PATIENCE_S)
 
     def end(self, within: float = PATIENCE_S) -> int:
         """The exit status, when it has ended by itself and left no process.
@@ -202,8 +297,9 @@ class Job:
         Raises:
             FaultError: it has not.
         """
+        give_up = time.monotonic() + within
         try:
-            code = self.process.wait(timeout=within)
+            codes = [process.wait(max(0, give_up - time.monotonic())) for process in self.processes]
         except subprocess.TimeoutExpired as error:
             raise FaultError(f"has not ended within {within:.0f} s:\n{self.text}") from error
         # Loading processes look for their parent every five seconds.
@@ -212,7 +308,7 @@ class Job:
             if time.monotonic() > give_up:
                 raise FaultError(f"{len(left)} processes outlive it: {left}")
             time.sleep(0.1)
-        return code
+        return codes[0]
 
     def ends_with(self, code: int, *texts: str, within: float = PATIENCE_S) -> None:
         """Expect an end with a status, and texts on the console.
@@ -249,12 +345,11 @@ def complete(toy: Toy, *words: str) -> None:
 
 def unharmed(toy: Toy) -> Toy:
     """The same run, complete and never harmed: two folders up, made once."""
-    words = zlib.crc32(" ".join(toy.words).encode())
+    words = zlib.crc32(f"{toy.slices} {toy.words}".encode())
     place = toy.folder.parent.parent / f"unharmed-{toy.stage}-{toy.nproc}-{words:08x}"
     other = replace(toy, folder=place)
     if not (place / "complete").exists():
         shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
         complete(other.prepare())
         (place / "complete").touch()
     return other
@@ -388,13 +483,26 @@ def _mount(*words: str) -> None:
     subprocess.run(["mount", *words], check=True, capture_output=True)
 
 
-def _pids() -> list[int]:
-    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+def _alive() -> list[tuple[int, int]]:
+    """Process and group of all processes that have not ended."""
+    found = []
+    for path in Path("/proc").iterdir():
+        if not path.name.isdigit():
+            continue
+        try:
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # gone
+        if fields[0] not in "ZX":
+            found.append((int(path.name), int(fields[2])))
+    return found
 
 
-def _has_mark(pid: int, name: str) -> bool:
-    try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return False  # gone, or somebody else's; a zombie has none, either
-    return f"{MARK}={name}".encode() in environment.split(b"\0")
+def _path() -> str:
+    return f"{REPOSITORY}:{os.environ.get('PYTHONPATH', '')}"
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return int(listener.getsockname()[1])

@@ -49,8 +49,9 @@ from benchmarks.fault_runs import (
 )
 
 CASES = ((1, 1), (1, 2), (2, 1), (2, 2))  # stage, processes
-LONG = ("epochs=40",)  # to be killed often
-SHORT = ("epochs=3",)
+SHORT = ("epochs=2",)
+LONG = ("epochs=8",)  # to be killed often
+LONG_SLICES = 12
 ENDS_WITHIN_S = 75.0  # a job of which a process is lost: 15 s unheard of, 30 s to end the others
 
 
@@ -90,32 +91,32 @@ class Bench:
     settings: Faults
     random: Random = field(default_factory=Random)
 
-    def fresh(self, name: str, *words: str) -> Toy:
-        """A toy run with a folder of its own, nothing in it but data."""
+    def fresh(self, name: str, *words: str, slices: int = 4) -> Toy:
+        """A toy run with a folder of its own, nothing in it but data and, for stage 2, weights."""
         folder = self.toy.folder / name
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        return replace(self.toy, folder=folder, words=(*self.toy.words, *words)).prepare()
+        words = (*self.toy.words, *words)
+        return replace(self.toy, folder=folder, words=words, slices=slices).prepare()
 
 
 # --- killed ---
 
 
-def killed(bench: Bench, kills: int | None = None, words: tuple[str, ...] = LONG) -> Iterator[Try]:
+def killed(bench: Bench) -> Iterator[Try]:
     """SIGKILL of all processes at random moments, half of them while it is still starting."""
-    toy = bench.fresh("killed", *words)
+    toy = bench.fresh("killed", *LONG, slices=LONG_SLICES)
     tries = []
-    starting = 5.0 * toy.nproc
-    for number in range(bench.settings.kills if kills is None else kills):
+    starting = 1.0
+    for number in range(bench.settings.kills):
         with Job(toy) as job:
             before, began = toy.step(), time.monotonic()
             if number % 2 == 0:
                 time.sleep(bench.random.uniform(0, starting))
             else:
-                saved = toy.saved()
-                job.wait_for(lambda s=saved: toy.step() > s, what="step", poll_s=0.005)  # type: ignore[misc]
+                job.wait_for_step(toy.saved() + 1)
                 starting = time.monotonic() - began
-                time.sleep(bench.random.uniform(0, 1))
+                job.wait_for_step(toy.step() + bench.random.randrange(10))
+                time.sleep(bench.random.uniform(0, starting / 10))
             expect(job.process.poll() is None, f"ended before it was killed:\n{job.text}")
             job.kill()
         made = max(before, toy.step())
@@ -155,10 +156,10 @@ def launcher_killed(bench: Bench) -> Iterator[Try]:
         return
     for _ in range(3):
         toy = bench.fresh("launcher", *SHORT)
-        with Job(toy) as job:
+        with Job(toy, cold=True) as job:
             job.wait_for_step(7)
-            job.process.kill()
-            job.process.wait()
+            os.kill(job.process.pid, signal.SIGKILL)
+            job.process.wait(ENDS_WITHIN_S)
             lost = toy.step() - toy.saved()
             same_end(toy)
             expect(not job.members(), "processes outlive their launcher")
@@ -332,7 +333,7 @@ def damaged(bench: Bench) -> Iterator[Try]:
 def worker_killed(bench: Bench) -> Iterator[Try]:
     """SIGKILL of a loading process, as the kernel does where memory is short."""
     toy = bench.fresh("worker", *SHORT)
-    with Job(toy, "workers=2") as job:
+    with Job(toy, "workers=2", cold=True) as job:
         job.wait_for_step(3)
         trainers = _trainers(toy, job)
         workers = [pid for pid in job.members() if _parent(pid) in trainers]
@@ -354,7 +355,7 @@ def rank_lost(bench: Bench) -> Iterator[Try]:
     ):
         for rank in (0, 1):
             toy = bench.fresh("rank", *SHORT)
-            with Job(toy) as job:
+            with Job(toy, cold=True) as job:
                 job.wait_for_step(7)
                 pid = _trainers(toy, job)[rank]
                 os.kill(pid, number)
@@ -391,9 +392,9 @@ def _parent(pid: int) -> int:
 def failing(bench: Bench) -> Iterator[Try]:
     """A loss that is NaN or explodes: the run goes back and on more gently, or ends clearly."""
     for name, fault, words in (
-        ("loss NaN", "nan=25", r"predictor's loss is nan on .*\.h5 slice \d"),
-        ("loss NaN in one of the processes", "nan=25,1", r"loss is nan on .*\.h5 slice \d"),
-        ("loss explodes", "explodes=30", "the loss explodes: from"),
+        ("loss NaN", "nan=15", r"predictor's loss is nan on .*\.h5 slice \d"),
+        ("loss NaN in one of the processes", "nan=15,1", r"loss is nan on .*\.h5 slice \d"),
+        ("loss explodes", "explodes=17", "the loss explodes: from"),
     ):
         if name.endswith("processes") and bench.toy.nproc == 1:
             continue
@@ -409,7 +410,7 @@ def failing(bench: Bench) -> Iterator[Try]:
         expect(undone <= 2 * EVERY, f"{undone} steps were undone")
         yield Try(fault=name, lost=undone)
     toy = bench.fresh("failing", *SHORT)
-    with Job(toy, "rollbacks=2", fault="always=25") as job:
+    with Job(toy, "rollbacks=2", fault="always=15") as job:
         job.ends_with(2, r"RunFailedError: the run is failing after 2 rollbacks, at step \d+: ")
     said = [line for line in toy.log.splitlines() if "the run ended with" in line]
     expect(len(said) == 1 and "RunFailedError" in said[0], "the log does not say so")
@@ -428,7 +429,7 @@ def two_runs(bench: Bench) -> Iterator[Try]:
         holder.wait_for((toy.folder / PAUSED).exists, what="pause")
         before = sorted(path.name for path in toy.logs.iterdir())
         for words in ((f"resume={toy.run}",), ()):
-            with Job(replace(toy, nproc=1), *words, f"nproc={toy.nproc}") as second:
+            with Job(toy, *words) as second:
                 second.ends_with(2, "RunInUseError: .* is in use by another process")
         expect(sorted(path.name for path in toy.logs.iterdir()) == before, "something was begun")
         holder.kill()
@@ -439,9 +440,8 @@ def two_runs(bench: Bench) -> Iterator[Try]:
 
 def soak(bench: Bench) -> Iterator[Try]:
     """Many steps: memory, open files, threads and shared-memory segments stay as they are."""
-    toy = bench.fresh("soak", "workers=2", "log_every=50", "checkpoint_every=500")
-    shutil.rmtree(toy.data)
-    toy.prepare(slices=52)
+    words = ("workers=2", "log_every=50", "checkpoint_every=500")
+    toy = bench.fresh("soak", *words, slices=52)
     steps = bench.settings.steps
     per_epoch = 3 * 52 // toy.nproc
     samples: dict[str, list[tuple[float, float]]] = {}
@@ -470,14 +470,14 @@ def soak(bench: Bench) -> Iterator[Try]:
 
 
 def epochs_with_workers(bench: Bench) -> Iterator[Try]:
-    """Three epochs with loading processes: none is left after the end."""
+    """Epochs with loading processes: none is left after the end."""
     segments = process_figures([])["segments"]
-    toy = bench.fresh("workers", *SHORT)
-    with Job(toy, "workers=2") as job:
+    toy = bench.fresh("workers", "epochs=3")
+    with Job(toy, "workers=2", cold=True) as job:
         job.ends_with(0)  # which looks for processes that are left
     expect(process_figures([])["segments"] <= segments, "shared memory is left")
     expect_same_end(toy, unharmed(toy))
-    yield Try(fault="3 epochs with loading processes: what is left")
+    yield Try(fault="epochs with loading processes: what is left")
 
 
 def determinism(bench: Bench) -> Iterator[Try]:

@@ -1,0 +1,1 @@
+"""Faults: what happens to runs, and files that are not what they should be."""

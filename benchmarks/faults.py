@@ -48,7 +48,6 @@ from benchmarks.fault_runs import (
     write_row,
 )
 
-CASES = ((1, 1), (1, 2), (2, 1), (2, 2))  # stage, processes
 SHORT = ("epochs=2",)
 LONG_SLICES = 12  # of each volume, of the run that is killed often
 ENDS_WITHIN_S = 75.0  # a job of which a process is lost: 15 s unheard of, 30 s to end the others
@@ -81,6 +80,7 @@ class Try:
     fault: str
     lost: int = 0  # steps
     note: str = ""
+    survived: bool = True
 
 
 @dataclass(kw_only=True)
@@ -164,8 +164,6 @@ def killed_while_writing(bench: Bench, names: Sequence[str] = tuple(MOMENTS)) ->
 
 def launcher_killed(bench: Bench) -> Iterator[Try]:
     """SIGKILL of the process that started the others; the same command is started at once."""
-    if bench.toy.nproc == 1:
-        return
     for _ in range(3):
         toy = bench.fresh("launcher", *SHORT)
         with Job(toy, cold=True) as job:
@@ -379,8 +377,6 @@ def worker_killed(bench: Bench) -> Iterator[Try]:
 
 def rank_lost(bench: Bench) -> Iterator[Try]:
     """One of two processes killed, or stopped for ever."""
-    if bench.toy.nproc == 1:
-        return
     for number, words in (
         (signal.SIGKILL, r"rank {rank} \(process {pid}\) was ended by SIGKILL"),
         (signal.SIGSTOP, r"rank {rank} \(process {pid} on .*\) has not been heard of for 15 s"),
@@ -571,7 +567,9 @@ KINDS: dict[str, Callable[[Bench], Iterator[Try]]] = {
     "killed": killed,
     "soak": soak,
 }
-NEEDS_A_DISK = ("disk_full", "read_only")
+NEED_A_DISK = ("disk_full", "read_only")
+NEED_TWO = ("launcher_killed", "rank_lost")
+DONE = "all done"
 
 
 def table(rows: list[dict[str, object]]) -> str:
@@ -579,8 +577,7 @@ def table(rows: list[dict[str, object]]) -> str:
     lines = ["| fault | times tried | survived | lost |", "|---|---|---|---|"]
     by_fault: dict[str, list[dict[str, object]]] = {}
     for row in rows:
-        if row["fault"] is not None:
-            by_fault.setdefault(str(row["fault"]), []).append(row)
+        by_fault.setdefault(str(row["fault"]), []).append(row)
     for fault, its in by_fault.items():
         survived = sum(1 for row in its if row["survived"])
         lost = max(int(str(row["lost"])) for row in its)
@@ -592,48 +589,55 @@ def table(rows: list[dict[str, object]]) -> str:
 
 
 def main(settings: Faults) -> int:
-    """Try everything out, print the table; the number of faults that were not survived."""
+    """Try everything out, print the table; the number of tries that were not survived."""
     path = settings.folder / "rows.jsonl"
     if settings.again:
         path.unlink(missing_ok=True)
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     no_disk = SmallDisk.why_not()
-    for name in settings.kinds or KINDS:
-        for stage, nproc in CASES:
-            key = {"kind": name, "stage": stage, "nproc": nproc}
-            if stage not in settings.stages or nproc not in settings.processes:
-                continue
-            if any(row["done"] and key.items() <= row.items() for row in rows):
-                continue
-            if name in NEEDS_A_DISK and no_disk:
-                print(f"{name}, stage {stage}, {nproc} processes: left out: {no_disk}", flush=True)
-                continue
-            folder = settings.folder / f"{name}-{stage}-{nproc}"
-            bench = Bench(
-                toy=Toy(folder=folder, stage=stage, nproc=nproc),
-                settings=settings,
-                random=Random(settings.seed + 10 * stage + nproc),
-            )
-            began, made = time.monotonic(), []
-            try:
-                made = [vars(one) | {"survived": True} for one in KINDS[name](bench)]
-            except (FaultError, AssertionError) as error:
-                failed = Try(fault=f"{name}: failed", note=str(error))
-                made = [vars(failed) | {"survived": False}]
-                print(error, flush=True)
-            seconds = time.monotonic() - began
-            for row in made:
-                rows.append({**key, **row, "done": False})
-                write_row(path, rows[-1])
-            rows.append({**key, "fault": None, "done": all(row["survived"] for row in made)})
+    cases = [
+        (name, stage, nproc)
+        for name in settings.kinds or KINDS
+        for stage in settings.stages
+        for nproc in settings.processes
+        if nproc > 1 or name not in NEED_TWO
+    ]
+    for name, stage, nproc in cases:
+        case = f"{name}, stage {stage}, {nproc} process{'es' if nproc > 1 else ''}"
+        if any(row["case"] == case and row["fault"] == DONE for row in rows):
+            continue
+        if name in NEED_A_DISK and no_disk:
+            print(f"{case}: left out: {no_disk}", flush=True)
+            continue
+        rows = [row for row in rows if row["case"] != case]  # of a benchmark that was interrupted
+        folder = settings.folder / case.replace(", ", "-").replace(" ", "_")
+        bench = Bench(
+            toy=Toy(folder=folder, stage=stage, nproc=nproc),
+            settings=settings,
+            random=Random(f"{settings.seed} {case}"),
+        )
+        began, made = time.monotonic(), 0
+        for one in _tries(name, bench):
+            rows.append({"case": case, **vars(one)})
             write_row(path, rows[-1])
-            print(
-                f"{name}, stage {stage}, {nproc} processes: {len(made)} tries in {seconds:.0f} s",
-                flush=True,
-            )
-            shutil.rmtree(folder, ignore_errors=True)
+            made += 1
+        if all(row["survived"] for row in rows if row["case"] == case):
+            rows.append({"case": case, "fault": DONE})
+            write_row(path, rows[-1])
+        print(f"{case}: {made} tries in {time.monotonic() - began:.0f} s", flush=True)
+        shutil.rmtree(folder, ignore_errors=True)
+    rows = [row for row in rows if row["fault"] != DONE]
     print(table(rows))
-    return sum(1 for row in rows if row["fault"] is not None and not row["survived"])
+    return sum(1 for row in rows if not row["survived"])
+
+
+def _tries(name: str, bench: Bench) -> Iterator[Try]:
+    """The tries of a kind; the last one is the one that was not survived, if there is one."""
+    try:
+        yield from KINDS[name](bench)
+    except (FaultError, AssertionError) as error:
+        print(error, flush=True)
+        yield Try(fault=f"{name}: failed", note=str(error).partition("\n")[0], survived=False)
 
 
 if __name__ == "__main__":

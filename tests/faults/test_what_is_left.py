@@ -151,7 +151,7 @@ def test_a_folder_made_again_by_another_run_is_left_to_it(tmp_path: Path) -> Non
 class Broken(Predictor):
     """Its images are NaN."""
 
-    def forward(self, masked_kspace: Tensor, mask: Tensor, acs_lines: Tensor) -> Tensor:
+    def forward(self, masked_kspace: Tensor, *_: Tensor) -> Tensor:
         return torch.full_like(rss(masked_kspace), torch.nan)
 
 

@@ -610,6 +610,8 @@ def main(settings: Faults) -> int:
             print(f"{case}: left out: {no_disk}", flush=True)
             continue
         rows = [row for row in rows if row["case"] != case]  # of a benchmark that was interrupted
+        settings.folder.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         folder = settings.folder / case.replace(", ", "-").replace(" ", "_")
         bench = Bench(
             toy=Toy(folder=folder, stage=stage, nproc=nproc),

@@ -17,7 +17,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from banding_removal.checkpoint import atomic_write
+from banding_removal.checkpoint import atomic_write, naming_file
 from banding_removal.endings import USER_ERRORS, in_words
 from banding_removal.stopping import Stopped
 
@@ -40,9 +40,11 @@ class MetricsWriter:
         self._open(after)
 
     def _open(self, after: int) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        board = self._path.parent / "tensorboard"
+        board.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(self._path.parent / "tensorboard"), purge_step=after + 1)
+        with naming_file(board):
+            self._board = SummaryWriter(str(board), purge_step=after + 1)
 
     def write(self, kind: str, *, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """Add a line. A figure that is not finite is written as null, which JSON can hold.
@@ -52,7 +54,7 @@ class MetricsWriter:
         """
         row = {key: value if math.isfinite(value) else None for key, value in values.items()}
         line = {"kind": kind, "epoch": epoch, "step": step, **row}
-        try:
+        with naming_file(self._path):
             if not self._path.exists():  # removed or moved: what is open has no name any more
                 self.close()
                 self._open(step - 1)
@@ -60,9 +62,6 @@ class MetricsWriter:
             self._file.flush()  # a run that is killed keeps what it wrote
             for key, value in values.items():
                 self._board.add_scalar(f"{kind}/{key}", value, step)
-        except OSError as error:
-            # The system's own message does not name the file.
-            raise OSError(error.errno, f"cannot write figures: {error}", str(self._path)) from error
 
     def close(self) -> None:
         """Write everything out; what cannot be is told, and hides no error that ends the run."""

@@ -62,7 +62,7 @@ class Faults:
     stages: tuple[int, ...] = (1, 2)
     processes: tuple[int, ...] = (1, 2)
     kills: int = 50  # at random moments of each run
-    epochs: int = 8  # of that run
+    epochs: int = 5  # of that run
     steps: int = 20_000  # of the soak
     seed: int = 0
     again: bool = False  # try out once more what was
@@ -626,8 +626,8 @@ def main(settings: Faults) -> int:
         if all(row["survived"] for row in rows if row["case"] == case):
             rows.append({"case": case, "fault": DONE})
             write_row(path, rows[-1])
+            shutil.rmtree(folder, ignore_errors=True)
         print(f"{case}: {made} tries in {time.monotonic() - began:.0f} s", flush=True)
-        shutil.rmtree(folder, ignore_errors=True)
     rows = [row for row in rows if row["fault"] != DONE]
     print(table(rows))
     return sum(1 for row in rows if not row["survived"])

@@ -49,7 +49,6 @@ from benchmarks.fault_runs import (
 )
 
 SHORT = ("epochs=2",)
-LONG_SLICES = 12  # of each volume, of the run that is killed often
 ENDS_WITHIN_S = 75.0  # a job of which a process is lost: 15 s unheard of, 30 s to end the others
 
 
@@ -63,6 +62,7 @@ class Faults:
     processes: tuple[int, ...] = (1, 2)
     kills: int = 50  # at random moments of each run
     epochs: int = 5  # of that run
+    slices: int = 12  # of each of its volumes
     steps: int = 20_000  # of the soak
     seed: int = 0
     again: bool = False  # try out once more what was
@@ -115,7 +115,7 @@ def lost_steps(toy: Toy, made: int = 0, limit: int = EVERY) -> int:
 
 def killed(bench: Bench) -> Iterator[Try]:
     """SIGKILL of all processes at random moments, half of them while it is still starting."""
-    toy = bench.fresh("killed", f"epochs={bench.settings.epochs}", slices=LONG_SLICES)
+    toy = bench.fresh("killed", f"epochs={bench.settings.epochs}", slices=bench.settings.slices)
     tries = []
     starting = 1.0
     for number in range(bench.settings.kills):

@@ -25,7 +25,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bench_of(shared: Path, request: pytest.FixtureRequest) -> Callable[..., Bench]:
     def make(stage: int, nproc: int = 1) -> Bench:
         folder = shared / f"{request.node.name}-{stage}-{nproc}"
-        settings = Faults(folder=folder, kills=4, epochs=2)
+        settings = Faults(folder=folder, kills=3, epochs=2, slices=6)
         return Bench(toy=Toy(folder=folder, stage=stage, nproc=nproc), settings=settings)
 
     return make
@@ -41,7 +41,7 @@ def survived(tries: Iterator[Try], count: int, lost: int = EVERY) -> None:
 def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(
     bench_of: Callable[..., Bench],
 ) -> None:
-    survived(faults.killed(bench_of(2)), 4)
+    survived(faults.killed(bench_of(2)), 3)
 
 
 def test_two_processes_killed_at_random_moments_end_as_if_they_had_not_been(

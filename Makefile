@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test lint
+.PHONY: demo test faults lint
 
 # Remade only when what is to be installed has changed.
 $(READY): requirements.txt requirements-dev.txt setup.py
@@ -19,6 +19,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Hours: every fault, in both stages, in one process and in two. It goes on where it was interrupted.
+faults: $(READY)
+	$(BIN)/python -m benchmarks.faults
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from banding_removal.checkpoint import Checkpoint, load_weights
 from banding_removal.config import ConfigError, Settings
 from banding_removal.distributed import Team
 from banding_removal.losses import WINDOW
-from banding_removal.stopping import leave_stopping_to
+from banding_removal.stopping import end_workers_at_exit, leave_stopping_to
 from data.dataset import Batch, Draw, SliceDataset, collate
 from data.index import Volume, VolumeError, index_folder
 from data.sampler import EpochSampler
@@ -173,6 +173,8 @@ def make_loader(
     device: torch.device,
 ) -> DataLoader[Batch]:
     """A loader that yields `Batch`es in the sampler's order."""
+    if workers > 0:
+        end_workers_at_exit()
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # collate turns its Examples into Batches
         batch_sampler=sampler,

@@ -8,6 +8,7 @@ import os
 import re
 import struct
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -23,6 +24,7 @@ FORMAT = 3
 SEAL = b"sha256:"
 DIGEST = 64  # characters
 FOLDER = "checkpoints"
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 _NAME = re.compile(r"epoch(\d+)(?:_step(\d+))?\.pt")
 
 
@@ -76,6 +78,17 @@ def restore_random_state(state: dict[str, Any]) -> None:
         raise CheckpointError(f"the checkpoint's random state is none: {error!r}") from error
 
 
+@contextlib.contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Have errors of the body name a file: of the system's own, only those of opening one do."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
 def atomic_write(path: Path, content: bytes) -> None:
     """Write a file so that it is there in full or, after any failure, unchanged.
 
@@ -84,7 +97,7 @@ def atomic_write(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with temporary.open("wb") as file:
+        with naming_file(path), temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -92,6 +105,16 @@ def atomic_write(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def remove_leftovers(run_folder: Path) -> None:
+    """Remove what a process that was killed has left half written; nobody may be writing now."""
+    found = [path for path in run_folder.rglob(".*") if _TEMPORARY.fullmatch(path.name)]
+    for path in found:
+        path.unlink()
+    if found:
+        names = ", ".join(sorted({path.name.rpartition(".")[0][1:] for path in found}))
+        log.info("removed %d half-written file(s) of a killed process: %s", len(found), names)
 
 
 def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, keep: int) -> Path:

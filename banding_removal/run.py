@@ -12,6 +12,7 @@ from banding_removal.checkpoint import Checkpoint, random_state, save_checkpoint
 from banding_removal.config import Settings, plain
 from banding_removal.distributed import Team
 from banding_removal.endings import RunFailedError
+from banding_removal.run_folder import RunLock, show_as_latest
 from banding_removal.run_log import MetricsWriter
 from banding_removal.safeguard import FailingError, Safeguard, softening
 from banding_removal.steps import Players
@@ -40,6 +41,7 @@ class Run:
 
     settings: Settings
     folder: Path
+    lock: RunLock  # on the folder, in the first process
     device: torch.device
     team: Team
     train_set: SliceDataset
@@ -125,8 +127,24 @@ def _write_checkpoint(run: Run) -> None:
     kept = run.players.replay
     replay = run.team.gather([] if kept is None else [*kept.pairs])
     if run.team.is_first:
+        keep_folder(run)
         checkpoint = make_checkpoint(run, rng, replay)
         save_checkpoint(run.folder, checkpoint, run.settings.keep_checkpoints)
+
+
+def keep_folder(run: Run) -> None:
+    """Make the run's folder again, should somebody have removed or moved it.
+
+    Raises:
+        RunInUseError: another run has begun there.
+    """
+    if run.lock.renew(run.folder):
+        show_as_latest(run.folder)
+        log.warning(
+            "%s was removed or moved: it is made again at step %d, without what was in it, and "
+            "the run goes on",
+            *(run.folder, run.progress.step),
+        )
 
 
 def stop(run: Run) -> NoReturn:

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import time
 import uuid
 from itertools import count
 from pathlib import Path
@@ -10,6 +11,8 @@ from types import TracebackType
 
 LATEST = "run"
 LOCK = ".lock"
+# Processes whose launcher was killed end some seconds after it (see `watch`).
+PATIENCE_S = 20.0
 
 
 class RunInUseError(Exception):
@@ -22,23 +25,50 @@ class RunLock:
     def __init__(self) -> None:
         self._file: int | None = None
 
-    def take(self, folder: Path) -> None:
+    def take(self, folder: Path, patience: float = 0.0) -> None:
         """Lock a run's folder.
+
+        Args:
+            folder: of the run.
+            patience: seconds in which a process that has it may end.
 
         Raises:
             RunInUseError: another process has it.
         """
-        # The kernel drops the lock with the process, however that ends: no file tells of a run
-        # that is long dead. POSIX locks are not inherited: a loading process cannot keep one.
-        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            os.close(file)
-            raise RunInUseError(
-                f"{folder} is in use by another process, which must end first"
-            ) from error
+        self.release()
+        give_up = time.monotonic() + patience
+        while (file := _locked(folder)) is None:
+            if time.monotonic() >= give_up:
+                raise RunInUseError(f"{folder} is in use by another process, which must end first")
+            time.sleep(0.2)
         self._file = file
+
+    def renew(self, folder: Path) -> bool:
+        """Make the folder that is locked again, and lock it, if it was removed or moved.
+
+        Returns:
+            Whether it was.
+
+        Raises:
+            RunInUseError: another process has made it and begun a run there.
+        """
+        if self._file is None:
+            return False
+        try:
+            same = os.path.samestat(os.fstat(self._file), (folder / LOCK).stat())
+        except FileNotFoundError:
+            same = False
+        if same:
+            return False
+        folder.mkdir(parents=True, exist_ok=True)
+        self.take(folder)
+        return True
+
+    def release(self) -> None:
+        """Let others have the folder."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
     def __enter__(self) -> "RunLock":
         return self
@@ -49,9 +79,22 @@ class RunLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        self.release()
+
+
+def _locked(folder: Path) -> int | None:
+    """The open lock file of a folder, locked; None: another process has it."""
+    # The kernel drops the lock with the process, however that ends: no file tells of a run
+    # that is long dead. POSIX locks are not inherited: a loading process cannot keep one.
+    file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(file)
+        if isinstance(error, BlockingIOError | PermissionError):
+            return None
+        raise
+    return file
 
 
 def new_run_folder(logs: Path, name: str) -> Path:

@@ -14,7 +14,7 @@ from banding_removal.checkpoint import (
     load_checkpoint,
 )
 from banding_removal.config import ConfigError, Settings, differences, from_plain, plain
-from banding_removal.run_folder import RunInUseError, RunLock, latest_run
+from banding_removal.run_folder import PATIENCE_S, RunInUseError, RunLock, latest_run
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +47,16 @@ def find_start(settings: Settings, lock: RunLock) -> Start:
         lock: takes the folder to go on in.
 
     Raises:
-        CheckpointError: it is not there; for `after`, the message says how to make it.
-        RunInUseError: the run to resume is going on.
+        CheckpointError: it is not there; for `after`, the message says how to make it. Or all
+            checkpoints of the run to go on with are damaged.
+        RunInUseError: the run to go on with is going on.
     """
     if settings.resume is not None:
+        folder = _folder_of(find_checkpoint(settings.resume))
+        lock.take(folder, PATIENCE_S)
+        # Again: whoever had it may have gone on.
         path = find_checkpoint(settings.resume)
-        folder = _folder_of(path)
-        lock.take(folder)
+        _folder_of(path)
         return Start(folder=folder, checkpoint=path)
     unfinished = _unfinished(settings, lock)
     if unfinished is not None:
@@ -62,7 +65,8 @@ def find_start(settings: Settings, lock: RunLock) -> Start:
         return Start(checkpoint=find_checkpoint(settings.restart))
     if settings.after is None:
         return Start()
-    before = latest_run(settings.logs, settings.after, containing=f"{FOLDER}/*.pt")
+    # A run that has made no step yet has nothing to begin from: epoch000.pt.
+    before = latest_run(settings.logs, settings.after, containing=f"{FOLDER}/*[1-9]*.pt")
     if before is None:
         raise CheckpointError(
             f"no pretrained predictor: {settings.logs} holds no run called {settings.after} with a "
@@ -75,15 +79,19 @@ def find_start(settings: Settings, lock: RunLock) -> Start:
 def _unfinished(settings: Settings, lock: RunLock) -> Start | None:
     """The newest run of this name, if these settings go on with it."""
     found = _same_run(settings)
-    if found is None:
-        return None
-    folder, path, epoch = found
-    if epoch >= settings.epochs:
+    if found is None or found[2] >= settings.epochs:
         return None
     try:
-        lock.take(folder)
-    except RunInUseError:
+        lock.take(found[0], PATIENCE_S)
+    except RunInUseError as error:
+        raise RunInUseError(
+            f"{error}: it runs with these very settings. Another name=... begins a second one"
+        ) from error
+    found = _same_run(settings)  # again: whoever had it may have gone on
+    if found is None or found[2] >= settings.epochs:
+        lock.release()
         return None
+    folder, path, epoch = found
     log.info(
         "going on with %s, which has the same settings and ended within epoch %d of %d "
         "(another name=... begins anew)",
@@ -99,12 +107,22 @@ def completed_run(settings: Settings) -> Path | None:
 
 
 def _same_run(settings: Settings) -> tuple[Path, Path, int] | None:
-    """Folder, newest checkpoint and epoch of the newest run of this name, if settings agree."""
+    """Folder, newest checkpoint and epoch of the newest run of this name, if settings agree.
+
+    Raises:
+        CheckpointError: all of its checkpoints are damaged. Days of training are not begun anew
+            without a word.
+    """
     folder = latest_run(settings.logs, settings.name)
     if folder is None or not list_checkpoints(folder):
         return None
     try:
         path = find_checkpoint(folder)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}. To begin anew, move that folder away or choose another name=..."
+        ) from error
+    try:
         checkpoint = load_checkpoint(path)
     except CheckpointError as error:
         log.warning("a new run, since the one before cannot go on: %s", error)

@@ -1,9 +1,8 @@
 """What a run is doing: where it is, how fast, how long it will take, what happened to it."""
 
+import contextlib
 import fcntl
-import json
 import os
-import re
 import shutil
 import time
 from dataclasses import dataclass
@@ -14,9 +13,12 @@ from typing import Any
 from banding_removal.checkpoint import FOLDER, list_checkpoints
 from banding_removal.config import REPOSITORY, ConfigError
 from banding_removal.run_folder import LOCK
+from banding_removal.run_log import METRICS, ending_of, read_records, read_rows
 
 EVENTS = 8
-_STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ (\w+) (.*)")
+PROGRESS = {"epoch", "step", "total_steps", "step_ms", "wait_ms", "memory_gb"}
+STALLED_S = 60.0  # without figures, and
+STALLED_ROWS = 20.0  # times as long as figures take to come
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +36,17 @@ def status(folder: Path) -> str:
     """
     if not (folder / "log.txt").is_file():
         raise ConfigError(f"{folder} is no run's folder: it has no log.txt")
-    rows = _rows(folder / "metrics.jsonl")
-    trained = [row for row in rows if row["kind"] == "train"]
+    rows = read_rows(folder / METRICS)
+    trained = [row for row in rows if row["kind"] == "train" and row.keys() >= PROGRESS]
     validated = [row for row in rows if row["kind"] == "val"]
-    records = _records(folder / "log.txt")
+    records = read_records(folder / "log.txt")
     going_on = is_locked(folder)
-    lines = [f"{folder.resolve()}: {'going on' if going_on else _how_it_ended(records)}"]
+    ended = ending_of(records) or "ended without a word: killed, or its machine went down"
+    lines = [f"{folder.resolve()}: {'going on' if going_on else ended}"]
     if trained:
-        lines += _progress(trained[-1], folder / "metrics.jsonl", going_on=going_on)
+        lines += _progress(trained[-2:], folder / METRICS, going_on=going_on)
+    else:
+        lines.append("no figures yet")
     if validated:
         last = validated[-1]
         figures = ("ssim", "nmse", "banding", "banding_excess")
@@ -54,7 +59,7 @@ def status(folder: Path) -> str:
     else:
         lines.append(f"no checkpoint in {FOLDER} yet")
     lines.append(_disk(folder))
-    events = [text for level, text in records if level != "INFO"]
+    events = [f"{when} {text}" for when, level, text in records if level != "INFO"]
     if events:
         lines += ["last events:", *(f"  {text}" for text in events[-EVENTS:])]
     return "\n".join(lines)
@@ -75,43 +80,31 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of metrics.jsonl."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
-
-
-def _records(path: Path) -> list[tuple[str, str]]:
-    """Level and first line of each record of a log."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [(match[1], match[2]) for line in lines if (match := _STAMP.match(line))]
-
-
-def _how_it_ended(records: list[tuple[str, str]]) -> str:
-    level, text = records[-1] if records else ("", "")
-    if text == "the run is complete" or level in ("WARNING", "ERROR"):
-        return text
-    return "ended without a word: killed, or its machine went down"
-
-
-def _progress(row: dict[str, Any], path: Path, *, going_on: bool) -> list[str]:
+def _progress(rows: list[dict[str, Any]], path: Path, *, going_on: bool) -> list[str]:
+    """Where a run is, by its last row of figures and the one before, if there is one."""
+    row = rows[-1]
     step, total, seconds = row["step"], row["total_steps"], row["step_ms"] / 1000
-    left = timedelta(seconds=round((total - step) * seconds))
     lines = [
         f"epoch {row['epoch']}, step {step} of {total:.0f}, {seconds:.3g} s a step "
         f"({row['wait_ms']:.0f} ms of it waiting for data), {row['memory_gb']:.1f} GB"
     ]
     if going_on:
-        last = datetime.fromtimestamp(path.stat().st_mtime)
+        left = timedelta(seconds=round((total - step) * seconds))
+        age = time.time() - path.stat().st_mtime
+        last = datetime.fromtimestamp(time.time() - age)
         lines.append(
             f"about {left} left, validations not counted; last figures at {last:%Y-%m-%d %H:%M:%S}"
         )
+        usual = (step - rows[0]["step"]) * seconds
+        if age > max(STALLED_S, STALLED_ROWS * usual):
+            lines.append(f"no figures for {timedelta(seconds=round(age))}: validating, or stalled")
     return lines
 
 
 def _disk(folder: Path) -> str:
-    used = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    used = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a file that was just being written
+            used += path.stat().st_size if path.is_file() else 0
     free = shutil.disk_usage(folder).free
     return f"disk: {used / 1e9:.2f} GB in the folder, {free / 1e9:.1f} GB free"

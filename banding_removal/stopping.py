@@ -1,5 +1,8 @@
 """Asked to stop: signals become a request that the training loop meets after its next step."""
 
+import atexit
+import functools
+import multiprocessing
 import os
 import signal
 import sys
@@ -59,6 +62,23 @@ class StopRequest:
             elif now - self._interrupted_at > SAME_INTERRUPT_S:
                 raise KeyboardInterrupt
         self.signal_name = self.signal_name or signal.Signals(number).name
+
+
+@functools.cache  # registered once
+def end_workers_at_exit() -> None:
+    """Have the interpreter's end not wait for loading processes.
+
+    After an exception that nobody caught, its traceback keeps the loaders. The interpreter sends
+    their processes SIGTERM, which `leave_stopping_to` defers, and waits for them.
+    """
+    atexit.register(_end_workers)
+
+
+def _end_workers() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch takes a worker's death for an error
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def leave_stopping_to(trainer: int, worker: int) -> None:  # noqa: ARG001

@@ -18,15 +18,35 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from banding_removal.assembly import choose_device, make_datasets, make_loader
-from banding_removal.checkpoint import Checkpoint, load_checkpoint, restore_random_state
+from banding_removal.checkpoint import (
+    Checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    remove_leftovers,
+    restore_random_state,
+)
 from banding_removal.config import Settings, describe
 from banding_removal.curves import write_curves
 from banding_removal.distributed import Team
 from banding_removal.grids import write_grid, write_raw_grid
 from banding_removal.report import epoch_line, grid_header, history_row, validation_in_words
-from banding_removal.run import Progress, Run, end, roll_back, save, soften, stop
-from banding_removal.run_folder import RunLock, new_run_folder, show_as_latest
-from banding_removal.run_log import MetricsWriter, early_records, logging_to, peak_memory_gb
+from banding_removal.run import Progress, Run, end, keep_folder, roll_back, save, soften, stop
+from banding_removal.run_folder import (
+    LOCK,
+    RunInUseError,
+    RunLock,
+    latest_run,
+    new_run_folder,
+    show_as_latest,
+)
+from banding_removal.run_log import (
+    METRICS,
+    MetricsWriter,
+    early_records,
+    logging_to,
+    peak_memory_gb,
+    read_rows,
+)
 from banding_removal.safeguard import (
     EARLY,
     FailingError,
@@ -104,10 +124,12 @@ def _prepare(settings: Settings, team: Team, lock: RunLock) -> tuple[Run, Checkp
     if folder is None:
         folder = team.from_first(lambda: _new_folder(settings, lock))
     if team.is_first:
+        remove_leftovers(folder)
         show_as_latest(folder)
     run = Run(
         settings=settings,
         folder=folder,
+        lock=lock,
         device=device,
         team=team,
         train_set=train_set,
@@ -120,6 +142,15 @@ def _prepare(settings: Settings, team: Team, lock: RunLock) -> tuple[Run, Checkp
 
 
 def _new_folder(settings: Settings, lock: RunLock) -> Path:
+    """A new folder, or that of a run of this name which was killed before anything was saved."""
+    empty = latest_run(settings.logs, settings.name, containing=LOCK)
+    if empty is not None and not list_checkpoints(empty) and not read_rows(empty / METRICS):
+        try:
+            lock.take(empty)
+        except RunInUseError:
+            log.info("%s has just been begun by another process", empty)
+        else:
+            return empty
     folder = new_run_folder(settings.logs, settings.name)
     lock.take(folder)
     return folder
@@ -175,6 +206,8 @@ def _train_epochs(run: Run) -> None:
         l1_weight=settings.l1_weight,
         team=team,
     )
+    if progress.step == 0 and not progress.events:
+        save(run)  # before anything is computed: what cannot be written is known at once
     metrics = None
     if team.is_first:
         raw = collate([run.train_set[_middle(run.train_set)]])
@@ -204,14 +237,14 @@ def _train_epochs(run: Run) -> None:
             last = epoch == settings.epochs
             result = None
             if epoch % settings.validate_every == 0 or last:
-                result = validator.run(run.players.predictor)
-                if result is None:
-                    stop(run)
-                row |= history_row(result)
                 try:
+                    result = validator.run(run.players.predictor)
+                    if result is None:
+                        stop(run)
+                    row |= history_row(result)
                     if progress.start:
                         check_validation(progress.start, result.figures)
-                except FailingError as error:
+                except (FloatingPointError, FailingError) as error:
                     metrics = roll_back(run, error, metrics)
                     continue
             warn_of_chance(row)
@@ -221,6 +254,7 @@ def _train_epochs(run: Run) -> None:
             # --- write ---
             log.info("%s", epoch_line(row, settings.epochs, run.device))
             if metrics is not None:
+                keep_folder(run)
                 write_curves(
                     folder / "curves.png", progress.history, f"{folder.name}, epoch {epoch}"
                 )
@@ -250,7 +284,6 @@ def _warm_up(run: Run) -> None:
         Stopped: asked to by a signal; it is to be repeated, from what was saved before.
     """
     if run.players.adversary is not None:
-        save(run)
         set_learning_rates(run.settings, run.players, 0)
         if not warm_up(run.settings, run.players, run.train_set, run.device, run.team):
             end(run)

@@ -69,6 +69,7 @@ class _Part:
     """What one process found."""
 
     stopped: bool = False
+    failure: str = ""
     volumes: dict[str, VolumeQuality] = field(default_factory=dict)
     losses: dict[int, float] = field(default_factory=dict)
     shown: dict[int, DisplaySlice] = field(default_factory=dict)
@@ -164,14 +165,19 @@ class Validator:
             batch = on_cpu.to(self.device)
             output = predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
             if not output.isfinite().all():
-                raise FloatingPointError(f"the reconstruction of {batch.describe()} is not finite")
+                part.failure = f"the reconstruction of {batch.describe()} is not finite"
+                break
             if not draw.rotated:
                 upright = self._judge(part, draw.index, batch, output)
             elif upright is not None:
                 upright = self._judge_banding(part, upright, output)
             if draw.index in self.display and upright is not None:
                 part.shown[draw.index] = upright
-        return self._result(self.team.gather(part))
+        parts = self.team.gather(part)
+        failures = [part.failure for part in parts if part.failure]
+        if failures:
+            raise FloatingPointError("; ".join(failures))  # in all processes alike
+        return self._result(parts)
 
     def _judge(self, part: "_Part", index: int, batch: Batch, output: Tensor) -> DisplaySlice:
         """Loss and quality of a slice as it was acquired, added to this process's part."""

@@ -265,7 +265,7 @@ def test_the_same_script_runs_under_torchrun(tmp_path: Path, data_path: Path) ->
     assert out.count("settings:") == 1
     run = tmp_path / "logs" / "pretrain_dev"
     assert "rank 1 of 2" in (run / "log_rank1.txt").read_text()
-    assert len(list_checkpoints(run)) == 1
+    assert [path.stem for path in list_checkpoints(run)] == ["epoch000", "epoch001"]
 
 
 def free_port() -> int:
@@ -465,6 +465,7 @@ def test_a_run_that_is_going_on_is_left_alone(
         signal_at(patch, "train_step", 2)
         with pytest.raises(Stopped):
             launch(train, settings)
+    monkeypatch.setattr("banding_removal.starting.PATIENCE_S", 0.0)
     hold = (
         "import sys, pathlib; from banding_removal.run_folder import RunLock; lock = RunLock();"
         "lock.take(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
@@ -474,6 +475,8 @@ def test_a_run_that_is_going_on_is_left_alone(
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         with pytest.raises(RunInUseError, match="toy is in use"):
             train(replace(settings, resume=settings.logs / "toy"))
-        assert train(settings).name == "toy_2"
+        with pytest.raises(RunInUseError, match=r"toy is in use .* with these very settings"):
+            train(settings)
+        assert train(replace(settings, seed=1, epochs=1)).name == "toy_2"
         other.kill()
     assert train(replace(settings, resume=settings.logs / "toy")).name == "toy"

@@ -68,7 +68,7 @@ def test_a_killed_run_and_its_events_are_told(settings: Settings) -> None:
     log.write_text("\n".join(lines) + "\n")
     text = status(folder)
     assert "ended without a word" in text
-    assert "last events:\n  the run is failing at step 9" in text
+    assert "last events:\n  2026-01-01 00:00:00 the run is failing at step 9" in text
 
 
 def test_the_script_takes_the_newest_run_and_refuses_other_folders(

@@ -709,7 +709,9 @@ def test_joined_batches_are_the_batch_of_all_their_examples(four_volumes: list[P
 
 def test_batches_of_different_sizes_are_not_joined(oblong: Path) -> None:
     source = dataset(oblong)
-    batches = [collate([source[Draw(epoch=0, index=0, rotated=turned)]]) for turned in (False, True)]
+    batches = [
+        collate([source[Draw(epoch=0, index=0, rotated=turned)]]) for turned in (False, True)
+    ]
     assert joined(batches) == batches
 
 

@@ -314,8 +314,8 @@ def penalty_weight(settings: Settings, step: int) -> float:
 def learning_rate(settings: Settings, epochs: float, base: float) -> float:
     """Rate after so many epochs: base, times a factor every so many of them, not below min.
 
-    The floor is there since 1000 epochs with a tenth every 40 would end at 1e-28. Over the last part
-    of the run (`lr_decay`) the rate also falls, with every step, on a straight line to zero.
+    The floor is there since 1000 epochs with a tenth every 40 would end at 1e-28. Over the last
+    part of the run (`lr_decay`) the rate also falls, with every step, on a straight line to zero.
     """
     drops = 0 if settings.lr_drop_every is None else int(epochs) // settings.lr_drop_every
     rate = base * settings.lr_drop_factor**drops

@@ -7,6 +7,7 @@ into the process itself, `benchmarks.fault_driver` does that.
 """
 
 import atexit
+import errno
 import functools
 import json
 import os
@@ -403,6 +404,7 @@ class SmallDisk:
     def __init__(self, folder: Path, megabytes: int = 8) -> None:
         self.folder = folder
         self.megabytes = megabytes
+        self.is_read_only = False
 
     @staticmethod
     def why_not() -> str:
@@ -430,13 +432,20 @@ class SmallDisk:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self.is_read_only:
+            self.read_only(False)
         subprocess.run(["umount", "-R", str(self.folder)], check=True, capture_output=True)
 
     def fill(self, but: int = 0) -> None:
-        """Leave so many bytes free, none by default."""
-        free = shutil.disk_usage(self.folder).free
-        with (self.folder / "filler").open("wb") as file:
-            file.write(bytes(max(0, free - but)))
+        """Leave so many bytes free, none by default; a run may be writing meanwhile."""
+        with (self.folder / "filler").open("wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(2**12))
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+            file.truncate(max(0, file.tell() - but))
 
     def make_room(self) -> None:
         """Undo `fill`."""
@@ -449,6 +458,7 @@ class SmallDisk:
             _mount("-o", "remount,ro,bind", str(self.folder))
         else:
             subprocess.run(["umount", "-l", str(self.folder)], check=True, capture_output=True)
+        self.is_read_only = yes
 
 
 def slope(samples: Sequence[tuple[float, float]]) -> float:

@@ -434,7 +434,7 @@ class SmallDisk:
     ) -> None:
         if self.is_read_only:
             self.read_only(False)
-        subprocess.run(["umount", "-R", str(self.folder)], check=True, capture_output=True)
+        _umount("-R", str(self.folder))
 
     def fill(self, but: int = 0) -> None:
         """Leave so many bytes free, none by default; a run may be writing meanwhile."""
@@ -454,10 +454,16 @@ class SmallDisk:
     def read_only(self, yes: bool) -> None:
         """Let nothing be opened for writing any more, or again."""
         if yes:
-            _mount("--bind", str(self.folder), str(self.folder))
-            _mount("-o", "remount,ro,bind", str(self.folder))
+            # Aside, where nothing is open: a mount with files open for writing stays as it is.
+            aside = self.folder.with_name(f"{self.folder.name}-read-only")
+            aside.mkdir()
+            _mount("--bind", str(self.folder), str(aside))
+            _mount("-o", "remount,ro,bind", str(aside))
+            _mount("--bind", str(aside), str(self.folder))
+            _umount(str(aside))
+            aside.rmdir()
         else:
-            subprocess.run(["umount", "-l", str(self.folder)], check=True, capture_output=True)
+            _umount("-l", str(self.folder))
         self.is_read_only = yes
 
 
@@ -491,6 +497,10 @@ def write_row(path: Path, row: dict[str, object]) -> None:
 
 def _mount(*words: str) -> None:
     subprocess.run(["mount", *words], check=True, capture_output=True)
+
+
+def _umount(*words: str) -> None:
+    subprocess.run(["umount", *words], check=True, capture_output=True)
 
 
 def _alive() -> list[tuple[int, int]]:

@@ -209,6 +209,7 @@ class Job:
         """
         self.toy = toy
         self.said = toy.folder / f"job-{uuid.uuid4().hex}.txt"
+        self.said.touch()  # it may be read before the job has opened it
         settled = {"OMP_NUM_THREADS": "1", "PYTHONPATH": _path()}
         if cold:
             driver = ["-m", "benchmarks.fault_driver", fault] if fault else []

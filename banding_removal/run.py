@@ -65,9 +65,13 @@ class Run:
 
 
 def roll_back(
-    run: Run, error: FloatingPointError | FailingError, metrics: MetricsWriter | None
+    run: Run,
+    error: FloatingPointError | FailingError,
+    metrics: MetricsWriter | None,
+    *,
+    to_validated: bool = False,
 ) -> MetricsWriter | None:
-    """Go back to the last good state, and on from there more gently.
+    """Go back to the last good state, or to the last validated one, and on more gently.
 
     Returns:
         The writer of metrics, which has dropped what is undone.
@@ -84,7 +88,7 @@ def roll_back(
         raise RunFailedError(f"the run is failing {often}, at step {failed_at}: {why}")
     event = {"step": failed_at, "epoch": progress.epoch + 1, "why": why}
     events = [*progress.events, event]
-    for key, value in run.safeguard.roll_back().items():
+    for key, value in run.safeguard.roll_back(to_validated=to_validated).items():
         setattr(progress, key, value)
     event["back_to"] = progress.step
     progress.events = events
@@ -111,15 +115,16 @@ def soften(run: Run) -> None:
     players.softened, players.slowed = softening(run.settings, len(run.progress.events))
 
 
-def save(run: Run, loss: float | None = None) -> None:
+def save(run: Run, loss: float | None = None, *, validated: bool = False) -> None:
     """Write a checkpoint of where the run is, and remember it as a good state.
 
     Args:
         run: as it is.
         loss: running mean of its training loss; None: not known.
+        validated: a validation found nothing wrong with it.
     """
     _write_checkpoint(run)
-    run.safeguard.keep(vars(run.progress), loss)
+    run.safeguard.keep(vars(run.progress), loss, validated=validated)
 
 
 def _write_checkpoint(run: Run) -> None:

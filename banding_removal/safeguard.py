@@ -53,14 +53,18 @@ class Safeguard:
 
     players: Players
     good: list[Snapshot] = field(default_factory=list)  # the newest two
+    validated: Snapshot | None = None  # the newest that a validation found nothing wrong with
     used: bool = False  # the newest was gone back to, and nothing good came after it
 
-    def keep(self, progress: Mapping[str, Any], loss: float | None) -> None:
+    def keep(
+        self, progress: Mapping[str, Any], loss: float | None, *, validated: bool = False
+    ) -> None:
         """Remember the state as it is.
 
         Args:
             progress: where the run is.
             loss: running mean of the training loss; None: not known.
+            validated: a validation found nothing wrong with it, or it is the first.
         """
         players = self.players
         optimizer, adversary = players.adversary_optimizer, players.adversary
@@ -75,6 +79,8 @@ class Safeguard:
         )
         self.good = [*self.good[-1:], snapshot]
         self.used = False
+        if validated:
+            self.validated = snapshot
 
     def check_loss(self, loss: float, steps: int) -> None:
         """See whether the training loss explodes.
@@ -90,15 +96,20 @@ class Safeguard:
         if steps >= EARLY and before is not None and loss > EXPLODED * before:
             raise FailingError(f"the loss explodes: from {before:.4f} to {loss:.4f}")
 
-    def roll_back(self) -> dict[str, Any]:
+    def roll_back(self, *, to_validated: bool = False) -> dict[str, Any]:
         """Bring back networks, optimisers and earlier reconstructions of the last good state.
 
         A failure that comes again before anything good came is taken one state further back.
 
+        Args:
+            to_validated: a validation found the failure, which may be as old as the one before.
+
         Returns:
             The progress of that state.
         """
-        if self.used and len(self.good) > 1:
+        if to_validated and self.validated is not None:
+            self.good = [self.validated]
+        elif self.used and len(self.good) > 1:
             self.good.pop()
         self.used = True
         snapshot, players = self.good[-1], self.players

@@ -221,7 +221,7 @@ def _train_epochs(run: Run) -> None:
         if run.removes_banding and not progress.start and progress.epoch < settings.epochs:
             _look_before(run, validator)
         soften(run)
-        run.safeguard.keep(vars(progress), None)
+        run.safeguard.keep(vars(progress), None, validated=True)
         while progress.epoch < settings.epochs:
             # --- train ---
             epoch = progress.epoch + 1
@@ -245,7 +245,7 @@ def _train_epochs(run: Run) -> None:
                     if progress.start:
                         check_validation(progress.start, result.figures)
                 except (FloatingPointError, FailingError) as error:
-                    metrics = roll_back(run, error, metrics)
+                    metrics = roll_back(run, error, metrics, to_validated=True)
                     continue
             warn_of_chance(row)
             progress.history.append(row)
@@ -268,7 +268,7 @@ def _train_epochs(run: Run) -> None:
                         zero_filled=settings.grid_zero_filled,
                         window=settings.grid_window,
                     )
-            save(run, row["train_loss"])
+            save(run, row["train_loss"], validated=result is not None)
     finally:
         if metrics is not None:
             metrics.close()

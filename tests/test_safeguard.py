@@ -171,12 +171,31 @@ def test_a_failing_validation_undoes_the_epoch_and_softens_the_adversary(
 
     monkeypatch.setattr(training, "check_validation", check)
     monkeypatch.setattr(training, "train_epoch", noted)
-    folder = train(replace(stage_2, checkpoint_every=None))
+    folder = train(replace(stage_2, checkpoint_every=2))
     assert strengths == [1.0, 0.5, 0.5, 0.5]
     end = load_checkpoint(find_checkpoint(folder))
     assert [row["epoch"] for row in end.history] == [1, 2, 3]
     assert end.events[0]["back_to"] == 0
     assert set(end.start) >= {"banding", "ssim"}
+
+
+def test_a_failing_validation_undoes_all_since_the_one_before(
+    stage_2: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = FailingError("texture is written")
+    verdicts = iter([None, bad, bad, None, None])
+
+    def check(*_: Any) -> None:
+        verdict = next(verdicts)
+        if verdict is not None:
+            raise verdict
+
+    monkeypatch.setattr(training, "check_validation", check)
+    # Validated after epochs 2, 4 and 6 of 6 steps each, with good losses in between.
+    often = replace(stage_2, epochs=6, validate_every=2, checkpoint_every=2)
+    end = load_checkpoint(find_checkpoint(train(often)))
+    assert (end.epoch, end.step) == (6, 36)
+    assert [(event["step"], event["back_to"]) for event in end.events] == [(24, 12)] * 2
 
 
 def test_a_run_that_went_back_resumes_as_gently(

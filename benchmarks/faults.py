@@ -60,7 +60,7 @@ class Faults:
     stages: tuple[int, ...] = (1, 2)
     processes: tuple[int, ...] = (1, 2)
     kills: int = 50  # at random moments of each run
-    epochs: int = 5  # of that run
+    epochs: int = 8  # of that run, which must not end before them
     slices: int = 12  # of each of its volumes
     steps: int = 20_000  # of the soak
     seed: int = 0

@@ -82,6 +82,7 @@ class Settings:
     lr_drop_factor: float = 0.1
     lr_decay: float = 0.0  # part of the run, its last, in which the rates fall linearly to zero
     lr_min: float = 0.0  # the rates do not drop below this
+    trained_cascades: int | None = None  # the last ones, and nothing else; null: everything
     epoch_fraction: float = 1.0  # part of the slices in one epoch, each time the next part
     accumulate: int = 1  # batches (pairs), of each process, whose gradients make one step
     l1_weight: float = 0.01
@@ -161,6 +162,10 @@ class Settings:
         for name in ("rotate_probability", "dropout", "lr_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.trained_cascades is not None and not 0 < self.trained_cascades <= self.cascades:
+            raise ConfigError(
+                f"trained_cascades must be in 1 ... {self.cascades}, got {self.trained_cascades}"
+            )
         if not 0 < self.rollback_factor <= 1:
             raise ConfigError(f"rollback_factor must be in (0, 1], got {self.rollback_factor}")
         if not 0 < self.epoch_fraction <= 1:

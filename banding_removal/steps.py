@@ -82,10 +82,13 @@ def make_players(
     """Predictor (with the weights of `start`), adversary where there is one, fresh optimisers."""
     team = team or Team()
     predictor = build_predictor(settings, device, start, start_path)
+    if settings.trained_cascades is not None:
+        predictor.train_only(settings.trained_cascades)
+    trained = [weight for weight in predictor.parameters() if weight.requires_grad]
     players = Players(
         predictor=predictor,
         shared_predictor=team.shared(predictor),
-        optimizer=torch.optim.Adam(predictor.parameters(), lr=settings.lr, fused=True),
+        optimizer=torch.optim.Adam(trained, lr=settings.lr, fused=True),
         bfloat16=uses_bfloat16(settings, device),
         recomputation=Recomputation(settings, predictor, team.local_size),
     )

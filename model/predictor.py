@@ -181,6 +181,19 @@ class Predictor(nn.Module):
             refined = refined + torch.where(support, refinement, 0)
         return rss_of_sum(y, refined, maps, columns)[:, None]
 
+    def train_only(self, cascades: int) -> None:
+        """Let so many cascades, the last ones, learn, and nothing else.
+
+        What does not learn keeps nothing for the backward pass, which ends before it.
+
+        Raises:
+            ValueError: there are not so many.
+        """
+        if not 1 <= cascades <= len(self.cascades):
+            raise ValueError(f"{cascades} of {len(self.cascades)} cascades cannot be trained")
+        self.requires_grad_(False)
+        self.cascades[-cascades:].requires_grad_(True)
+
     def kept_bytes(self, masked_kspace: Tensor, itemsize: int) -> list[int]:
         """Bytes that each network keeps for the backward pass, about: sensitivity net, cascades.
 
@@ -193,7 +206,10 @@ class Predictor(nn.Module):
         for cascade in self.cascades:
             assert isinstance(cascade, Cascade)
             networks.append((batch, cascade.unet))
-        return [images * unet.kept_bytes(height, width, itemsize) for images, unet in networks]
+        return [
+            images * unet.kept_bytes(height, width, itemsize) if _learns(unet) else 0
+            for images, unet in networks
+        ]
 
     def sensitivity_maps(self, masked_kspace: Tensor, mask: Tensor, acs_lines: Tensor) -> Tensor:
         """The maps that `forward` uses, of the same arguments; complex (B, coil, H, W)."""
@@ -210,3 +226,7 @@ class Predictor(nn.Module):
         recompute = self.recomputed > 0 and torch.is_grad_enabled()
         maps, support = self.sensitivity(coil_images, recompute)
         return maps * phase, support
+
+
+def _learns(network: nn.Module) -> bool:
+    return any(weight.requires_grad for weight in network.parameters())

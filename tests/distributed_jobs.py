@@ -61,6 +61,9 @@ def everything(settings: Settings, team: Team) -> dict[str, Any]:
         "stage 2": gradients(stage_2, team, [team.rank]),
         "accumulated": gradients(replace(stage_2, accumulate=2), team, [team.rank, team.rank + 2]),
         "paired": gradients(paired, team, [team.rank, team.rank + 2]),
+        "last cascade": gradients(
+            replace(settings, cascades=2, trained_cascades=1), team, [team.rank]
+        ),
         "validation": validation(settings, team),
     }
 

@@ -98,6 +98,8 @@ def test_a_wrong_word_ends_with_the_reason_and_the_valid_keys(word: str, message
         "name=index",
         "adversary_betas=[0.5,1]",
         "adversary_replay=8",
+        "trained_cascades=0",
+        "trained_cascades=13",
         "accelerations=[4,8",
     ],
 )

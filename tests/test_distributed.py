@@ -75,6 +75,8 @@ def test_two_processes_compute_what_one_does(three_volumes: Settings) -> None:
     assert_close(result["accumulated"], mean_of(stage_2, 0, 1, 2, 3))
     paired = replace(stage_2, paired=True)
     assert_close(result["paired"], mean_of(paired, 0, 1, 2, 3))
+    last = replace(three_volumes, cascades=2, trained_cascades=1)
+    assert_close(result["last cascade"], mean_of(last, 0, 1))
     free = mean_of(replace(stage_2, reg_param=0.0), 0, 1)
     with pytest.raises(AssertionError):  # the penalty is large enough to be missed
         assert_close(result["stage 2"], free)

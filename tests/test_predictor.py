@@ -150,6 +150,31 @@ def test_recomputed_networks_give_the_same_gradients_and_keep_less(dropout: floa
     assert kept == sorted(kept, reverse=True) and len(set(kept)) == len(kept)
 
 
+@pytest.mark.parametrize("recomputed", [0, 4])
+def test_cascades_that_learn_alone_get_the_same_gradients_and_the_rest_keeps_nothing(
+    recomputed: int,
+) -> None:
+    torch.manual_seed(0)
+    predictor = Predictor(cascades=3, chans=4, pools=2, sens_chans=4)
+    kspace, mask, acs_lines = random_input(3, 48, 40, batch=2)
+    inputs = (kspace.to(torch.complex64), mask, acs_lines)
+    everything, kept = gradients(predictor, *inputs), kept_bytes(predictor, *inputs)
+    predictor.recomputed = recomputed
+    predictor.train_only(2)
+    learning = [name for name, weight in predictor.named_parameters() if weight.requires_grad]
+    assert {name.rsplit(".", 1)[0][:10] for name in learning} == {"cascades.1", "cascades.2"}
+    predictor.zero_grad()
+    last = gradients(predictor, *inputs)
+    assert len(last) == len(learning)
+    assert all(torch.equal(a, b) for a, b in zip(everything[-len(last) :], last, strict=True))
+    estimates = predictor.kept_bytes(inputs[0], 4)
+    assert estimates[:2] == [0, 0] and min(estimates[2:]) > 0
+    assert kept_bytes(predictor, *inputs) < 0.8 * kept
+    for too_many in (0, 4):
+        with pytest.raises(ValueError, match="of 3 cascades cannot be trained"):
+            predictor.train_only(too_many)
+
+
 def kept_bytes(predictor: Predictor, *inputs: torch.Tensor) -> int:
     """Bytes of all tensors that a forward pass keeps for its backward pass."""
     kept: dict[int, int] = {}

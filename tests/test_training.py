@@ -23,6 +23,7 @@ from data.filters import VolumeFilter
 from data.index import VolumeError, read_volume
 from data.masks import MaskSampler
 from data.operators import rss, to_image
+from model.classifiers import Architecture
 from model.predictor import Predictor
 from tests.fastmri_files import write_volume
 
@@ -40,6 +41,25 @@ def assert_same_weights(a: Path, b: Path) -> None:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("adversary", [None, "simple"])
+def test_the_last_cascades_may_be_trained_alone(
+    settings: Settings, adversary: Architecture | None
+) -> None:
+    settings = replace(settings, cascades=3, recompute="all")
+    before = train(replace(settings, name="before", epochs=1))
+    after = replace(settings, restart=before, trained_cascades=1, streak_weight=0.1)
+    after = replace(after, adversary=adversary, adversary_chans=8)
+    through = train(replace(after, name="through"))
+    half = train(replace(after, name="half", epochs=1))
+    resumed = train(replace(after, name="half", restart=None, resume=half))
+    assert_same_weights(through, resumed)
+    old, new = weights_of(before), weights_of(through)
+    for key, value in old.items():
+        # Biases before an instance norm have no gradient.
+        if not key.endswith("bias"):
+            assert torch.equal(value, new[key]) != key.startswith("cascades.2."), key
 
 
 @pytest.mark.parametrize("workers", [0, 2])

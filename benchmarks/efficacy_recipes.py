@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from banding_removal.config import Settings
+from banding_removal.recipes import PAPER
 from data.filters import VolumeFilter
 from data.phantom import DEMO, PhantomSpec
 from scripts.demo import ADVERSARIAL, PRETRAINING
@@ -52,54 +53,36 @@ ONE_CORE: dict[str, Any] = {
     "grid_every": 1000,
     "log_every": 10,
 }
-STAGE_1 = replace(PRETRAINING, name="stage_1", **ONE_CORE)
-
-# The same further steps for all: two epochs of half the slices, every slice in both orientations.
-_DEMO = replace(ADVERSARIAL, **ONE_CORE)
+# Both stages see every slice in both orientations at once. Stage 1 is long: against one that has
+# not settled, a control gains more than any means against banding costs.
+_ANNEALED: dict[str, Any] = {"lr": 2e-3, "lr_drop_every": None, "lr_decay": 0.7}
+STAGE_1 = replace(PRETRAINING, name="stage_1", **ONE_CORE, **_ANNEALED, epochs=10, paired=True)
+_STAGE_2 = replace(ADVERSARIAL, **ONE_CORE, **_ANNEALED, epochs=5, epoch_fraction=1.0)
 _CONTROL: dict[str, Any] = {
     "adversary": None,
     "adversary_replay": 0,
     "adversary_warmup_steps": 0,
     "adversary_ramp_steps": 0,
 }
-_ANNEALED: dict[str, Any] = {"epochs": 4, "epoch_fraction": 0.25, "lr_drop_every": 3}
-_STREAKS: dict[str, Any] = {"streak_weight": 0.1}
+_CONTROLLED = replace(_STAGE_2, **_CONTROL)
 FROM_SCRATCH = ("bfloat16",)  # these are stage 1 once more, in another way
-# Names end in -3 with a learning rate of 1e-3, in -4 with 2e-3 for one half and 2e-4 for the other.
-_HALVES: dict[str, Any] = {"epochs": 4, "epoch_fraction": 0.25, "lr_drop_every": 2, "lr": 2e-3}
 RECIPES = {
-    "control": replace(_DEMO, **_CONTROL, **_ANNEALED),
-    "paper": replace(
-        _DEMO,
-        epochs=2,
-        epoch_fraction=1.0,
-        paired=False,
-        adversary="shallow",
-        adversary_lr=1e-4,
-        adversary_betas=(0.9, 0.999),
-        adversary_strength=1.0,
-        reg_param=0.1,
-        penalty_every=1,
-        **{k: v for k, v in _CONTROL.items() if k != "adversary"},
+    "control": _CONTROLLED,
+    "paper": replace(_STAGE_2, **PAPER, epochs=10, lr=3e-4),  # one orientation a step
+    "demo": replace(_STAGE_2, lr=3e-4),
+    "ours": replace(_CONTROLLED, trained_cascades=1, streak_weight=0.05),
+    "everywhere": replace(_CONTROLLED, streak_weight=0.05),
+    "adversary": replace(
+        _STAGE_2, trained_cascades=1, adversary_strength=0.1, adversary_changes="streaks"
     ),
-    "demo": _DEMO,
-    "annealed": replace(_DEMO, **_ANNEALED),
-    "cone": replace(_DEMO, **_ANNEALED, adversary_changes="streaks"),
-    "streaks": replace(_DEMO, **_CONTROL, **_ANNEALED, **_STREAKS),
+    "both": replace(
+        _STAGE_2,
+        trained_cascades=1,
+        streak_weight=0.05,
+        adversary_strength=0.1,
+        adversary_changes="streaks",
+    ),
     "bfloat16": replace(STAGE_1, precision="bfloat16"),
-    "control-3": replace(_DEMO, **_CONTROL, **_ANNEALED, lr=1e-3),
-    "streaks-3": replace(_DEMO, **_CONTROL, **_ANNEALED, **_STREAKS, lr=1e-3),
-    "both-3": replace(_DEMO, **_ANNEALED, streak_weight=0.03, adversary_changes="streaks", lr=1e-3),
-    "control-4": replace(_DEMO, **_CONTROL, **_HALVES),
-    "streaks-4": replace(_DEMO, **_CONTROL, **_HALVES, streak_weight=0.05),
-    "both-4": replace(_DEMO, **_HALVES, streak_weight=0.03, adversary_changes="streaks"),
-    "target-3": replace(_DEMO, **_CONTROL, **_ANNEALED, lr=1e-3, target_blur=0.5),
-    "targetadv-3": replace(
-        _DEMO, **_ANNEALED, lr=1e-3, target_blur=0.5, adversary_changes="streaks"
-    ),
-    "cone-3": replace(_DEMO, **_ANNEALED, adversary_changes="streaks", lr=1e-3),
-    "annealed-3": replace(_DEMO, **_ANNEALED, lr=1e-3),
-    "both": replace(_DEMO, **_ANNEALED, **_STREAKS, adversary_changes="streaks"),
 }
 
 

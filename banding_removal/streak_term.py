@@ -6,9 +6,11 @@ for what is known of banding beforehand. It needs no second network and no pair 
 With r the reconstruction and t the target, phase encoding along the last axis, E_along and E_across
 the mean squares of the two filters of `streaks` in flat low-signal pixels,
 
-    D = log E_along(r) / E_across(r) - log E_along(t) / E_across(t),      term = mean of D^2
+    D = log E_along(r) / E_across(r) - log E_along(t) / E_across(t),      term = mean of |D|
 
-over box lengths, and background and anatomy apart, so that the one cannot make up for the other.
+over box lengths, and background and anatomy apart, so that the one cannot make up for the other;
+|D| is rounded at zero, sqrt(D^2 + h^2) - h, where it is the few pixels' chance. The pull of D^2
+would fade before the streaks have gone.
 The target's own ratio takes anatomy out. E_across(r) is a constant for the gradient: otherwise
 texture written across the streaks would do as well as their removal, and costs less loss.
 """
@@ -25,10 +27,11 @@ from banding_removal.streaks import MIN_PIXELS
 # Pixels averaged along a streak; not the length that the metric has, which is to judge this.
 LENGTHS = (5, 13)
 MARGIN = max(LENGTHS) // 2
+ROUNDED = 0.1  # h: 0.4 dB
 
 
 def streak_term(image: Tensor, target: Tensor, data_range: Tensor) -> Tensor:
-    """Mean of D^2 (natural logarithms) over box lengths, regions and slices; a scalar.
+    """Mean of the rounded |D| (natural logarithms) over box lengths, regions and slices; a scalar.
 
     Regions of fewer than 200 pixels do not count; without any the term is 0, with a gradient of 0.
 
@@ -50,7 +53,8 @@ def streak_term(image: Tensor, target: Tensor, data_range: Tensor) -> Tensor:
         along, across = _log_energies(image[:, 0] / scale, length, masks, pixels)
         along_t, across_t = _log_energies(reference, length, masks, pixels)
         difference = along - across.detach() - (along_t - across_t)
-        differences.append(torch.where(counts, difference, 0.0).square())
+        rounded = torch.hypot(difference, difference.new_tensor(ROUNDED)) - ROUNDED
+        differences.append(torch.where(counts, rounded, 0.0))
     return torch.stack(differences).mean(0).sum() / counts.sum().clamp(min=1)
 
 

@@ -70,15 +70,16 @@ RECIPES = {
     "control": _CONTROLLED,
     "paper": replace(_STAGE_2, **PAPER, epochs=10, lr=3e-4),  # one orientation a step
     "demo": replace(_STAGE_2, lr=3e-4),
-    "ours": replace(_CONTROLLED, trained_cascades=1, streak_weight=0.05),
-    "everywhere": replace(_CONTROLLED, streak_weight=0.05),
+    "ours": replace(_CONTROLLED, trained_cascades=1, streak_weight=0.06, lr=3e-3),
+    "everywhere": replace(_CONTROLLED, streak_weight=0.06),
     "adversary": replace(
-        _STAGE_2, trained_cascades=1, adversary_strength=0.1, adversary_changes="streaks"
+        _STAGE_2, trained_cascades=1, lr=3e-3, adversary_strength=0.1, adversary_changes="streaks"
     ),
     "both": replace(
         _STAGE_2,
         trained_cascades=1,
-        streak_weight=0.05,
+        streak_weight=0.06,
+        lr=3e-3,
         adversary_strength=0.1,
         adversary_changes="streaks",
     ),

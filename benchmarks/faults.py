@@ -485,7 +485,8 @@ def two_runs(bench: Bench) -> Iterator[Try]:
 
 def soak(bench: Bench) -> Iterator[Try]:
     """Many steps: memory, open files, threads and shared-memory segments stay as they are."""
-    words = ("workers=2", "log_every=50", "checkpoint_every=500")
+    # At full strength the toys' adversary writes texture, and the run goes back again and again.
+    words = ("workers=2", "log_every=50", "checkpoint_every=500", "adversary_strength=0.1")
     toy = bench.fresh("soak", *words, slices=52)
     steps = bench.settings.steps
     per_epoch = 3 * 52 // toy.nproc

@@ -1,9 +1,10 @@
 """The front door of the scripts."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from banding_removal.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.config import ConfigError, Settings, differences, from_words, plain
@@ -32,10 +33,13 @@ def user_errors() -> Iterator[None]:
         sys.exit(exit_code(error))
 
 
-def settings_of(defaults: Settings, words: list[str]) -> Settings:
+def settings_of(
+    defaults: Settings, words: list[str], schedules: Mapping[str, dict[str, Any]] | None = None
+) -> Settings:
     """A script's settings with the words of its command line laid over them.
 
-    `recipe=name` stands for the settings of that recipe, which other words may change.
+    `recipe=name` stands for the settings of that recipe, with the schedule that the script has for
+    it if it has one; other words may change them.
 
     A resume goes on with the settings that the run was started with, not with the script's; words
     are laid over those, too. Its `logs` are where it lies.
@@ -49,7 +53,7 @@ def settings_of(defaults: Settings, words: list[str]) -> Settings:
     flags = [word for word in sys.orig_argv[script:] if word.startswith("--")]
     if flags:
         raise ConfigError(f"write settings without dashes: {' '.join(flags).replace('--', '')}")
-    defaults, words = with_recipe(defaults, words)
+    defaults, words = with_recipe(defaults, words, schedules or {})
     settings = from_words(defaults, words)
     if settings.resume is None:
         return settings
@@ -62,7 +66,12 @@ def settings_of(defaults: Settings, words: list[str]) -> Settings:
     return resumed
 
 
-def run(defaults: Settings) -> Path:
-    """Train with a script's settings and the words of its command line; the run's folder."""
+def run(defaults: Settings, **schedules: dict[str, Any]) -> Path:
+    """Train with a script's settings and the words of its command line; the run's folder.
+
+    Args:
+        defaults: the script's settings.
+        schedules: other ones that go with a recipe, by its name.
+    """
     with user_errors():
-        return launch(train, settings_of(defaults, sys.argv[1:]))
+        return launch(train, settings_of(defaults, sys.argv[1:], schedules))

@@ -5,6 +5,7 @@ networks. Its settings are laid over a script's; words on the command line are l
 docs/results.md has the figures.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -31,12 +32,29 @@ PAPER: dict[str, Any] = {
     "reg_param": 0.1,
     "penalty_every": 1,
     "streak_weight": 0.0,
+    "trained_cascades": None,
 }
-RECIPES = {"paper": PAPER}
+
+# The direct term in place of an adversary, and the last cascade alone to learn from it.
+OURS: dict[str, Any] = {
+    **PAPER,
+    "paired": True,
+    "adversary": None,
+    "streak_weight": 0.06,
+    "trained_cascades": 1,
+}
+RECIPES = {"paper": PAPER, "ours": OURS}
 
 
-def with_recipe(defaults: Settings, words: list[str]) -> tuple[Settings, list[str]]:
+def with_recipe(
+    defaults: Settings, words: list[str], schedules: Mapping[str, dict[str, Any]]
+) -> tuple[Settings, list[str]]:
     """A script's settings with the recipe that its words name, and the other words.
+
+    Args:
+        defaults: the script's.
+        words: of its command line.
+        schedules: how long and at which rates, where the script says that for a recipe.
 
     Raises:
         ConfigError: no such recipe, two of them, or one for stage 1 or for a run that is resumed.
@@ -51,4 +69,4 @@ def with_recipe(defaults: Settings, words: list[str]) -> tuple[Settings, list[st
         raise ConfigError("a recipe is for stage 2, the training against banding")
     if any(word.startswith("resume=") and word != "resume=null" for word in others):
         raise ConfigError("a run that is resumed keeps its recipe; begin a new one with restart=")
-    return replace(defaults, **RECIPES[named[0]]), others
+    return replace(defaults, **RECIPES[named[0]], **schedules.get(named[0], {})), others

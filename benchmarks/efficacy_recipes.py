@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from banding_removal.config import Settings
-from banding_removal.recipes import PAPER
+from banding_removal.recipes import OURS, PAPER
 from data.filters import VolumeFilter
 from data.phantom import DEMO, PhantomSpec
 from scripts.demo import ADVERSARIAL, PRETRAINING
@@ -70,7 +70,7 @@ RECIPES = {
     "control": _CONTROLLED,
     "paper": replace(_STAGE_2, **PAPER, epochs=10, lr=3e-4),  # one orientation a step
     "demo": replace(_STAGE_2, lr=3e-4),
-    "ours": replace(_CONTROLLED, trained_cascades=1, streak_weight=0.06, lr=3e-3),
+    "ours": replace(_STAGE_2, **OURS, lr=3e-3),
     "everywhere": replace(_CONTROLLED, streak_weight=0.06),
     "adversary": replace(
         _STAGE_2, trained_cascades=1, lr=3e-3, adversary_strength=0.1, adversary_changes="streaks"

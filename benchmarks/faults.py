@@ -491,8 +491,8 @@ def soak(bench: Bench) -> Iterator[Try]:
     steps = bench.settings.steps
     per_epoch = 3 * 52 // toy.nproc
     samples: dict[str, list[tuple[float, float]]] = {}
-    words = ("validate_every=5", "grid_every=20", f"epochs={-(-steps // per_epoch)}")
-    with Job(toy, *words) as job:
+    pace = ("validate_every=5", "grid_every=20", f"epochs={-(-steps // per_epoch)}")
+    with Job(toy, *pace) as job:
         job.wait_for_step(steps // 10)
         while job.process.poll() is None:
             step, pids = toy.step(), _trainers(toy, job)

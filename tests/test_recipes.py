@@ -44,9 +44,9 @@ def test_all_recipes_say_the_same_things() -> None:
 )
 def test_what_cannot_be_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        with_recipe(SETTINGS, words)
+        with_recipe(SETTINGS, words, {})
 
 
 def test_stage_one_has_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="stage 2"):
-        with_recipe(replace(Settings(), logs=tmp_path), ["recipe=paper"])
+        with_recipe(replace(Settings(), logs=tmp_path), ["recipe=paper"], {})

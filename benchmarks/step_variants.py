@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from banding_removal.config import Settings
+from banding_removal.recipes import OURS
 from banding_removal.steps import make_players, train_step
 from benchmarks import plain
 from data.dataset import Batch, Example, collate
@@ -17,7 +18,14 @@ from data.operators import center_crop
 from data.phantom import DEMO, REAL_SIZE, PhantomSpec, make_volume
 
 Variant = Literal[
-    "plain", "plain-bf16", "ours", "ours-recompute", "ours-bf16", "ours-bf16-recompute", "fastmri"
+    "plain",
+    "plain-bf16",
+    "ours",
+    "ours-recompute",
+    "ours-bf16",
+    "ours-bf16-recompute",
+    "ours-last",  # stage 2 by our own recipe
+    "fastmri",
 ]
 Stage = Literal["pretrain", "adversarial", "inference"]
 
@@ -138,6 +146,10 @@ def _ours(
         adversary_chans=size.adversary_chans,
         **numerics_of(variant),
     )
+    if variant == "ours-last":
+        if stage != "adversarial":
+            raise UnavailableError("it is of the other stage")
+        settings = replace(settings, **OURS | {"paired": False})
     players = make_players(settings, batch.masked_kspace.device)
     predictor = players.predictor
     if stage == "inference":

@@ -75,8 +75,12 @@ def test_both_stages_chain_under_ipython_and_the_second_needs_the_first(tmp_path
     assert second.returncode == 0, second.stderr
     assert "weights from" in (tmp_path / "logs" / "run" / "log.txt").read_text()
     assert (tmp_path / "logs" / "train" / "log_rank1.txt").exists()
+    ours = start(tmp_path, "train.py", *words, "recipe=ours", "name=ours", "nproc=2", ipython=False)
+    assert ours.returncode == 0, ours.stderr
+    said = (tmp_path / "logs" / "ours" / "log.txt").read_text()
+    assert "trained_cascades: int | None = 1" in said and "adversary: accuracy" not in said
     # With the run's own settings: none of the words above is needed again.
-    resume = f"resume={tmp_path / 'logs' / 'run'}"
+    resume = f"resume={tmp_path / 'logs' / 'train'}"
     resumed = start(tmp_path, "train.py", "epochs=2", resume, ipython=False)
     assert resumed.returncode == 0, resumed.stderr
     assert (tmp_path / "logs" / "train" / "grids" / "epoch002.png").exists()

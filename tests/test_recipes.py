@@ -1,13 +1,14 @@
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from banding_removal.command_line import settings_of
 from banding_removal.config import ConfigError, Settings
 from banding_removal.recipes import RECIPES, with_recipe
+from scripts import train, train_dev
 from scripts.demo import ADVERSARIAL
-from scripts.train import SETTINGS
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -22,12 +23,22 @@ def test_a_recipe_is_a_word_that_others_may_change(name: str) -> None:
 
 
 def test_the_paper_s_recipe_is_what_was_published() -> None:
-    settings = settings_of(SETTINGS, ["recipe=paper"])
+    settings = settings_of(train.SETTINGS, ["recipe=paper"])
     published = Settings(
         adversary="shallow", adversary_lr=1e-4, adversary_strength=1.0, reg_param=0.1
     )
     for key in RECIPES["paper"]:
         assert getattr(settings, key) == getattr(published, key), key
+
+
+@pytest.mark.parametrize("script", [train, train_dev])
+def test_ours_comes_with_the_scripts_schedule_and_no_adversary(script: ModuleType) -> None:
+    settings = settings_of(script.SETTINGS, ["recipe=ours", "lr=1e-5"], {"ours": script.OURS})
+    assert settings.adversary is None
+    assert (settings.trained_cascades, settings.streak_weight) == (1, 0.06)
+    assert settings.epochs * settings.epoch_fraction == 5
+    assert settings.lr == 1e-5
+    assert settings_of(script.SETTINGS, [], {"ours": script.OURS}) == script.SETTINGS
 
 
 def test_all_recipes_say_the_same_things() -> None:
@@ -44,7 +55,7 @@ def test_all_recipes_say_the_same_things() -> None:
 )
 def test_what_cannot_be_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        with_recipe(SETTINGS, words, {})
+        with_recipe(train.SETTINGS, words, {})
 
 
 def test_stage_one_has_no_recipe(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
+import h5py
 import torch
 
 from banding_removal.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
@@ -33,6 +34,7 @@ from banding_removal.run_log import read_rows
 from benchmarks.fault_driver import PAUSED
 from benchmarks.fault_runs import (
     EVERY,
+    PHANTOM,
     FaultError,
     Job,
     SmallDisk,
@@ -47,6 +49,7 @@ from benchmarks.fault_runs import (
     unharmed,
     write_row,
 )
+from data.phantom_files import write_dataset
 
 ENDS_WITHIN_S = 120.0  # a job of which a process is lost: 15 s unheard of, 30 s to end the others
 
@@ -464,6 +467,56 @@ def fails_for_good(bench: Bench) -> Iterator[Try]:
     yield Try(fault="loss NaN for good", lost=lost_steps(toy))
 
 
+# --- volumes ---
+
+
+def _truncated(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _replaced(path: Path) -> None:
+    elsewhere = path.parent.parent / "elsewhere"
+    write_dataset(elsewhere, replace(PHANTOM, slices=5), train_volumes=3, val_volumes=1, seed=9)
+    os.replace(elsewhere / path.parent.name / path.name, path)
+
+
+def _made_nan(path: Path) -> None:
+    """Its size and time as before."""
+    times = path.stat()
+    spoilt = Path(shutil.copy2(path, path.with_suffix(".spoilt")))
+    with h5py.File(spoilt, "r+") as file:
+        file["kspace"][:] = float("nan")
+    with path.open("r+b") as content:
+        content.write(spoilt.read_bytes())
+    spoilt.unlink()
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "truncated": (_truncated, "the file was changed or removed after it was indexed"),
+    "deleted": (Path.unlink, "the file was changed or removed after it was indexed"),
+    "replaced": (_replaced, "the file was changed or removed after it was indexed"),
+    "made NaN": (_made_nan, "k-space of slice . has NaN or Inf"),
+}
+
+
+def volume_spoilt(bench: Bench) -> Iterator[Try]:
+    """A training volume truncated, deleted, replaced or made NaN during the run; then put right."""
+    for what, (change, words) in CHANGES.items():
+        toy = bench.fresh("volume", epochs=6)
+        path = sorted(toy.data.glob("multicoil_train/*.h5"))[1]
+        kept = Path(shutil.copy2(path, toy.folder / "kept.h5"))
+        with Job(toy) as job:
+            job.wait_for_step(3)
+            change(path)
+            job.ends_with(2, rf"VolumeError: .*{path.name}.*{words}")
+        expect(path.name in toy.log.splitlines()[-1], "the log does not name the file")
+        lost = lost_steps(toy)
+        shutil.copy2(kept, path)
+        same_end(toy)
+        yield Try(fault=f"volume {what} during the run", lost=lost)
+
+
 # --- two runs, soak, determinism ---
 
 
@@ -562,6 +615,7 @@ KINDS: dict[str, Callable[[Bench], Iterator[Try]]] = {
     "worker_killed": worker_killed,
     "rank_lost": rank_lost,
     "failing": failing,
+    "volume_spoilt": volume_spoilt,
     "two_runs": two_runs,
     "disk_full": disk_full,
     "read_only": read_only,

@@ -105,8 +105,8 @@ def change_after_epoch_1(monkeypatch: pytest.MonkeyPatch, path: Path, change: Ch
     """Let something happen to a file as soon as the first epoch is saved."""
     left = [change]
 
-    def save_and_change(run: Run, *args: Any) -> None:
-        save(run, *args)
+    def save_and_change(run: Run, *args: Any, **how: Any) -> None:
+        save(run, *args, **how)
         if left and run.progress.epoch == 1:
             left.pop()(path)
 

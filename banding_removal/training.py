@@ -367,9 +367,23 @@ class _Feed:
         """The next `count` batches, one at a time."""
         for _ in range(count):
             asked = time.perf_counter()
-            batch = next(self._batches)
+            try:
+                batch = next(self._batches)
+            except (ConnectionError, EOFError) as error:
+                raise RuntimeError(self._lost_worker()) from error
             self._waited += time.perf_counter() - asked
             yield batch.to(self._device)
+
+    def _lost_worker(self) -> str:
+        """What PyTorch says of a killed loading process, unless it was handing over a batch."""
+        workers = getattr(self._batches, "_workers", [])
+        for worker in workers:
+            worker.join(1)
+            if worker.exitcode is not None and worker.exitcode < 0:
+                return (
+                    f"DataLoader worker (pid {worker.pid}) is killed by signal {-worker.exitcode}"
+                )
+        return "a DataLoader worker has let go of its connection"
 
     def waited(self) -> float:
         """Seconds waited since this was last asked."""

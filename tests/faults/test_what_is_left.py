@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import time
 from dataclasses import replace
@@ -17,7 +18,7 @@ from banding_removal.run_folder import RunInUseError, RunLock
 from banding_removal.run_log import MetricsWriter, ending_of, logging_to, read_records, read_rows
 from banding_removal.starting import find_start
 from banding_removal.status import status
-from banding_removal.training import train
+from banding_removal.training import _Feed, train
 from banding_removal.validation import ValidationResult, Validator
 from data.operators import rss
 from model.predictor import Predictor
@@ -211,3 +212,28 @@ def test_a_damaged_run_still_has_a_status(settings: Settings) -> None:
         assert words in text
     (folder / "metrics.jsonl").write_bytes(b"")
     assert "no figures yet" in status(folder)
+
+
+def test_a_loading_process_killed_while_it_hands_over_a_batch_is_named() -> None:
+    worker = subprocess_that_is_killed()
+
+    class Loader:
+        _workers = (worker,)
+
+        def __iter__(self) -> "Loader":
+            return self
+
+        def __next__(self) -> None:
+            raise ConnectionResetError
+
+    feed = _Feed(Loader(), torch.device("cpu"))  # type: ignore[arg-type]
+    said = rf"DataLoader worker \(pid {worker.pid}\) is killed by signal 9"
+    with pytest.raises(RuntimeError, match=said):
+        next(feed.take(1))
+
+
+def subprocess_that_is_killed() -> multiprocessing.Process:
+    process = multiprocessing.Process(target=time.sleep, args=(60,))
+    process.start()
+    process.kill()
+    return process

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -191,6 +192,26 @@ def make_loader(
         # Its own generator: the loader draws seeds, and must not move the one that dropout uses.
         generator=torch.Generator(),
     )
+
+
+def batches_of(loader: DataLoader[Batch]) -> Iterator[Batch]:
+    """The loader's batches.
+
+    Raises:
+        RuntimeError: a loading process was killed. PyTorch says so by itself, unless the process
+            was just handing over a batch.
+    """
+    batches = iter(loader)
+    try:
+        yield from batches
+    except (ConnectionError, EOFError) as error:
+        for worker in getattr(batches, "_workers", ()):
+            worker.join(1)
+            if worker.exitcode is not None and worker.exitcode < 0:
+                raise RuntimeError(
+                    f"DataLoader worker (pid {worker.pid}) is killed by signal {-worker.exitcode}"
+                ) from error
+        raise
 
 
 def choose_device(name: str, team: Team | None = None) -> torch.device:

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from banding_removal.assembly import choose_device, make_datasets, make_loader
+from banding_removal.assembly import batches_of, choose_device, make_datasets, make_loader
 from banding_removal.checkpoint import (
     Checkpoint,
     list_checkpoints,
@@ -359,7 +359,7 @@ class _Feed:
     """Batches on the device, and how long they were waited for."""
 
     def __init__(self, loader: DataLoader[Batch], device: torch.device) -> None:
-        self._batches = iter(loader)
+        self._batches = batches_of(loader)
         self._device = device
         self._waited = 0.0
 
@@ -367,23 +367,9 @@ class _Feed:
         """The next `count` batches, one at a time."""
         for _ in range(count):
             asked = time.perf_counter()
-            try:
-                batch = next(self._batches)
-            except (ConnectionError, EOFError) as error:
-                raise RuntimeError(self._lost_worker()) from error
+            batch = next(self._batches)
             self._waited += time.perf_counter() - asked
             yield batch.to(self._device)
-
-    def _lost_worker(self) -> str:
-        """What PyTorch says of a killed loading process, unless it was handing over a batch."""
-        workers = getattr(self._batches, "_workers", [])
-        for worker in workers:
-            worker.join(1)
-            if worker.exitcode is not None and worker.exitcode < 0:
-                return (
-                    f"DataLoader worker (pid {worker.pid}) is killed by signal {-worker.exitcode}"
-                )
-        return "a DataLoader worker has let go of its connection"
 
     def waited(self) -> float:
         """Seconds waited since this was last asked."""

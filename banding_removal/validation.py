@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from banding_removal.assembly import make_loader
+from banding_removal.assembly import batches_of, make_loader
 from banding_removal.banding import BandingOfSlice, banding_of_slice
 from banding_removal.banding_statistics import summarize
 from banding_removal.distributed import Team
@@ -155,7 +155,12 @@ class Validator:
         part = _Part()
         predictor.eval()
         bar = tqdm(
-            self._loader, "validate", leave=False, mininterval=1, disable=not self.team.is_first
+            batches_of(self._loader),
+            "validate",
+            total=len(self._draws),
+            leave=False,
+            mininterval=1,
+            disable=not self.team.is_first,
         )
         upright: DisplaySlice | None = None
         for draw, on_cpu in zip(self._draws, bar, strict=True):

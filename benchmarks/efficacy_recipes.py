@@ -58,13 +58,7 @@ ONE_CORE: dict[str, Any] = {
 _ANNEALED: dict[str, Any] = {"lr": 2e-3, "lr_drop_every": None, "lr_decay": 0.7}
 STAGE_1 = replace(PRETRAINING, name="stage_1", **ONE_CORE, **_ANNEALED, epochs=10, paired=True)
 _STAGE_2 = replace(ADVERSARIAL, **ONE_CORE, **_ANNEALED, epochs=5, epoch_fraction=1.0)
-_CONTROL: dict[str, Any] = {
-    "adversary": None,
-    "adversary_replay": 0,
-    "adversary_warmup_steps": 0,
-    "adversary_ramp_steps": 0,
-}
-_CONTROLLED = replace(_STAGE_2, **_CONTROL)
+_CONTROLLED = replace(_STAGE_2, **OURS | {"streak_weight": 0.0, "trained_cascades": None})
 FROM_SCRATCH = ("bfloat16",)  # these are stage 1 once more, in another way
 RECIPES = {
     "control": _CONTROLLED,

@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -470,10 +471,6 @@ def fails_for_good(bench: Bench) -> Iterator[Try]:
 # --- volumes ---
 
 
-def _truncated(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
 def _replaced(path: Path) -> None:
     elsewhere = path.parent.parent / "elsewhere"
     write_dataset(elsewhere, replace(PHANTOM, slices=5), train_volumes=3, val_volumes=1, seed=9)
@@ -492,10 +489,11 @@ def _made_nan(path: Path) -> None:
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
+CHANGED = "the file was changed or removed after it was indexed"
 CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "truncated": (_truncated, "the file was changed or removed after it was indexed"),
-    "deleted": (Path.unlink, "the file was changed or removed after it was indexed"),
-    "replaced": (_replaced, "the file was changed or removed after it was indexed"),
+    "truncated": (partial(damage, how="truncated"), CHANGED),
+    "deleted": (Path.unlink, CHANGED),
+    "replaced": (_replaced, CHANGED),
     "made NaN": (_made_nan, "k-space of slice . has NaN or Inf"),
 }
 

@@ -141,11 +141,16 @@ def _from_halves(width: int, positive: NDArray[np.int_], negative: NDArray[np.in
 
     Position i of the negative half is frequency -(i + 1).
     """
-    right = np.zeros((width + 1) // 2, dtype=bool)
-    left = np.zeros(width - right.size, dtype=bool)
-    right[positive] = True
-    left[negative] = True
-    return np.fft.fftshift(np.concatenate([right, left[::-1]]))
+    right, left = _halves(width)
+    halves = [_sampled(right, positive), _sampled(left, negative)[::-1]]
+    return np.fft.fftshift(np.concatenate(halves))
+
+
+def _sampled(size: int, positions: NDArray[np.int_]) -> BoolArray:
+    """Mask of `size` columns, those at the positions sampled."""
+    columns = np.zeros(size, dtype=bool)
+    columns[positions] = True
+    return columns
 
 
 def _halves(width: int) -> tuple[int, int]:
@@ -179,9 +184,7 @@ def _quadrature(width: int, acceleration: int, offset: int, _acs_lines: int) -> 
 
 
 def _equispaced(width: int, acceleration: int, offset: int, _acs_lines: int) -> BoolArray:
-    columns = np.zeros(width, dtype=bool)
-    columns[offset::acceleration] = True
-    return columns
+    return _sampled(width, np.arange(offset, width, acceleration))
 
 
 def _equispaced_v2(width: int, acceleration: int, offset: int, acs_lines: int) -> BoolArray:
@@ -199,9 +202,8 @@ def _spaced(start: int, size: int, spacing: float) -> NDArray[np.int_]:
 
 
 def _equispaced_fraction(width: int, acceleration: int, offset: int, acs_lines: int) -> BoolArray:
-    columns = np.zeros(width, dtype=bool)
-    columns[_spaced(offset, width, _spacing(width, acceleration, acs_lines))] = True
-    return columns
+    spacing = _spacing(width, acceleration, acs_lines)
+    return _sampled(width, _spaced(offset, width, spacing))
 
 
 def _magic_fraction(width: int, acceleration: int, offset: int, acs_lines: int) -> BoolArray:

@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from banding_removal.assembly import batches_of
 from banding_removal.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
 from banding_removal.config import Settings
 from banding_removal.run_folder import RunInUseError, RunLock
 from banding_removal.run_log import MetricsWriter, ending_of, logging_to, read_records, read_rows
 from banding_removal.starting import find_start
 from banding_removal.status import status
-from banding_removal.training import _Feed, train
+from banding_removal.training import train
 from banding_removal.validation import ValidationResult, Validator
 from data.operators import rss
 from model.predictor import Predictor
@@ -226,10 +227,9 @@ def test_a_loading_process_killed_while_it_hands_over_a_batch_is_named() -> None
         def __next__(self) -> None:
             raise ConnectionResetError
 
-    feed = _Feed(Loader(), torch.device("cpu"))  # type: ignore[arg-type]
     said = rf"DataLoader worker \(pid {worker.pid}\) is killed by signal 9"
     with pytest.raises(RuntimeError, match=said):
-        next(feed.take(1))
+        next(batches_of(Loader()))  # type: ignore[arg-type]
 
 
 def subprocess_that_is_killed() -> multiprocessing.Process:

@@ -22,6 +22,7 @@ from banding_removal.config import Settings
 from banding_removal.distributed import Team
 from banding_removal.losses import finite, reconstruction_loss
 from banding_removal.memory import Recomputation
+from banding_removal.muon import Muon
 from banding_removal.precision import uses_bfloat16
 from banding_removal.replay import PairStore
 from banding_removal.smooth_target import smooth_target
@@ -37,7 +38,7 @@ class Players:
 
     predictor: Predictor
     shared_predictor: nn.Module  # the same, its gradients averaged over all processes
-    optimizer: torch.optim.Adam
+    optimizer: torch.optim.Optimizer
     recomputation: Recomputation
     bfloat16: bool = False  # in which the networks run
     adversary: nn.Module | None = None
@@ -88,7 +89,7 @@ def make_players(
     players = Players(
         predictor=predictor,
         shared_predictor=team.shared(predictor),
-        optimizer=torch.optim.Adam(trained, lr=settings.lr, fused=True),
+        optimizer=_optimizer(settings, trained),
         bfloat16=uses_bfloat16(settings, device),
         recomputation=Recomputation(settings, predictor, team.local_size),
     )
@@ -111,6 +112,12 @@ def make_players(
         if settings.adversary_replay > 0:
             players.replay = PairStore(settings.adversary_replay)
     return players
+
+
+def _optimizer(settings: Settings, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
+    if settings.optimizer == "muon":
+        return Muon(weights, settings.lr)
+    return torch.optim.Adam(weights, lr=settings.lr, fused=True)
 
 
 def train_step(

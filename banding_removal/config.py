@@ -114,7 +114,6 @@ class Settings:
     penalty_every: int = 1  # steps between penalties, which then weigh so many times as much
 
     # --- beside the adversary, or instead of it ---
-    target_blur: float = 0.0  # pixels along readout, of the training target where signal is low
     streak_weight: float = 0.0  # of the direct term against streaks along phase encode
 
     # --- what one looks at ---
@@ -141,14 +140,7 @@ class Settings:
                 raise ConfigError(f"{name} must be positive and finite, got {value}")
         not_negative = (
             *("workers", "keep_checkpoints", "grid_slices", "l1_weight", "lr_min"),
-            *(
-                "adversary_strength",
-                "reg_param",
-                "seed",
-                "streak_weight",
-                "target_blur",
-                "rollbacks",
-            ),
+            *("adversary_strength", "reg_param", "seed", "streak_weight", "rollbacks"),
             *("adversary_ramp_steps", "adversary_warmup_steps", "adversary_replay"),
         )
         for name in not_negative:

@@ -53,9 +53,7 @@ class Run:
     @property
     def removes_banding(self) -> bool:
         """Whether this is stage 2, by whichever means."""
-        settings = self.settings
-        weighted = settings.streak_weight > 0 or settings.target_blur > 0
-        return weighted or self.players.adversary is not None
+        return self.settings.streak_weight > 0 or self.players.adversary is not None
 
     @property
     def volumes(self) -> dict[str, list[str]]:

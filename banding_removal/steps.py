@@ -25,7 +25,6 @@ from banding_removal.memory import Recomputation
 from banding_removal.muon import Muon
 from banding_removal.precision import uses_bfloat16
 from banding_removal.replay import PairStore
-from banding_removal.smooth_target import smooth_target
 from banding_removal.streak_term import streak_term
 from data.dataset import Batch, joined
 from data.operators import crop_to_smaller
@@ -227,14 +226,12 @@ def _reconstruct(
     players.recomputation.prepare(batch, bfloat16=players.bfloat16)
     with players.autocast(batch):
         output = players.shared_predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
-    wanted = batch.target
-    if settings.target_blur > 0:
-        wanted = smooth_target(wanted, batch.data_range, settings.target_blur)
-    loss, similarity = reconstruction_loss(output, wanted, batch.data_range, settings.l1_weight)
+    target, data_range = batch.target, batch.data_range
+    loss, similarity = reconstruction_loss(output, target, data_range, settings.l1_weight)
     figures = {"loss": loss.detach(), "ssim": similarity}
-    image, target = crop_to_smaller(output, batch.target)
+    image, target = crop_to_smaller(output, target)
     if settings.streak_weight > 0:
-        streaks = streak_term(image, target, batch.data_range)
+        streaks = streak_term(image, target, data_range)
         figures["streaks"] = streaks.detach()
         loss = loss + players.softened * settings.streak_weight * streaks
     return loss, figures, image

@@ -55,9 +55,11 @@ ONE_CORE: dict[str, Any] = {
 }
 # Both stages see every slice in both orientations at once. Stage 1 is long: against one that has
 # not settled, a control gains more than any means against banding costs.
-_ANNEALED: dict[str, Any] = {"lr": 2e-3, "lr_drop_every": None, "lr_decay": 0.7}
-STAGE_1 = replace(PRETRAINING, name="stage_1", **ONE_CORE, **_ANNEALED, epochs=10, paired=True)
-_STAGE_2 = replace(ADVERSARIAL, **ONE_CORE, **_ANNEALED, epochs=5, epoch_fraction=1.0)
+_ANNEALED: dict[str, Any] = {"optimizer": "muon", "lr_drop_every": None, "lr_decay": 0.7}
+STAGE_1 = replace(
+    PRETRAINING, name="stage_1", **ONE_CORE, **_ANNEALED, lr=2e-2, epochs=12, paired=True
+)
+_STAGE_2 = replace(ADVERSARIAL, **ONE_CORE, **_ANNEALED, lr=1e-2, epochs=5, epoch_fraction=0.5)
 _CONTROLLED = replace(_STAGE_2, **OURS | {"streak_weight": 0.0, "trained_cascades": None})
 FROM_SCRATCH = ("bfloat16",)  # these are stage 1 once more, in another way
 RECIPES = {

@@ -1,4 +1,4 @@
-"""Ways to train against banding, as plain settings: `recipe=ours`, `recipe=paper`.
+"""Ways to train against banding, as plain settings: `recipe=ours`, `=adversary`, `=paper`.
 
 A recipe says what stands against banding and how it is weighted, not for how long or on what
 networks. Its settings are laid over a script's; words on the command line are laid over both.
@@ -35,15 +35,26 @@ PAPER: dict[str, Any] = {
     "trained_cascades": None,
 }
 
-# The direct term in place of an adversary, and the last cascade alone to learn from it.
-OURS: dict[str, Any] = {
+# The direct term in place of an adversary, on both orientations of a slice at once.
+OURS: dict[str, Any] = {**PAPER, "paired": True, "adversary": None, "streak_weight": 0.025}
+# An adversary that learns in minutes: both orientations in every step, earlier reconstructions, a
+# grid of logits and a start ahead. With one reconstruction a step and none of these it stays at
+# chance for longer. Part of what it does is texture written across the streaks.
+ADVERSARY: dict[str, Any] = {
     **PAPER,
     "paired": True,
-    "adversary": None,
-    "streak_weight": 0.06,
-    "trained_cascades": 1,
+    "adversary": "patch",
+    "adversary_chans": 12,
+    "adversary_strength": 0.25,
+    "adversary_lr": 2e-3,
+    "adversary_betas": (0.5, 0.99),
+    "adversary_ramp_steps": 60,
+    "adversary_warmup_steps": 200,
+    "adversary_replay": 48,
+    "reg_param": 0.02,
+    "penalty_every": 4,
 }
-RECIPES = {"paper": PAPER, "ours": OURS}
+RECIPES = {"paper": PAPER, "ours": OURS, "adversary": ADVERSARY}
 
 
 def with_recipe(

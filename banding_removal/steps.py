@@ -185,7 +185,8 @@ def accumulate_gradients(
     for number, batch in enumerate(group, start=1):
         ends = last and number == len(group)
         with _alone(players.shared_predictor, not ends):
-            loss, figures, image = _reconstruct(settings, players, batch)
+            paired = settings.paired and len(group) == 1
+            loss, figures, image = _reconstruct(settings, players, batch, paired=paired)
             if judges and players.replay is not None:
                 standing.append(upright(image.detach(), batch.rotated))
                 if number == 1:
@@ -219,9 +220,9 @@ def accumulate_gradients(
 
 
 def _reconstruct(
-    settings: Settings, players: Players, batch: Batch
+    settings: Settings, players: Players, batch: Batch, *, paired: bool
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """The reconstruction loss of a batch, its figures, and the image as large as the target."""
+    """The loss without the adversary's term, its figures, and the image as large as the target."""
     assert batch.target is not None, "the training set is made with require_target"
     players.recomputation.prepare(batch, bfloat16=players.bfloat16)
     with players.autocast(batch):
@@ -231,7 +232,7 @@ def _reconstruct(
     figures = {"loss": loss.detach(), "ssim": similarity}
     image, target = crop_to_smaller(output, target)
     if settings.streak_weight > 0:
-        streaks = streak_term(image, target, data_range)
+        streaks = streak_term(image, target, data_range, paired=paired)
         figures["streaks"] = streaks.detach()
         loss = loss + players.softened * settings.streak_weight * streaks
     return loss, figures, image

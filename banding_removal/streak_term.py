@@ -6,11 +6,15 @@ for what is known of banding beforehand. It needs no second network and no pair 
 With r the reconstruction and t the target, phase encoding along the last axis, E_along and E_across
 the mean squares of the two filters of `streaks` in flat low-signal pixels,
 
-    D = log E_along(r) / E_across(r) - log E_along(t) / E_across(t),      term = mean of |D|
+    D = log E_along(r) / E_across(r) - log E_along(t) / E_across(t),      term = mean of |D + m|
 
-over box lengths, and background and anatomy apart, so that the one cannot make up for the other;
-|D| is rounded at zero, sqrt(D^2 + h^2) - h, where it is the few pixels' chance. The pull of D^2
-would fade before the streaks have gone.
+over box lengths, and background and anatomy apart, so that the one cannot make up for the other.
+Of the two reconstructions of a pair, D is the mean first: what is left of anatomy cancels, as in
+the metric B, and half of the chance. |.| is rounded at zero, sqrt(x^2 + h^2) - h, where it is the
+few pixels' chance; the pull of a square would fade before the streaks have gone. It asks for a
+little less than none (m), since the reconstruction loss pulls the other way and it ends between.
+Background weighs less than anatomy: streaks go from it sooner, and a predictor that hurries there
+pays for it in the darkest regions (half of the loss of SSIM, with equal weights).
 The target's own ratio takes anatomy out. E_across(r) is a constant for the gradient: otherwise
 texture written across the streaks would do as well as their removal, and costs less loss.
 """
@@ -28,10 +32,14 @@ from banding_removal.streaks import MIN_PIXELS
 LENGTHS = (5, 13)
 MARGIN = max(LENGTHS) // 2
 ROUNDED = 0.1  # h: 0.4 dB
+BELOW = 0.2  # m: 0.9 dB
+WEIGHTS = (0.1, 0.9)  # of background and anatomy
 
 
-def streak_term(image: Tensor, target: Tensor, data_range: Tensor) -> Tensor:
-    """Mean of the rounded |D| (natural logarithms) over box lengths, regions and slices; a scalar.
+def streak_term(
+    image: Tensor, target: Tensor, data_range: Tensor, *, paired: bool = False
+) -> Tensor:
+    """Mean of the rounded |D + m| (natural logarithms) over box lengths, regions and slices.
 
     Regions of fewer than 200 pixels do not count; without any the term is 0, with a gradient of 0.
 
@@ -39,6 +47,10 @@ def streak_term(image: Tensor, target: Tensor, data_range: Tensor) -> Tensor:
         image: reconstruction as it was made, real (B, 1, h, w), phase encoding along w.
         target: likewise, of the same orientation.
         data_range: (B,), the largest value of each volume.
+        paired: the second half of the slices are the first half's, transposed.
+
+    Returns:
+        A scalar; 0.12 where there is nothing to remove, because of m.
     """
     if min(image.shape[-2:]) <= 2 * MARGIN:
         return 0 * image.sum()
@@ -52,10 +64,15 @@ def streak_term(image: Tensor, target: Tensor, data_range: Tensor) -> Tensor:
     for length in LENGTHS:
         along, across = _log_energies(image[:, 0] / scale, length, masks, pixels)
         along_t, across_t = _log_energies(reference, length, masks, pixels)
-        difference = along - across.detach() - (along_t - across_t)
-        rounded = torch.hypot(difference, difference.new_tensor(ROUNDED)) - ROUNDED
-        differences.append(torch.where(counts, rounded, 0.0))
-    return torch.stack(differences).mean(0).sum() / counts.sum().clamp(min=1)
+        differences.append(along - across.detach() - (along_t - across_t))
+    difference = torch.stack(differences)
+    if paired:
+        difference = difference.unflatten(-1, (2, -1)).mean(-2)
+        counts = counts.unflatten(-1, (2, -1)).all(-2)
+    h = difference.new_tensor(ROUNDED)
+    rounded = torch.hypot(difference + BELOW, h).mean(0) - h
+    weights = image.new_tensor(WEIGHTS)[:, None] * counts
+    return (weights * torch.where(counts, rounded, 0.0)).sum() / weights.sum().clamp(min=1e-9)
 
 
 def _log_energies(

@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from banding_removal.config import Settings
-from banding_removal.recipes import OURS, PAPER
+from banding_removal.recipes import ADVERSARY, OURS, PAPER
 from data.filters import VolumeFilter
 from data.phantom import DEMO, PhantomSpec
-from scripts.demo import ADVERSARIAL, PRETRAINING
+from scripts.demo import PRETRAINING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,28 +56,24 @@ ONE_CORE: dict[str, Any] = {
 # Both stages see every slice in both orientations at once. Stage 1 is long: against one that has
 # not settled, a control gains more than any means against banding costs.
 _ANNEALED: dict[str, Any] = {"optimizer": "muon", "lr_drop_every": None, "lr_decay": 0.7}
+_ADAM: dict[str, Any] = {"optimizer": "adam", "lr": 3e-4}
 STAGE_1 = replace(
     PRETRAINING, name="stage_1", **ONE_CORE, **_ANNEALED, lr=2e-2, epochs=12, paired=True
 )
-_STAGE_2 = replace(ADVERSARIAL, **ONE_CORE, **_ANNEALED, lr=1e-2, epochs=5, epoch_fraction=0.5)
-_CONTROLLED = replace(_STAGE_2, **OURS | {"streak_weight": 0.0, "trained_cascades": None})
+_STAGE_2 = replace(PRETRAINING, **ONE_CORE, **_ANNEALED, lr=1e-2, epochs=5, epoch_fraction=0.5)
+_OURS = replace(_STAGE_2, **OURS)
+_STREAKS_ALONE: dict[str, Any] = {"adversary_strength": 0.1, "adversary_changes": "streaks"}
 FROM_SCRATCH = ("bfloat16",)  # these are stage 1 once more, in another way
 RECIPES = {
-    "control": _CONTROLLED,
-    "paper": replace(_STAGE_2, **PAPER, epochs=10, lr=3e-4),  # one orientation a step
-    "demo": replace(_STAGE_2, lr=3e-4),
-    "ours": replace(_STAGE_2, **OURS, lr=3e-3),
-    "everywhere": replace(_CONTROLLED, streak_weight=0.06),
-    "adversary": replace(
-        _STAGE_2, trained_cascades=1, lr=3e-3, adversary_strength=0.1, adversary_changes="streaks"
-    ),
+    "control": replace(_OURS, streak_weight=0.0),
+    "ours": _OURS,
+    "last": replace(_OURS, trained_cascades=1, epochs=10),  # of half the cost a step
+    "adam": replace(_OURS, optimizer="adam", lr=1e-3),
+    "paper": replace(_STAGE_2, **PAPER, **_ADAM, epochs=10),  # one orientation a step
+    "adversary": replace(_STAGE_2, **ADVERSARY, **_ADAM),
+    "streaks": replace(_STAGE_2, **ADVERSARY | _STREAKS_ALONE),
     "both": replace(
-        _STAGE_2,
-        trained_cascades=1,
-        streak_weight=0.06,
-        lr=3e-3,
-        adversary_strength=0.1,
-        adversary_changes="streaks",
+        _STAGE_2, **ADVERSARY | _STREAKS_ALONE | {"streak_weight": OURS["streak_weight"]}
     ),
     "bfloat16": replace(STAGE_1, precision="bfloat16"),
 }

@@ -24,7 +24,7 @@ Variant = Literal[
     "ours-recompute",
     "ours-bf16",
     "ours-bf16-recompute",
-    "ours-last",  # stage 2 by our own recipe
+    "ours-direct",  # stage 2 by our own recipe
     "fastmri",
 ]
 Stage = Literal["pretrain", "adversarial", "inference"]
@@ -146,7 +146,7 @@ def _ours(
         adversary_chans=size.adversary_chans,
         **numerics_of(variant),
     )
-    if variant == "ours-last":
+    if variant == "ours-direct":
         if stage != "adversarial":
             raise UnavailableError("it is of the other stage")
         settings = replace(settings, **OURS | {"paired": False})

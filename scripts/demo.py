@@ -2,6 +2,7 @@
 
     make demo
     ipython scripts/demo.py epochs=2
+    ipython scripts/demo.py recipe=adversary
 
 Ten to twelve minutes on two CPU cores. Settings can be overridden as key=value, for both stages, as
 for scripts/pretrain.py; with another data_path no phantom is made. A demo that was interrupted goes
@@ -17,6 +18,7 @@ from banding_removal.comparison import CompareSettings, compare
 from banding_removal.config import REPOSITORY, ConfigError, Settings
 from banding_removal.distributed import launch
 from banding_removal.evaluation_table import overview
+from banding_removal.recipes import OURS, WORD
 from banding_removal.starting import completed_run
 from banding_removal.training import train
 from data.filters import VolumeFilter
@@ -35,58 +37,39 @@ PRETRAINING = Settings(
     sens_chans=4,
     acs_lines=(12,),
     epochs=6,
-    lr=2e-3,
-    lr_drop_every=5,
+    optimizer="muon",
+    lr=2e-2,
+    lr_drop_every=None,
+    lr_decay=0.7,
     clip_grad_norm=1.0,
     workers=1,
     train_filter=VolumeFilter(),
     val_filter=VolumeFilter(),
 )
-
-# Both orientations in every step, earlier reconstructions, a grid of logits and a start ahead: with
-# one reconstruction a step and none of these, the adversary stays at chance for longer than this.
-# One run (seed 0): banding 2.9 -> 1.0 dB, excess 0.64 -> 0.40 %, streaks along the banding -2.0 ->
-# -2.7 dB and across it -4.9 -> -3.7 dB, SSIM 0.7797 -> 0.7818, NMSE 0.029 -> 0.030. Of other
-# strengths (from another pretraining): 0.5 removed about as much at a larger loss of SSIM; 2 left
-# -0.1 dB and 0.1 %, and visible ghosts.
-ADVERSARIAL = replace(
-    PRETRAINING,
-    name="demo_adversarial",
-    epochs=2,
-    epoch_fraction=0.5,
-    lr=3e-4,
-    lr_drop_every=None,
-    paired=True,
-    adversary="patch",
-    adversary_chans=12,
-    adversary_lr=2e-3,
-    adversary_betas=(0.5, 0.99),
-    adversary_strength=0.25,
-    adversary_ramp_steps=60,
-    adversary_warmup_steps=200,
-    adversary_replay=48,
-    reg_param=0.02,
-    penalty_every=4,
-)
+STAGE_2 = replace(PRETRAINING, **OURS, name="demo_stage_2", epochs=3, epoch_fraction=0.5, lr=1e-2)
+# With recipe=adversary or recipe=paper.
+AGAINST_ADVERSARY = {"optimizer": "adam", "lr": 3e-4, "lr_decay": 0.0}
 
 
 def main(words: list[str]) -> None:
     """Make the phantom if it is not there, train in both stages, and say what to look at."""
-    pretraining, adversarial = (settings_of(s, words) for s in (PRETRAINING, ADVERSARIAL))
+    pretraining = settings_of(PRETRAINING, [w for w in words if not w.startswith(WORD)])
+    schedules = {"adversary": AGAINST_ADVERSARY, "paper": AGAINST_ADVERSARY}
+    stage_2 = settings_of(STAGE_2, words, schedules)
     if pretraining.resume is not None or pretraining.restart is not None:
         raise ConfigError(
             "the demo goes on by itself: resume and restart are for the other scripts"
         )
-    if pretraining.name == adversarial.name:
+    if pretraining.name == stage_2.name:
         raise ConfigError("the demo makes two runs: it cannot be given one name")
     if pretraining.data_path == PHANTOM:
         write_dataset(PHANTOM, DEMO, train_volumes=24, val_volumes=8, seed=0)
     before = _run(pretraining)
-    after = _run(replace(adversarial, restart=before))
+    after = _run(replace(stage_2, restart=before))
 
     found = compare(
         CompareSettings(
-            sets={"pretrained": before, "adversarial": after},
+            sets={"pretrained": before, "stage 2": after},
             volumes=pretraining.data_path / f"{pretraining.challenge}_val",
             filter=pretraining.val_filter,
             slices=pretraining.val_slices,
@@ -97,12 +80,12 @@ def main(words: list[str]) -> None:
     )
     print(f"\n{overview(found.evaluation)}")
     print("\nThe demo is complete. Look at")
-    print(f"  {_shown(found.picture)}: target, pretrained, adversarial, and simple remedies")
-    for folder, what in ((before, "before"), (after, "after the adversarial training")):
+    print(f"  {_shown(found.picture)}: target, pretrained, stage 2, and simple remedies")
+    for folder, what in ((before, "before"), (after, "after stage 2")):
         grid = max((folder / "grids").glob("epoch*.png"))
         print(f"  {_shown(grid)}: validation slices {what}")
     print(f"  {_shown(before / 'grids' / 'raw_grid.png')}: what the network is given")
-    print(f"  {_shown(after / 'curves.png')}: both players by epoch")
+    print(f"  {_shown(after / 'curves.png')}: stage 2 by epoch")
     print(f"  {_shown(found.table)}: all figures, by region, acquisition and scanner")
 
 

@@ -43,7 +43,7 @@ def test_phantom_and_demo_run_under_ipython_from_any_folder(tmp_path: Path) -> N
     )
     demo = start(tmp_path, "demo.py", *words, *TOY_MODEL, "grid_zero_filled=true")
     assert demo.returncode == 0, demo.stderr
-    for name in ("demo", "demo_adversarial"):
+    for name in ("demo", "demo_stage_2"):
         run = tmp_path / "logs" / name
         first, second = (read(run / "grids" / f"epoch00{i}.png") for i in (1, 2))
         assert not np.array_equal(first, second)
@@ -53,7 +53,7 @@ def test_phantom_and_demo_run_under_ipython_from_any_folder(tmp_path: Path) -> N
             assert (run / log).read_text().rstrip().endswith("the run is complete")
     assert read(run / "comparison" / "comparison.png").std() > 0
     assert "| pretrained, dithered" in demo.stdout
-    assert "adversary: accuracy" in (run / "log.txt").read_text()
+    assert "streak_weight: float = 0.025" in (run / "log.txt").read_text()
     assert (tmp_path / "logs" / "run").resolve() == run.resolve()
 
     again = start(tmp_path, "demo.py", *words, *TOY_MODEL, "grid_zero_filled=true", ipython=False)
@@ -71,14 +71,15 @@ def test_both_stages_chain_under_ipython_and_the_second_needs_the_first(tmp_path
     assert "ipython scripts/pretrain.py" in alone.stderr
     first = start(tmp_path, "pretrain.py", *words, "nproc=2")
     assert first.returncode == 0, first.stderr
-    second = start(tmp_path, "train.py", *words, "adversary_chans=4", "epoch_fraction=1", "nproc=2")
+    against = ["recipe=paper", "adversary_chans=4", "epoch_fraction=1", "nproc=2"]
+    second = start(tmp_path, "train.py", *words, *against)
     assert second.returncode == 0, second.stderr
     assert "weights from" in (tmp_path / "logs" / "run" / "log.txt").read_text()
     assert (tmp_path / "logs" / "train" / "log_rank1.txt").exists()
-    ours = start(tmp_path, "train.py", *words, "recipe=ours", "name=ours", "nproc=2", ipython=False)
+    ours = start(tmp_path, "train.py", *words, "name=ours", "nproc=2", ipython=False)
     assert ours.returncode == 0, ours.stderr
     said = (tmp_path / "logs" / "ours" / "log.txt").read_text()
-    assert "trained_cascades: int | None = 1" in said and "adversary: accuracy" not in said
+    assert "streak_weight: float = 0.025" in said and "adversary: accuracy" not in said
     # With the run's own settings: none of the words above is needed again.
     resume = f"resume={tmp_path / 'logs' / 'train'}"
     resumed = start(tmp_path, "train.py", "epochs=2", resume, ipython=False)

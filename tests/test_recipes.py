@@ -8,37 +8,48 @@ from banding_removal.command_line import settings_of
 from banding_removal.config import ConfigError, Settings
 from banding_removal.recipes import RECIPES, with_recipe
 from scripts import train, train_dev
-from scripts.demo import ADVERSARIAL
+from scripts.demo import STAGE_2
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_a_word_that_others_may_change(name: str) -> None:
-    settings = settings_of(ADVERSARIAL, [f"recipe={name}", "adversary_strength=7", "lr=1e-5"])
+    settings = settings_of(STAGE_2, [f"recipe={name}", "adversary_strength=7", "lr=1e-5"])
     assert settings.adversary_strength == 7
     assert settings.lr == 1e-5
     for key, value in RECIPES[name].items():
         if key != "adversary_strength":
             assert getattr(settings, key) == value
-    assert settings.epochs == ADVERSARIAL.epochs
+    assert settings.epochs == STAGE_2.epochs
 
 
 def test_the_paper_s_recipe_is_what_was_published() -> None:
-    settings = settings_of(train.SETTINGS, ["recipe=paper"])
+    settings = settings_of(train.SETTINGS, ["recipe=paper"], {"paper": train.PUBLISHED})
     published = Settings(
-        adversary="shallow", adversary_lr=1e-4, adversary_strength=1.0, reg_param=0.1
+        adversary="shallow",
+        adversary_lr=1e-4,
+        adversary_strength=1.0,
+        reg_param=0.1,
+        epochs=1000,
+        epoch_fraction=0.2,
+        lr=1e-4,
+        lr_drop_every=40,
+        lr_min=1e-6,
     )
-    for key in RECIPES["paper"]:
+    for key in (*RECIPES["paper"], *train.PUBLISHED):
         assert getattr(settings, key) == getattr(published, key), key
 
 
 @pytest.mark.parametrize("script", [train, train_dev])
-def test_ours_comes_with_the_scripts_schedule_and_no_adversary(script: ModuleType) -> None:
-    settings = settings_of(script.SETTINGS, ["recipe=ours", "lr=1e-5"], {"ours": script.OURS})
-    assert settings.adversary is None
-    assert (settings.trained_cascades, settings.streak_weight) == (1, 0.06)
-    assert settings.epochs * settings.epoch_fraction == 5
-    assert settings.lr == 1e-5
-    assert settings_of(script.SETTINGS, [], {"ours": script.OURS}) == script.SETTINGS
+def test_the_scripts_have_our_recipe_and_others_at_the_published_rates(script: ModuleType) -> None:
+    schedules = {"paper": script.PUBLISHED, "adversary": script.PUBLISHED}
+    ours = settings_of(script.SETTINGS, ["lr=1e-5"], schedules)
+    assert ours.lr == 1e-5
+    assert ours.adversary is None and ours.streak_weight > 0
+    assert ours == settings_of(script.SETTINGS, ["recipe=ours", "lr=1e-5"], schedules)
+    for recipe in ("paper", "adversary"):
+        other = settings_of(script.SETTINGS, [f"recipe={recipe}", "epochs=2"], schedules)
+        assert (other.optimizer, other.lr, other.epochs) == ("adam", 1e-4, 2)
+        assert other.adversary is not None and other.streak_weight == 0
 
 
 def test_all_recipes_say_the_same_things() -> None:

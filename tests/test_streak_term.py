@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from banding_removal.adversarial import OrientationObjective, only_streaks
-from banding_removal.streak_term import streak_term
+from banding_removal.streak_term import BELOW, ROUNDED, streak_term
 from model.classifiers import build_adversary
 
 DATA_RANGE = torch.ones(2, dtype=torch.float64)
@@ -25,19 +27,44 @@ def noise_along(axis: int, like: Tensor) -> Tensor:
     return torch.randn(shape, dtype=like.dtype, generator=generator).expand_as(like)
 
 
-def test_the_target_itself_has_none_and_streaks_in_either_direction_count() -> None:
+def test_streaks_count_and_somewhat_less_than_none_is_wanted() -> None:
     target = anatomy()
-    assert streak_term(target, target, DATA_RANGE) == 0
-    weak, strong, across = (
-        float(streak_term(target + image, target, DATA_RANGE))
-        for image in (
-            0.005 * noise_along(-1, target),
-            0.02 * noise_along(-1, target),
-            0.02 * noise_along(-2, target),
-        )
+    streaks = noise_along(-1, target)
+    none, weak, strong = (
+        float(streak_term(target + size * streaks, target, DATA_RANGE))
+        for size in (0.0, 0.005, 0.02)
     )
-    assert 0 < weak < strong
-    assert across > weak
+    # |D + m| rounded, D = 0
+    assert none == pytest.approx(math.hypot(BELOW, ROUNDED) - ROUNDED)
+    assert none < weak < strong
+    overshot = streak_term(target + 0.02 * noise_along(-2, target), target, DATA_RANGE)
+    assert overshot > weak
+
+
+def test_in_a_pair_what_anatomy_does_cancels_and_streaks_do_not() -> None:
+    target = anatomy((96, 96))
+    pair, ranges = torch.cat([target, target.mT]), torch.cat([DATA_RANGE, DATA_RANGE])
+    lines = 0.01 * noise_along(-1, target)
+    none = streak_term(pair, pair, ranges, paired=True)
+    anatomy_s = pair + torch.cat([lines, lines.mT])
+    torch.testing.assert_close(streak_term(anatomy_s, pair, ranges, paired=True), none)
+    assert streak_term(anatomy_s, pair, ranges) > 3 * none
+    banding = pair + torch.cat([lines, lines])
+    assert streak_term(banding, pair, ranges, paired=True) > 3 * none
+
+
+def test_background_weighs_less_than_anatomy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = 0.01 * torch.rand(1, 1, 96, 96, dtype=torch.float64, generator=generator)
+    target[..., 48:] += 0.1
+    target[..., :4, :4] = 1
+    streaks = 0.01 * noise_along(-1, target)
+    terms = []
+    for left, right in ((0, 44), (52, 96)):
+        image = target.clone()
+        image[..., left:right] += streaks[..., left:right]
+        terms.append(float(streak_term(image, target, DATA_RANGE[:1])))
+    assert terms[1] > 3 * terms[0]
 
 
 def test_its_gradient_removes_streaks_and_never_writes_across_them() -> None:
@@ -72,11 +99,9 @@ def test_the_unit_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("image", [torch.zeros(1, 1, 64, 64), torch.rand(1, 1, 9, 9)])
-def test_empty_and_tiny_images_have_no_term_and_a_gradient_of_zero(image: Tensor) -> None:
+def test_empty_and_tiny_images_have_a_gradient_of_zero(image: Tensor) -> None:
     image = image.clone().requires_grad_()
-    term = streak_term(image, image.detach(), torch.ones(1))
-    assert term == 0
-    term.backward()
+    streak_term(image, image.detach(), torch.ones(1)).backward()
     assert image.grad is not None and (image.grad == 0).all()
 
 

@@ -60,7 +60,7 @@ _ADAM: dict[str, Any] = {"optimizer": "adam", "lr": 3e-4}
 STAGE_1 = replace(
     PRETRAINING, name="stage_1", **ONE_CORE, **_ANNEALED, lr=2e-2, epochs=12, paired=True
 )
-_STAGE_2 = replace(PRETRAINING, **ONE_CORE, **_ANNEALED, lr=1e-2, epochs=5, epoch_fraction=0.5)
+_STAGE_2 = replace(PRETRAINING, **ONE_CORE, **_ANNEALED, lr=2e-2, epochs=5, epoch_fraction=0.5)
 _OURS = replace(_STAGE_2, **OURS)
 _STREAKS_ALONE: dict[str, Any] = {"adversary_strength": 0.1, "adversary_changes": "streaks"}
 FROM_SCRATCH = ("bfloat16",)  # these are stage 1 once more, in another way
@@ -68,7 +68,7 @@ RECIPES = {
     "control": replace(_OURS, streak_weight=0.0),
     "ours": _OURS,
     "last": replace(_OURS, trained_cascades=1, epochs=10),  # of half the cost a step
-    "adam": replace(_OURS, optimizer="adam", lr=1e-3),
+    "adam": replace(_OURS, optimizer="adam", lr=2e-3),
     "paper": replace(_STAGE_2, **PAPER, **_ADAM, epochs=10),  # one orientation a step
     "adversary": replace(_STAGE_2, **ADVERSARY, **_ADAM),
     "streaks": replace(_STAGE_2, **ADVERSARY | _STREAKS_ALONE),

@@ -46,7 +46,7 @@ PRETRAINING = Settings(
     train_filter=VolumeFilter(),
     val_filter=VolumeFilter(),
 )
-STAGE_2 = replace(PRETRAINING, **OURS, name="demo_stage_2", epochs=3, epoch_fraction=0.5, lr=1e-2)
+STAGE_2 = replace(PRETRAINING, **OURS, name="demo_stage_2", epochs=3, epoch_fraction=0.5)
 # With recipe=adversary or recipe=paper.
 AGAINST_ADVERSARY = {"optimizer": "adam", "lr": 3e-4, "lr_decay": 0.0}
 

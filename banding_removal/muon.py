@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 MOMENTUM = 0.95
 BETAS = (0.9, 0.999)
@@ -62,13 +63,15 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             alike: dict[torch.Size, list[Tensor]] = {}
+            others = []
             for weight in weights:
                 if weight.ndim == 4 and weight[0, 0].numel() > 1:
                     alike.setdefault(weight.shape, []).append(weight)
                 else:
-                    self._step_adam(weight, ADAM_PART * group["lr"])
+                    others.append(weight)
             for same_shape in alike.values():
                 self._step_muon(same_shape, group["lr"])
+            self._step_adam(others, ADAM_PART * group["lr"])
 
     def _step_muon(self, weights: list[Tensor], lr: float) -> None:
         """All of them at once: they are small, and many are alike."""
@@ -85,18 +88,30 @@ class Muon(torch.optim.Optimizer):
             self.state[weight]["momentum"].copy_(momentum.view_as(weight))
             weight.sub_(update.view_as(weight))
 
-    def _step_adam(self, weight: Tensor, lr: float) -> None:
-        state, gradient = self.state[weight], _gradient(weight)
-        if not state:
-            state["step"] = torch.tensor(0.0)
-            state["mean"] = torch.zeros_like(weight)
-            state["square"] = torch.zeros_like(weight)
-        state["step"] += 1
-        mean = state["mean"].lerp_(gradient, 1 - BETAS[0])
-        square = state["square"].lerp_(gradient.square(), 1 - BETAS[1])
-        step = state["step"].item()
-        root = (square / (1 - BETAS[1] ** step)).sqrt_().add_(EPSILON)
-        weight.addcdiv_(mean, root, value=-lr / (1 - BETAS[0] ** step))
+    def _step_adam(self, weights: list[Tensor], lr: float) -> None:
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight] = {
+                    "exp_avg": torch.zeros_like(weight),
+                    "exp_avg_sq": torch.zeros_like(weight),
+                    "step": torch.tensor(0.0),
+                }
+        states = [self.state[weight] for weight in weights]
+        adam(
+            weights,
+            [_gradient(weight) for weight in weights],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            amsgrad=False,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            lr=lr,
+            weight_decay=0.0,
+            eps=EPSILON,
+            maximize=False,
+        )
 
 
 def _gradient(weight: Tensor) -> Tensor:

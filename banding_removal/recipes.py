@@ -54,6 +54,16 @@ ADVERSARY: dict[str, Any] = {
     "reg_param": 0.02,
     "penalty_every": 4,
 }
+# How long, and at which rates, stage 2 was published.
+PUBLISHED: dict[str, Any] = {
+    "epochs": 1000,
+    "epoch_fraction": 0.2,
+    "optimizer": "adam",
+    "lr": 1e-4,
+    "lr_drop_every": 40,
+    "lr_min": 1e-6,
+    "lr_decay": 0.0,
+}
 RECIPES = {"paper": PAPER, "ours": OURS, "adversary": ADVERSARY}
 
 

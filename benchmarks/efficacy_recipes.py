@@ -55,12 +55,9 @@ ONE_CORE: dict[str, Any] = {
 }
 # Both stages see every slice in both orientations at once. Stage 1 is long: against one that has
 # not settled, a control gains more than any means against banding costs.
-_ANNEALED: dict[str, Any] = {"optimizer": "muon", "lr_drop_every": None, "lr_decay": 0.7}
 _ADAM: dict[str, Any] = {"optimizer": "adam", "lr": 3e-4}
-STAGE_1 = replace(
-    PRETRAINING, name="stage_1", **ONE_CORE, **_ANNEALED, lr=2e-2, epochs=12, paired=True
-)
-_STAGE_2 = replace(PRETRAINING, **ONE_CORE, **_ANNEALED, lr=2e-2, epochs=5, epoch_fraction=0.5)
+STAGE_1 = replace(PRETRAINING, name="stage_1", **ONE_CORE, epochs=12, paired=True)
+_STAGE_2 = replace(PRETRAINING, **ONE_CORE, epochs=5, epoch_fraction=0.5)
 _OURS = replace(_STAGE_2, **OURS)
 _STREAKS_ALONE: dict[str, Any] = {"adversary_strength": 0.1, "adversary_changes": "streaks"}
 FROM_SCRATCH = ("bfloat16",)  # these are stage 1 once more, in another way

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from banding_removal.command_line import run
 from banding_removal.config import Settings
-from banding_removal.recipes import OURS
+from banding_removal.recipes import OURS, PUBLISHED
 
 # What is not named here is as in scripts/pretrain_dev.py.
 SETTINGS = Settings(
@@ -32,17 +32,6 @@ SETTINGS = Settings(
     grid_every=5,
     **OURS,
 )
-
-# With recipe=paper or recipe=adversary: as long, and at the rates, that were published.
-PUBLISHED = {
-    "epochs": 1000,
-    "epoch_fraction": 0.2,
-    "optimizer": "adam",
-    "lr": 1e-4,
-    "lr_drop_every": 40,
-    "lr_min": 1e-6,
-    "lr_decay": 0.0,
-}
 
 if __name__ == "__main__":
     run(SETTINGS, paper=PUBLISHED, adversary=PUBLISHED)

@@ -6,7 +6,7 @@ import pytest
 
 from banding_removal.command_line import settings_of
 from banding_removal.config import ConfigError, Settings
-from banding_removal.recipes import RECIPES, with_recipe
+from banding_removal.recipes import PUBLISHED, RECIPES, with_recipe
 from scripts import train, train_dev
 from scripts.demo import STAGE_2
 
@@ -23,7 +23,7 @@ def test_a_recipe_is_a_word_that_others_may_change(name: str) -> None:
 
 
 def test_the_paper_s_recipe_is_what_was_published() -> None:
-    settings = settings_of(train.SETTINGS, ["recipe=paper"], {"paper": train.PUBLISHED})
+    settings = settings_of(train.SETTINGS, ["recipe=paper"], {"paper": PUBLISHED})
     published = Settings(
         adversary="shallow",
         adversary_lr=1e-4,
@@ -35,13 +35,13 @@ def test_the_paper_s_recipe_is_what_was_published() -> None:
         lr_drop_every=40,
         lr_min=1e-6,
     )
-    for key in (*RECIPES["paper"], *train.PUBLISHED):
+    for key in (*RECIPES["paper"], *PUBLISHED):
         assert getattr(settings, key) == getattr(published, key), key
 
 
 @pytest.mark.parametrize("script", [train, train_dev])
 def test_the_scripts_have_our_recipe_and_others_at_the_published_rates(script: ModuleType) -> None:
-    schedules = {"paper": script.PUBLISHED, "adversary": script.PUBLISHED}
+    schedules = {"paper": PUBLISHED, "adversary": PUBLISHED}
     ours = settings_of(script.SETTINGS, ["lr=1e-5"], schedules)
     assert ours.lr == 1e-5
     assert ours.adversary is None and ours.streak_weight > 0

@@ -1,7 +1,7 @@
 """A direct term against banding: streaks along phase encode, no stronger than texture across it.
 
 The adversary of `adversarial` learns what tells the orientation; this is the same wish written down
-for what is known of banding beforehand. It needs no second network and no pair of orientations.
+for what is known of banding beforehand. It needs no second network.
 
 With r the reconstruction and t the target, phase encoding along the last axis, E_along and E_across
 the mean squares of the two filters of `streaks` in flat low-signal pixels,
@@ -20,6 +20,7 @@ texture written across the streaks would do as well as their removal, and costs 
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,42 +37,66 @@ BELOW = 0.15  # m: 0.65 dB
 WEIGHTS = (0.1, 0.9)  # of background and anatomy
 
 
-def streak_term(
-    image: Tensor, target: Tensor, data_range: Tensor, *, paired: bool = False
-) -> Tensor:
-    """Mean of the rounded |D + m| (natural logarithms) over box lengths, regions and slices.
+class Difference(NamedTuple):
+    """D of some slices."""
 
-    Regions of fewer than 200 pixels do not count; without any the term is 0, with a gradient of 0.
+    values: Tensor  # (length, region, B)
+    counts: Tensor  # bool (region, B): enough pixels
+
+    def halves(self) -> "tuple[Difference, Difference]":
+        """Of the first half of the slices, and of the second."""
+        (value_1, value_2), (count_1, count_2) = (x.chunk(2, dim=-1) for x in self)
+        return Difference(value_1, count_1), Difference(value_2, count_2)
+
+    def detach(self) -> "Difference":
+        """Without a gradient."""
+        return Difference(self.values.detach(), self.counts)
+
+
+def streak_difference(image: Tensor, target: Tensor, data_range: Tensor) -> Difference:
+    """D of each slice, and where there are enough pixels for it (200).
 
     Args:
         image: reconstruction as it was made, real (B, 1, h, w), phase encoding along w.
         target: likewise, of the same orientation.
         data_range: (B,), the largest value of each volume.
-        paired: the second half of the slices are the first half's, transposed.
-
-    Returns:
-        A scalar; 0.08 where there is nothing to remove, because of m.
     """
+    shape = (len(WEIGHTS), len(image))
     if min(image.shape[-2:]) <= 2 * MARGIN:
-        return 0 * image.sum()
+        nothing = (0 * image.sum()).expand(len(LENGTHS), *shape)
+        return Difference(nothing, torch.zeros(shape, dtype=torch.bool, device=image.device))
     scale = unit_of_slices(target[:, 0], data_range)[:, None, None]
     reference = target[:, 0] / scale
     _, *regions = inner_regions(reference.double())
     masks = torch.stack([_shrink(region, MARGIN - BORDER) for region in regions]).to(image.dtype)
     pixels = masks.sum((-2, -1))  # (region, B)
-    counts = pixels >= MIN_PIXELS
     differences = []
     for length in LENGTHS:
         along, across = _log_energies(image[:, 0] / scale, length, masks, pixels)
         along_t, across_t = _log_energies(reference, length, masks, pixels)
         differences.append(along - across.detach() - (along_t - across_t))
-    difference = torch.stack(differences)
-    if paired:
-        difference = difference.unflatten(-1, (2, -1)).mean(-2)
-        counts = counts.unflatten(-1, (2, -1)).all(-2)
+    return Difference(torch.stack(differences), pixels >= MIN_PIXELS)
+
+
+def streak_term(found: Difference, other: Difference | None = None) -> Tensor:
+    """Mean of the rounded |D + m| (natural logarithms) over box lengths, regions and slices.
+
+    Without any pixels that count the term is 0, with a gradient of 0.
+
+    Args:
+        found: of `streak_difference`.
+        other: of the same slices in the other orientation; D is then the mean of both.
+
+    Returns:
+        A scalar; 0.08 where there is nothing to remove, because of m.
+    """
+    difference, counts = found
+    if other is not None:
+        difference = (difference + other.values) / 2
+        counts = counts & other.counts
     h = difference.new_tensor(ROUNDED)
     rounded = torch.hypot(difference + BELOW, h).mean(0) - h
-    weights = image.new_tensor(WEIGHTS)[:, None] * counts
+    weights = difference.new_tensor(WEIGHTS)[:, None] * counts
     return (weights * torch.where(counts, rounded, 0.0)).sum() / weights.sum().clamp(min=1e-9)
 
 

@@ -1,11 +1,21 @@
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from banding_removal.adversarial import OrientationObjective, only_streaks
-from banding_removal.streak_term import BELOW, ROUNDED, streak_term
+from banding_removal.assembly import make_datasets
+from banding_removal.config import Settings
+from banding_removal.losses import reconstruction_loss
+from banding_removal.steps import accumulate_gradients, make_players
+from banding_removal.streak_term import BELOW, ROUNDED, streak_difference, streak_term
+from data.dataset import Draw, collate
+from data.operators import crop_to_smaller
+from data.phantom import DEMO
+from data.phantom_files import write_dataset
 from model.classifiers import build_adversary
 
 DATA_RANGE = torch.ones(2, dtype=torch.float64)
@@ -27,17 +37,21 @@ def noise_along(axis: int, like: Tensor) -> Tensor:
     return torch.randn(shape, dtype=like.dtype, generator=generator).expand_as(like)
 
 
+def term_of(image: Tensor, target: Tensor, data_range: Tensor, *, paired: bool = False) -> Tensor:
+    found = streak_difference(image, target, data_range)
+    return streak_term(*found.halves()) if paired else streak_term(found)
+
+
 def test_streaks_count_and_somewhat_less_than_none_is_wanted() -> None:
     target = anatomy()
     streaks = noise_along(-1, target)
     none, weak, strong = (
-        float(streak_term(target + size * streaks, target, DATA_RANGE))
-        for size in (0.0, 0.005, 0.02)
+        float(term_of(target + size * streaks, target, DATA_RANGE)) for size in (0.0, 0.005, 0.02)
     )
     # |D + m| rounded, D = 0
     assert none == pytest.approx(math.hypot(BELOW, ROUNDED) - ROUNDED)
     assert none < weak < strong
-    overshot = streak_term(target + 0.02 * noise_along(-2, target), target, DATA_RANGE)
+    overshot = term_of(target + 0.02 * noise_along(-2, target), target, DATA_RANGE)
     assert overshot > weak
 
 
@@ -45,12 +59,12 @@ def test_in_a_pair_what_anatomy_does_cancels_and_streaks_do_not() -> None:
     target = anatomy((96, 96))
     pair, ranges = torch.cat([target, target.mT]), torch.cat([DATA_RANGE, DATA_RANGE])
     lines = 0.01 * noise_along(-1, target)
-    none = streak_term(pair, pair, ranges, paired=True)
+    none = term_of(pair, pair, ranges, paired=True)
     anatomy_s = pair + torch.cat([lines, lines.mT])
-    torch.testing.assert_close(streak_term(anatomy_s, pair, ranges, paired=True), none)
-    assert streak_term(anatomy_s, pair, ranges) > 3 * none
+    torch.testing.assert_close(term_of(anatomy_s, pair, ranges, paired=True), none)
+    assert term_of(anatomy_s, pair, ranges) > 3 * none
     banding = pair + torch.cat([lines, lines])
-    assert streak_term(banding, pair, ranges, paired=True) > 3 * none
+    assert term_of(banding, pair, ranges, paired=True) > 3 * none
 
 
 def test_background_weighs_less_than_anatomy() -> None:
@@ -63,7 +77,7 @@ def test_background_weighs_less_than_anatomy() -> None:
     for left, right in ((0, 44), (52, 96)):
         image = target.clone()
         image[..., left:right] += streaks[..., left:right]
-        terms.append(float(streak_term(image, target, DATA_RANGE[:1])))
+        terms.append(float(term_of(image, target, DATA_RANGE[:1])))
     assert terms[1] > 3 * terms[0]
 
 
@@ -71,7 +85,7 @@ def test_its_gradient_removes_streaks_and_never_writes_across_them() -> None:
     target = anatomy()
     along, across = noise_along(-1, target), noise_along(-2, target)
     image = (target + 0.01 * along + 0.002 * across).requires_grad_()
-    (gradient,) = torch.autograd.grad(streak_term(image, target, DATA_RANGE), image)
+    (gradient,) = torch.autograd.grad(term_of(image, target, DATA_RANGE), image)
     down = float((gradient * along).sum())
     assert down > 0
     # More texture across would bring the two together just as well, but is no way down.
@@ -82,10 +96,10 @@ def test_following_the_gradient_ends_where_both_directions_are_alike() -> None:
     target = anatomy()
     image = (target + 0.01 * noise_along(-1, target)).requires_grad_()
     optimizer = torch.optim.Adam([image], lr=3e-4)
-    first = float(streak_term(image.detach(), target, DATA_RANGE))
+    first = float(term_of(image.detach(), target, DATA_RANGE))
     for _ in range(100):
         optimizer.zero_grad()
-        term = streak_term(image, target, DATA_RANGE)
+        term = term_of(image, target, DATA_RANGE)
         term.backward()
         optimizer.step()
     assert float(term.detach()) < 0.02 * first
@@ -94,14 +108,14 @@ def test_following_the_gradient_ends_where_both_directions_are_alike() -> None:
 def test_the_unit_does_not_matter() -> None:
     target = anatomy((96, 96))
     image = target + 0.01 * noise_along(-1, target)
-    term = streak_term(image, target, DATA_RANGE)
-    torch.testing.assert_close(term, streak_term(1e-4 * image, 1e-4 * target, 1e-4 * DATA_RANGE))
+    term = term_of(image, target, DATA_RANGE)
+    torch.testing.assert_close(term, term_of(1e-4 * image, 1e-4 * target, 1e-4 * DATA_RANGE))
 
 
 @pytest.mark.parametrize("image", [torch.zeros(1, 1, 64, 64), torch.rand(1, 1, 9, 9)])
 def test_empty_and_tiny_images_have_a_gradient_of_zero(image: Tensor) -> None:
     image = image.clone().requires_grad_()
-    streak_term(image, image.detach(), torch.ones(1)).backward()
+    term_of(image, image.detach(), torch.ones(1)).backward()
     assert image.grad is not None and (image.grad == 0).all()
 
 
@@ -136,3 +150,39 @@ def test_an_adversary_may_be_heard_on_streaks_alone_and_learns_as_before(way: st
     torch.testing.assert_close(gradients["streaks"], filtered)
     assert filtered.abs().sum() < gradients["everything"].abs().sum()
     assert len(losses) < 2 or losses[0] == losses[1]
+
+
+def test_a_pair_in_two_batches_has_the_gradient_of_one_term(
+    tmp_path: Path, settings: Settings
+) -> None:
+    spec = replace(
+        DEMO, kspace_size=(96, 72), target_size=(72, 72), acquired=(0, 72), coils=2, slices=4
+    )
+    write_dataset(tmp_path / "phantom", spec, train_volumes=1, val_volumes=1, seed=0)
+    settings = replace(
+        settings, data_path=tmp_path / "phantom", paired=True, streak_weight=3.0, batch_size=2
+    )
+    data = make_datasets(settings)[0]
+    group = [
+        collate([data[Draw(epoch=1, index=i, rotated=rotated)] for i in (1, 2)])
+        for rotated in (False, True)
+    ]
+    torch.manual_seed(0)
+    players = make_players(settings, torch.device("cpu"))
+    losses, found = [], []
+    for batch in group:
+        assert batch.target is not None
+        output = players.predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
+        losses.append(reconstruction_loss(output, batch.target, batch.data_range, 1e-3)[0])
+        image, target = crop_to_smaller(output, batch.target)
+        found.append(streak_difference(image, target, batch.data_range))
+    term = streak_term(*found)
+    (sum(losses) / 2 + 3 * term).backward()
+    weights = [weight for weight in players.predictor.parameters() if weight.grad is not None]
+    expected = [weight.grad for weight in weights]
+    players.predictor.zero_grad()
+
+    values = accumulate_gradients(replace(settings, l1_weight=1e-3), players, group, 1, 1)
+    assert values["streaks"] == pytest.approx(float(term.detach()))
+    for weight, gradient in zip(weights, expected, strict=True):
+        torch.testing.assert_close(weight.grad, gradient, rtol=1e-3, atol=1e-6)

@@ -63,48 +63,55 @@ def _figure(row: Row, name: str) -> float:
     return float("nan") if value is None else value
 
 
-# What is wanted, of one seed.
-AIMS: dict[str, tuple[str, Callable[[Pair], float], Callable[[float], bool]]] = {
-    "B (dB)": (
-        "within 0.5",
-        lambda p: p.of("low_signal.contribution"),
-        lambda v: abs(v) <= 0.5,
-    ),
-    "excess cut (%)": (
-        ">= 60",
-        lambda p: 100 * (1 - p.of("low_signal.excess") / _figure(p.control, "low_signal.excess")),
-        lambda v: v >= 60,
-    ),
-    "along (dB)": ("<= -1.5", lambda p: p.change("low_signal.along"), lambda v: v <= -1.5),
-    "across (dB)": ("<= 0.3", lambda p: p.change("low_signal.across"), lambda v: v <= 0.3),
-    "B background (dB)": (
-        "within 0.7",
-        lambda p: p.of("background.contribution"),
-        lambda v: abs(v) <= 0.7,
-    ),
-    "B anatomy (dB)": (
-        "within 0.7",
-        lambda p: p.of("anatomy.contribution"),
-        lambda v: abs(v) <= 0.7,
-    ),
-    "probe": ("<= 0.58", lambda p: p.of("probe.balanced_accuracy"), lambda v: v <= 0.58),
-    "SSIM": (">= -0.002", lambda p: p.mean_change("ssim"), lambda v: v >= -0.002),
-    "NMSE (%)": (
-        "<= 2",
-        lambda p: (
-            200
-            * p.mean_change("nmse")
-            / (_figure(p.control, "nmse") + _figure(p.control, "nmse_y"))
-        ),
-        lambda v: v <= 2,
-    ),
-    "ends: along (dB)": ("<= 0", lambda p: p.change("ends.along"), lambda v: v <= 0),
-    "ends: across (dB)": ("<= 0.3", lambda p: p.change("ends.across"), lambda v: v <= 0.3),
-    "step (times)": (
-        "<= 2.5",
-        lambda p: p.run["step_ms"] / p.control["step_ms"],
-        lambda v: v <= 2.5,
-    ),
+@dataclass(frozen=True)
+class Aim:
+    """A figure of one seed, and where it is wanted."""
+
+    of: Callable[[Pair], float]
+    low: float = -math.inf
+    high: float = math.inf
+
+    def met(self, pair: Pair) -> bool:
+        """Whether the figure is where it is wanted."""
+        return self.low <= self.of(pair) <= self.high
+
+    def __str__(self) -> str:
+        if self.low == -self.high:
+            return f"within {self.high:g}"
+        return f"<= {self.high:g}" if math.isinf(self.low) else f">= {self.low:g}"
+
+
+def _of(name: str) -> Callable[[Pair], float]:
+    return lambda pair: pair.of(name)
+
+
+def _change(name: str) -> Callable[[Pair], float]:
+    return lambda pair: pair.change(name)
+
+
+def _excess_cut(pair: Pair) -> float:
+    name = "low_signal.excess"
+    return 100 * (1 - pair.of(name) / _figure(pair.control, name))
+
+
+def _nmse(pair: Pair) -> float:
+    before = _figure(pair.control, "nmse") + _figure(pair.control, "nmse_y")
+    return 200 * pair.mean_change("nmse") / before
+
+
+AIMS = {
+    "B (dB)": Aim(_of("low_signal.contribution"), -0.5, 0.5),
+    "excess cut (%)": Aim(_excess_cut, low=60),
+    "along (dB)": Aim(_change("low_signal.along"), high=-1.5),
+    "across (dB)": Aim(_change("low_signal.across"), high=0.3),
+    "B background (dB)": Aim(_of("background.contribution"), -0.7, 0.7),
+    "B anatomy (dB)": Aim(_of("anatomy.contribution"), -0.7, 0.7),
+    "probe": Aim(_of("probe.balanced_accuracy"), high=0.58),
+    "SSIM": Aim(lambda pair: pair.mean_change("ssim"), low=-0.002),
+    "NMSE (%)": Aim(_nmse, high=2),
+    "ends: along (dB)": Aim(_change("ends.along"), high=0),
+    "ends: across (dB)": Aim(_change("ends.across"), high=0.3),
+    "step (times)": Aim(lambda pair: pair.run["step_ms"] / pair.control["step_ms"], high=2.5),
 }
 
 
@@ -141,15 +148,15 @@ def markdown(pairs: dict[str, list[Pair]]) -> str:
     """A table of all recipes, and one of each recipe's seeds."""
     heads = ["recipe", "seeds", *AIMS]
     lines = [_line(heads), _line(["---"] * len(heads))]
-    lines.append(_line(["aim", "", *(wanted for wanted, _, _ in AIMS.values())]))
+    lines.append(_line(["aim", "", *map(str, AIMS.values())]))
     for recipe, members in pairs.items():
         cells = [recipe, str(len(members))]
-        for _, value, met in AIMS.values():
-            values = [value(pair) for pair in members]
+        for aim in AIMS.values():
+            values = [aim.of(pair) for pair in members]
             if any(map(math.isnan, values)):
                 cells.append("not measured")
                 continue
-            count = sum(map(met, values))
+            count = sum(map(aim.met, members))
             spread = f"{min(values):.3g} .. {max(values):.3g}"
             cells.append(f"{statistics.mean(values):.3g} ({spread}), {count}/{len(values)}")
         lines.append(_line(cells))
@@ -158,7 +165,7 @@ def markdown(pairs: dict[str, list[Pair]]) -> str:
         heads = ["seed", *AIMS]
         lines = [f"### {recipe}\n", _line(heads), _line(["---"] * len(heads))]
         for pair in members:
-            figures = [f"{value(pair):.3g}" for _, value, _ in AIMS.values()]
+            figures = [f"{aim.of(pair):.3g}" for aim in AIMS.values()]
             lines.append(_line([str(pair.run["seed"]), *figures]))
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
@@ -169,18 +176,21 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def write_plot(path: Path, pairs: dict[str, list[Pair]]) -> None:
-    """A dot for each seed, a column for each recipe, a panel for each figure."""
+    """A dot for each seed, a column for each recipe, a panel for each figure; green is the aim."""
     figure = Figure(figsize=(14, 8), layout="constrained")
     panels = figure.subplots(3, 4)
-    for panel, (name, (wanted, value, _)) in zip(panels.flat, AIMS.items(), strict=True):
+    for panel, (name, aim) in zip(panels.flat, AIMS.items(), strict=True):
         for column, members in enumerate(pairs.values()):
-            values = [value(pair) for pair in members]
+            values = [aim.of(pair) for pair in members]
             panel.plot([column] * len(values), values, "o", alpha=0.5)
             panel.plot([column - 0.2, column + 0.2], [statistics.mean(values)] * 2, "k-")
-        panel.set_title(f"{name}, aim {wanted}", fontsize=9)
+        panel.set_title(f"{name}, aim {aim}", fontsize=9)
         panel.set_xticks(range(len(pairs)), list(pairs), rotation=30, fontsize=8)
         panel.margins(x=0.1)
         panel.grid(axis="y", alpha=0.3)
+        bottom, top = panel.get_ylim()
+        panel.axhspan(max(aim.low, bottom), min(aim.high, top), color="tab:green", alpha=0.1)
+        panel.set_ylim(bottom, top)
     figure.savefig(path, dpi=100)
 
 

@@ -24,15 +24,15 @@ from banding_removal.banding_statistics import RegionSummary, summarize
 from banding_removal.grids import Row, grey, low_signal_part, write_page
 from banding_removal.low_signal import low_signal_regions, volume_scale
 from banding_removal.streaks import rms_percent, streak_energies
-from data.phantom import DEMO, REAL_SIZE, PhantomSpec, make_volume
+from data.phantom import DEMO, MEDIUM, REAL_SIZE, PhantomSpec, make_volume
 
 Floats = NDArray[np.floating]
 Pair = tuple[Floats, Floats]
 Change = Callable[[Floats, float, np.random.Generator], Pair]
 
 SPECS = {
-    96: replace(DEMO, kspace_size=(96, 96), target_size=(96, 96), acquired=(2, 94), slices=8),
-    128: replace(DEMO, slices=8),
+    96: replace(DEMO, slices=8),
+    128: replace(MEDIUM, slices=8),
     320: replace(REAL_SIZE, slices=8, coils=6),  # fewer coils, to take less time
 }
 VOLUMES = 6

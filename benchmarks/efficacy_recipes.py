@@ -6,8 +6,8 @@ from typing import Any
 from banding_removal.config import Settings
 from banding_removal.recipes import ADVERSARY, OURS, PAPER
 from data.filters import VolumeFilter
-from data.phantom import DEMO, PhantomSpec
-from scripts.demo import PRETRAINING
+from data.phantom import DEMO, MEDIUM, PhantomSpec
+from scripts.demo import PRETRAINING, STAGE_2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +20,12 @@ class Size:
     brain: bool = False  # the anatomy of benchmarks/brain.py in place of the phantom's
 
 
-_96 = replace(DEMO, kspace_size=(96, 96), target_size=(96, 96), acquired=(2, 94))
 SIZES = {
-    "96": Size(phantom=_96, settings={"acs_lines": (10,)}),
-    "brain": Size(phantom=_96, settings={"acs_lines": (10,)}, brain=True),
-    "128": Size(phantom=DEMO, settings={"acs_lines": (12,)}),
+    "96": Size(phantom=DEMO, settings={}),
+    "brain": Size(phantom=DEMO, settings={}, brain=True),
+    "128": Size(phantom=MEDIUM, settings={"acs_lines": (12,)}),
+    # As patient data are: oversampled along readout, and not square.
+    "oblong": Size(phantom=replace(DEMO, kspace_size=(144, 108), acquired=(2, 106)), settings={}),
     "tiny": Size(
         phantom=replace(
             DEMO, kspace_size=(48, 48), target_size=(48, 48), acquired=(0, 48), coils=2, slices=4
@@ -53,12 +54,9 @@ ONE_CORE: dict[str, Any] = {
     "grid_every": 1000,
     "log_every": 10,
 }
-# Both stages see every slice in both orientations at once. Stage 1 is long: against one that has
-# not settled, a control gains more than any means against banding costs.
 _ADAM: dict[str, Any] = {"optimizer": "adam", "lr": 3e-4}
-STAGE_1 = replace(PRETRAINING, name="stage_1", **ONE_CORE, epochs=12, paired=True)
-_STAGE_2 = replace(PRETRAINING, **ONE_CORE, epochs=5, epoch_fraction=0.5)
-_OURS = replace(_STAGE_2, **OURS)
+STAGE_1 = replace(PRETRAINING, name="stage_1", **ONE_CORE)
+_OURS = replace(STAGE_2, **ONE_CORE)
 _STREAKS_ALONE: dict[str, Any] = {"adversary_strength": 0.1, "adversary_changes": "streaks"}
 FROM_SCRATCH = ("bfloat16",)  # these are stage 1 once more, in another way
 RECIPES = {
@@ -66,12 +64,10 @@ RECIPES = {
     "ours": _OURS,
     "last": replace(_OURS, trained_cascades=1, epochs=10),  # of half the cost a step
     "adam": replace(_OURS, optimizer="adam", lr=2e-3),
-    "paper": replace(_STAGE_2, **PAPER, **_ADAM, epochs=10),  # one orientation a step
-    "adversary": replace(_STAGE_2, **ADVERSARY, **_ADAM),
-    "streaks": replace(_STAGE_2, **ADVERSARY | _STREAKS_ALONE),
-    "both": replace(
-        _STAGE_2, **ADVERSARY | _STREAKS_ALONE | {"streak_weight": OURS["streak_weight"]}
-    ),
+    "paper": replace(_OURS, **PAPER, **_ADAM, epochs=10),  # one orientation a step
+    "adversary": replace(_OURS, **ADVERSARY, **_ADAM),
+    "streaks": replace(_OURS, **ADVERSARY | _STREAKS_ALONE),
+    "both": replace(_OURS, **ADVERSARY | _STREAKS_ALONE | {"streak_weight": OURS["streak_weight"]}),
     "bfloat16": replace(STAGE_1, precision="bfloat16"),
 }
 

@@ -1,7 +1,7 @@
 """Time and memory of a training step of both stages, and of the inference of one slice.
 
     python -m benchmarks.step size=paper out=step.jsonl
-    python -m benchmarks.step size=demo 'variants=[plain,ours]' 'stages=[pretrain]' repeats=1
+    python -m benchmarks.step size=medium 'variants=[plain,ours]' 'stages=[pretrain]' repeats=1
     python -m benchmarks.step size=paper device=cuda steps=10
 
 `ours` is the project's own code in float32, with or without recomputation and bfloat16; `plain` the
@@ -44,7 +44,7 @@ MEASURED = ("seconds", "step_mb", "peak_mb")
 class Benchmark:
     """What is measured."""
 
-    size: Literal["tiny", "demo", "dev", "paper"] = "paper"
+    size: Literal["tiny", "medium", "dev", "paper"] = "paper"
     variants: tuple[str, ...] = get_args(Variant)
     stages: tuple[str, ...] = get_args(Stage)
     repeats: int = 3  # runs of each variant and stage, in turn with the others

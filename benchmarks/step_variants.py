@@ -15,7 +15,7 @@ from benchmarks import plain
 from data.dataset import Batch, Example, collate
 from data.masks import MaskSampler
 from data.operators import center_crop
-from data.phantom import DEMO, REAL_SIZE, PhantomSpec, make_volume
+from data.phantom import DEMO, MEDIUM, REAL_SIZE, PhantomSpec, make_volume
 
 Variant = Literal[
     "plain",
@@ -66,8 +66,8 @@ SIZES = {
         adversary_chans=4,
         steps=2,
     ),
-    "demo": Size(
-        phantom=DEMO,
+    "medium": Size(
+        phantom=MEDIUM,
         cascades=4,
         chans=8,
         pools=2,

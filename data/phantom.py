@@ -13,7 +13,7 @@ predictor cannot know it, smooths where signal is low, and does so anisotropical
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +37,7 @@ SYSTEM_MODELS = ("Phantom_A", "Phantom_B")  # the invented scanners
 
 @dataclass(frozen=True, kw_only=True)
 class PhantomSpec:
-    """What one phantom volume looks like; two sizes are ready made, `DEMO` and `REAL_SIZE`.
+    """What one phantom volume looks like; ready made are `DEMO`, `MEDIUM` and `REAL_SIZE`.
 
     Raises:
         ValueError: a field is out of its range, or two fields contradict each other.
@@ -86,14 +86,16 @@ class PhantomSpec:
 
 
 DEMO = PhantomSpec(
-    kspace_size=(128, 128),
-    target_size=(128, 128),
+    kspace_size=(96, 96),
+    target_size=(96, 96),
     coils=6,
-    acquired=(3, 125),
+    acquired=(2, 94),
     slices=12,
     noise=(0.04, 0.09),
     fat_suppressed_share=0.7,
 )
+
+MEDIUM = replace(DEMO, kspace_size=(128, 128), target_size=(128, 128), acquired=(3, 125))
 
 REAL_SIZE = PhantomSpec(
     kspace_size=(640, 368),  # twofold readout oversampling: 320 x 184 mm

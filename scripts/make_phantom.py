@@ -15,7 +15,7 @@ from typing import Literal
 
 from banding_removal.command_line import user_errors
 from banding_removal.config import REPOSITORY, ConfigError, from_words
-from data.phantom import DEMO, REAL_SIZE, PhantomSpec
+from data.phantom import DEMO, MEDIUM, REAL_SIZE, PhantomSpec
 from data.phantom_files import SPLITS, write_dataset
 
 
@@ -23,8 +23,8 @@ from data.phantom_files import SPLITS, write_dataset
 class PhantomSettings:
     """What to make and where."""
 
-    # demo: 6 coils, 128 x 128; real: 15 coils, 640 x 368, target 320 x 320, as fastMRI
-    size: Literal["demo", "real"] = "demo"
+    # demo: 6 coils, 96 x 96; medium: 128 x 128; real, as fastMRI: 15, 640 x 368, target 320 x 320
+    size: Literal["demo", "medium", "real"] = "demo"
     folder: Path = REPOSITORY / "datasets" / "phantom"  # for multicoil_train and multicoil_val
     train_volumes: int = 24
     val_volumes: int = 8
@@ -39,7 +39,7 @@ class PhantomSettings:
 
     def spec(self) -> PhantomSpec:
         """The specification of every volume."""
-        spec = DEMO if self.size == "demo" else REAL_SIZE
+        spec = {"demo": DEMO, "medium": MEDIUM, "real": REAL_SIZE}[self.size]
         return spec if self.slices is None else replace(spec, slices=self.slices)
 
 

@@ -19,7 +19,7 @@ from banding_removal.config import ConfigError, from_words
 from data import phantom_files
 from data.header import parse_header
 from data.operators import center_crop, rss, to_image
-from data.phantom import DEMO, REAL_SIZE, PhantomSpec, PhantomVolume, make_volume
+from data.phantom import DEMO, MEDIUM, REAL_SIZE, PhantomSpec, PhantomVolume, make_volume
 from data.phantom_files import write_dataset, write_volume
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -209,7 +209,7 @@ def test_a_file_has_the_layout_of_a_fastmri_knee(volume: PhantomVolume, tmp_path
         assert isinstance(file.attrs["patient_id"], str)
 
 
-@pytest.mark.parametrize("spec", [SMALL, TINY, DEMO, REAL_SIZE])
+@pytest.mark.parametrize("spec", [SMALL, TINY, DEMO, MEDIUM, REAL_SIZE])
 def test_the_header_gives_the_acquired_columns_and_the_sizes(spec: PhantomSpec) -> None:
     empty = np.zeros((0,), dtype=np.float32)
     header = phantom_files.ismrmrd_header(

@@ -18,7 +18,7 @@ from data.dataset import Draw, SliceDataset
 from data.index import index_folder
 from data.masks import MaskSampler
 from data.operators import rss, to_image
-from data.phantom import DEMO
+from data.phantom import MEDIUM
 from data.phantom_files import write_dataset
 from tests.fastmri_files import write_volume
 from tests.test_training import ZeroFilled
@@ -30,7 +30,7 @@ MASKS = MaskSampler(kind="magic", accelerations=(4,), acs=(12,))
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> SliceDataset:
     folder = tmp_path_factory.mktemp("phantom")
-    spec = replace(DEMO, slices=4)
+    spec = replace(MEDIUM, slices=4)
     write_dataset(folder, spec, train_volumes=0, val_volumes=2, seed=3)
     volumes = index_folder(folder / "multicoil_val", cache_folder=folder / "index")
     return SliceDataset(volumes, MASKS, seed=0)

@@ -10,7 +10,7 @@ from PIL import Image
 from banding_removal.comparison import CompareSettings, compare
 from banding_removal.config import ConfigError
 from banding_removal.remedies import blurred_across, dithered
-from data.phantom import DEMO
+from data.phantom import MEDIUM
 from data.phantom_files import write_dataset
 
 
@@ -44,7 +44,7 @@ def test_blur_goes_across_the_streaks_alone() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three phantom volumes, and reconstructions of them with streaks of 1 % of q."""
     folder = tmp_path_factory.mktemp("compare")
-    spec = replace(DEMO, slices=4)
+    spec = replace(MEDIUM, slices=4)
     write_dataset(folder, spec, train_volumes=0, val_volumes=3, seed=5)
     rng = np.random.default_rng(0)
     for path in (folder / "multicoil_val").glob("*.h5"):

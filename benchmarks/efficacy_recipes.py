@@ -62,9 +62,9 @@ FROM_SCRATCH = ("bfloat16",)  # these are stage 1 once more, in another way
 RECIPES = {
     "control": replace(_OURS, streak_weight=0.0),
     "ours": _OURS,
-    "last": replace(_OURS, trained_cascades=1, epochs=10),  # of half the cost a step
+    "last": replace(_OURS, trained_cascades=1, epochs=20),  # of half the cost a step
     "adam": replace(_OURS, optimizer="adam", lr=2e-3),
-    "paper": replace(_OURS, **PAPER, **_ADAM, epochs=10),  # one orientation a step
+    "paper": replace(_OURS, **PAPER, **_ADAM, epochs=20),  # one orientation a step
     "adversary": replace(_OURS, **ADVERSARY, **_ADAM),
     "streaks": replace(_OURS, **ADVERSARY | _STREAKS_ALONE),
     "both": replace(_OURS, **ADVERSARY | _STREAKS_ALONE | {"streak_weight": OURS["streak_weight"]}),

@@ -49,7 +49,7 @@ PRETRAINING = Settings(
     train_filter=VolumeFilter(),
     val_filter=VolumeFilter(),
 )
-STAGE_2 = replace(PRETRAINING, **OURS, name="demo_stage_2", epochs=5, epoch_fraction=0.5)
+STAGE_2 = replace(PRETRAINING, **OURS, name="demo_stage_2", epochs=10, epoch_fraction=0.5)
 # With recipe=adversary or recipe=paper.
 AGAINST_ADVERSARY = {"optimizer": "adam", "lr": 3e-4, "lr_decay": 0.0}
 

@@ -24,7 +24,7 @@ Variant = Literal[
     "ours-recompute",
     "ours-bf16",
     "ours-bf16-recompute",
-    "ours-direct",  # stage 2 by our own recipe
+    "ours-pair",  # both orientations in a step; stage 2 by our own recipe
     "fastmri",
 ]
 Stage = Literal["pretrain", "adversarial", "inference"]
@@ -85,20 +85,24 @@ class UnavailableError(Exception):
     """A variant that cannot run here."""
 
 
-def make_batch(size: Size) -> Batch:
+def make_batch(size: Size, *, rotated: bool = False) -> Batch:
     """One slice of the phantom with anatomy, undersampled as in training."""
     volume = make_volume(replace(size.phantom, slices=3), seed=0)
+    kspace, target = (torch.from_numpy(values[1]) for values in (volume.kspace, volume.target))
     left, right = size.phantom.acquired
+    if rotated:
+        kspace, target = kspace.mT, target.mT
+        left, right = 0, kspace.shape[-1]
     sampler = MaskSampler(kind="magic", accelerations=(4,), acs=(size.acs_lines,))
-    width = size.phantom.kspace_size[1]
+    width = kspace.shape[-1]
     mask = sampler.draw(width, np.random.RandomState(0), offset=left, acquired=(left, right))
     example = Example(
-        measured=torch.from_numpy(volume.kspace[1][..., mask.columns]),
+        measured=kspace[..., mask.columns],
         mask=torch.from_numpy(mask.columns)[None, None],
         acs_lines=mask.acs_lines,
-        target=torch.from_numpy(volume.target[1])[None],
+        target=target[None].contiguous(),
         data_range=float(volume.target.max()),
-        rotated=False,
+        rotated=rotated,
         name="phantom",
         slice_index=1,
     )
@@ -146,10 +150,14 @@ def _ours(
         adversary_chans=size.adversary_chans,
         **numerics_of(variant),
     )
-    if variant == "ours-direct":
-        if stage != "adversarial":
-            raise UnavailableError("it is of the other stage")
-        settings = replace(settings, **OURS | {"paired": False})
+    group = [batch]
+    if variant == "ours-pair":
+        if stage == "inference":
+            raise UnavailableError("an image has one orientation")
+        settings = replace(settings, **OURS)
+        if stage == "pretrain":
+            settings = replace(settings, streak_weight=0.0)
+        group.append(make_batch(size, rotated=True).to(batch.masked_kspace.device))
     players = make_players(settings, batch.masked_kspace.device)
     predictor = players.predictor
     if stage == "inference":
@@ -157,7 +165,7 @@ def _ours(
         return lambda: _infer(
             lambda one: predictor(one.masked_kspace, one.mask, one.acs_lines), batch
         ), predictor
-    return lambda: train_step(settings, players, [batch], epoch=1), predictor
+    return lambda: train_step(settings, players, group, epoch=1), predictor
 
 
 def numerics_of(variant: str) -> dict[str, Any]:

@@ -231,8 +231,8 @@ def _other_streaks(
 ) -> Difference | None:
     """For the first of a pair in two batches, the second's streaks: a look ahead.
 
-    Both graphs at once would need twice the memory; this is a sixth more time of a step, and none
-    where a pair is one batch.
+    Both graphs at once would need twice the memory; this is a fifth more time of a step, and none
+    where a pair is one batch (docs/speed.md).
     """
     if len(group) == 1 or settings.streak_weight == 0:
         return None

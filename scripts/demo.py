@@ -4,9 +4,9 @@
     ipython scripts/demo.py epochs=2
     ipython scripts/demo.py recipe=adversary
 
-About a quarter of an hour on two CPU cores. Settings can be overridden as key=value, for both
-stages, as for scripts/pretrain.py; with another data_path no phantom is made. A demo that was
-interrupted goes on where it stopped.
+15 to 20 minutes on two CPU cores. Settings can be overridden as key=value, for both stages, as for
+scripts/pretrain.py; with another data_path no phantom is made. A demo that was interrupted goes on
+where it stopped.
 """
 
 import sys

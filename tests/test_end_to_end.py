@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from banding_removal.recipes import OURS
 from tests.fastmri_files import write_volume
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
+STREAK_WEIGHT = f"streak_weight: float = {OURS['streak_weight']}"
 TOY_MODEL = ("cascades=1", "chans=2", "pools=1", "sens_chans=2", "device=cpu", "workers=1")
 
 
@@ -53,7 +55,7 @@ def test_phantom_and_demo_run_under_ipython_from_any_folder(tmp_path: Path) -> N
             assert (run / log).read_text().rstrip().endswith("the run is complete")
     assert read(run / "comparison" / "comparison.png").std() > 0
     assert "| pretrained, dithered" in demo.stdout
-    assert "streak_weight: float = 0.0175" in (run / "log.txt").read_text()
+    assert STREAK_WEIGHT in (run / "log.txt").read_text()
     assert (tmp_path / "logs" / "run").resolve() == run.resolve()
 
     again = start(tmp_path, "demo.py", *words, *TOY_MODEL, "grid_zero_filled=true", ipython=False)
@@ -79,7 +81,7 @@ def test_both_stages_chain_under_ipython_and_the_second_needs_the_first(tmp_path
     ours = start(tmp_path, "train.py", *words, "name=ours", "nproc=2", ipython=False)
     assert ours.returncode == 0, ours.stderr
     said = (tmp_path / "logs" / "ours" / "log.txt").read_text()
-    assert "streak_weight: float = 0.0175" in said and "adversary: accuracy" not in said
+    assert STREAK_WEIGHT in said and "adversary: accuracy" not in said
     # With the run's own settings: none of the words above is needed again.
     resume = f"resume={tmp_path / 'logs' / 'train'}"
     resumed = start(tmp_path, "train.py", "epochs=2", resume, ipython=False)

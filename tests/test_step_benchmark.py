@@ -23,7 +23,13 @@ from benchmarks.operator_groups import (
     seconds_by_group,
 )
 from benchmarks.step import Benchmark, main
-from benchmarks.step_variants import SIZES, make_batch, numerics_of
+from benchmarks.step_variants import (
+    SIZES,
+    UnavailableError,
+    make_batch,
+    numerics_of,
+    prepare,
+)
 from data.dataset import Batch, Example, collate
 from data.masks import MaskSampler, seeded_by_name
 
@@ -236,6 +242,16 @@ def test_the_benchmark_prints_its_table_and_goes_on_where_it_was(
     assert [row["kind"] for row in rows] == ["timing", "timing", "breakdown"]
     assert rows[0]["parameters"] == rows[1]["parameters"]
     assert all(row["peak_mb"] > row["step_mb"] > 0 for row in rows[:2])
+
+
+def test_a_step_of_both_orientations_has_the_direct_term_in_stage_two_alone() -> None:
+    for stage, expected in (("pretrain", False), ("adversarial", True)):
+        step, _ = prepare("ours-pair", stage, SIZES["tiny"], torch.device("cpu"))
+        figures = step()
+        assert isinstance(figures, dict)
+        assert ("streaks" in figures) == expected
+    with pytest.raises(UnavailableError, match="one orientation"):
+        prepare("ours-pair", "inference", SIZES["tiny"], torch.device("cpu"))
 
 
 def test_unknown_variants_are_refused() -> None:

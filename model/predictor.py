@@ -47,6 +47,10 @@ class SensitivityNet(nn.Module):
     def __init__(self, chans: int, pools: int) -> None:
         super().__init__()
         self.unet = ComplexUNet(chans, pools)
+        if chans >= 4:
+            # Maps begin as the centre's coil images over their RSS. From random weights, coils'
+            # phases are mixed up, and for some seeds training does not find out of that.
+            self.unet.unet.start_as_identity()
 
     def forward(self, coil_images: Tensor, recompute: bool = False) -> tuple[Tensor, Tensor]:
         """Maps from coil images of the centre, complex (B, coil, H, W).

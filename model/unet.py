@@ -10,6 +10,7 @@ from model.normalised import Gather, convolve, convolve_and_normalise
 
 PAD_MULTIPLE = 16
 AROUND = 6  # numbers per pixel that normalising and its reverse keep
+SIGNED = ((1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0))  # two channels, each with its negative
 
 
 class ConvBlock(nn.Module):
@@ -75,6 +76,30 @@ class UNet(nn.Module):
             nn.Conv2d(2, 2, kernel_size=1),
         )
 
+    @torch.no_grad()
+    def start_as_identity(self) -> None:
+        """Set weights so that what comes in comes out, up to a factor; all else may be learnt.
+
+        The two channels and their negatives pass the first block, its skip, the last block and the
+        head: x = relu(x) - relu(-x). Other channels keep their weights, unread by these.
+
+        Raises:
+            ValueError: there are fewer than four channels.
+        """
+        top, last = self.down[0], self.up[-1]
+        assert isinstance(top, ConvBlock) and isinstance(last, ConvBlock)
+        if top.first.out_channels < len(SIGNED):
+            raise ValueError(f"no identity through {top.first.out_channels} channels")
+        signed = torch.tensor(SIGNED)
+        again = signed @ signed.T
+        _start_as(top.first, signed)
+        _start_as(top.second, again)
+        _start_as(last.first, again, begin=last.first.in_channels // 2)  # of the skip
+        _start_as(last.second, again)
+        for layer, matrix in zip(self.head, (signed.T, torch.eye(2), torch.eye(2)), strict=True):
+            assert isinstance(layer, nn.Conv2d)
+            _start_as(layer, matrix)
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, 2, H, W) -> (B, 2, H, W) of the same type, any H and W of at least 2^pools."""
         exact = x.dtype
@@ -120,6 +145,16 @@ class UNet(nn.Module):
             assert isinstance(block, ConvBlock)
             kept += 2 * block.second.out_channels / 4**level
         return kept
+
+
+def _start_as(layer: nn.Conv2d, matrix: Tensor, begin: int = 0) -> None:
+    """The first output channels as `matrix` makes them of the input channels from `begin` on."""
+    rows, columns = matrix.shape
+    center = layer.kernel_size[0] // 2
+    layer.weight[:rows] = 0.0
+    layer.weight[:rows, begin : begin + columns, center, center] = matrix
+    assert layer.bias is not None
+    layer.bias[:rows] = 0.0
 
 
 def _as_it_is(x: Tensor) -> tuple[Tensor]:

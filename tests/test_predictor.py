@@ -204,6 +204,42 @@ def test_the_estimate_of_what_is_kept_is_near_and_not_too_low(
     assert 0.8 < estimate / (actual - weights) < 1.5
 
 
+@pytest.mark.parametrize(("chans", "pools"), [(4, 1), (4, 2), (6, 3), (8, 4)])
+def test_a_unet_can_start_as_the_identity_and_learns_from_there(chans: int, pools: int) -> None:
+    torch.manual_seed(0)
+    unet = ComplexUNet(chans, pools).to(torch.float64)
+    unet.unet.start_as_identity()
+    scale = torch.tensor([1.0, 1e-6])[:, None, None]
+    image = torch.randn(2, 37, 50, dtype=torch.complex128) * scale
+    found = unet(image)
+    # The norms' epsilon takes a little.
+    assert ((found - image).abs().amax((1, 2)) < 5e-4 * image.abs().amax((1, 2))).all()
+    found.abs().square().mean().backward()
+    optimizer = torch.optim.SGD(unet.parameters(), lr=0.1)
+    optimizer.step()
+    optimizer.zero_grad()
+    (unet(image) - image.conj()).abs().square().mean().backward()
+    learning = [weight.grad.abs().max() > 0 for weight in unet.parameters() if weight.ndim == 4]
+    assert all(learning)
+
+
+def test_two_channels_cannot_hold_a_sign() -> None:
+    with pytest.raises(ValueError, match="2 channels"):
+        UNet(2, 1).start_as_identity()
+    Predictor(cascades=1, chans=2, pools=1, sens_chans=2)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_before_any_training_maps_are_the_centre_over_its_rss(seed: int) -> None:
+    torch.manual_seed(seed)
+    predictor = Predictor(cascades=1, chans=4, pools=2, sens_chans=4).to(torch.float64)
+    kspace, mask, acs_lines = random_input(4, 30, 40)
+    coil_images = to_image(kspace * center_columns(acs_lines, 40))
+    maps = predictor.sensitivity_maps(kspace, mask, acs_lines)
+    expected = coil_images / rss(coil_images)
+    torch.testing.assert_close(maps, expected, rtol=0, atol=1e-3)
+
+
 def test_under_autocast_the_image_is_near_and_float32() -> None:
     predictor = small_predictor(torch.float32)
     kspace, mask, acs_lines = random_input(3, 24, 20)

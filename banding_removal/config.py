@@ -115,6 +115,8 @@ class Settings:
 
     # --- beside the adversary, or instead of it ---
     streak_weight: float = 0.0  # of the direct term against streaks along phase encode
+    streak_below: float = 0.15  # it asks for so much less than none (natural logarithm; 0.65 dB)
+    streak_background: float = 0.1  # the background's part of it; low-signal anatomy has the rest
 
     # --- what one looks at ---
     log_every: int = 50  # steps between lines of metrics.jsonl
@@ -141,7 +143,7 @@ class Settings:
         not_negative = (
             *("workers", "keep_checkpoints", "grid_slices", "l1_weight", "lr_min"),
             *("adversary_strength", "reg_param", "seed", "streak_weight", "rollbacks"),
-            *("adversary_ramp_steps", "adversary_warmup_steps", "adversary_replay"),
+            *("streak_below", "adversary_ramp_steps", "adversary_warmup_steps", "adversary_replay"),
         )
         for name in not_negative:
             value = getattr(self, name)
@@ -152,7 +154,7 @@ class Settings:
         for name in ("chans", "sens_chans"):
             if getattr(self, name) < 2 or getattr(self, name) % 2:
                 raise ConfigError(f"{name} must be even and positive, got {getattr(self, name)}")
-        for name in ("rotate_probability", "dropout", "lr_decay"):
+        for name in ("rotate_probability", "dropout", "lr_decay", "streak_background"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.trained_cascades is not None and not 0 < self.trained_cascades <= self.cascades:

@@ -189,7 +189,9 @@ def accumulate_gradients(
             loss, figures, image, found = _reconstruct(settings, players, batch)
             if found is not None:
                 pair = (found, other) if other else found.halves() if settings.paired else (found,)
-                streaks = streak_term(*pair)
+                streaks = streak_term(
+                    *pair, below=settings.streak_below, background=settings.streak_background
+                )
                 figures["streaks"] = streaks.detach()
                 # Of a pair in two batches, each has its half of the one term's gradient.
                 loss = loss + players.softened * settings.streak_weight * len(group) * streaks

@@ -33,8 +33,7 @@ from banding_removal.streaks import MIN_PIXELS
 LENGTHS = (5, 13)
 MARGIN = max(LENGTHS) // 2
 ROUNDED = 0.1  # h: 0.4 dB
-BELOW = 0.15  # m: 0.65 dB
-WEIGHTS = (0.1, 0.9)  # of background and anatomy
+REGIONS = 2  # background and anatomy
 
 
 class Difference(NamedTuple):
@@ -61,7 +60,7 @@ def streak_difference(image: Tensor, target: Tensor, data_range: Tensor) -> Diff
         target: likewise, of the same orientation.
         data_range: (B,), the largest value of each volume.
     """
-    shape = (len(WEIGHTS), len(image))
+    shape = (REGIONS, len(image))
     if min(image.shape[-2:]) <= 2 * MARGIN:
         nothing = (0 * image.sum()).expand(len(LENGTHS), *shape)
         return Difference(nothing, torch.zeros(shape, dtype=torch.bool, device=image.device))
@@ -78,7 +77,9 @@ def streak_difference(image: Tensor, target: Tensor, data_range: Tensor) -> Diff
     return Difference(torch.stack(differences), pixels >= MIN_PIXELS)
 
 
-def streak_term(found: Difference, other: Difference | None = None) -> Tensor:
+def streak_term(
+    found: Difference, other: Difference | None = None, *, below: float, background: float
+) -> Tensor:
     """Mean of the rounded |D + m| (natural logarithms) over box lengths, regions and slices.
 
     Without any pixels that count the term is 0, with a gradient of 0.
@@ -86,17 +87,19 @@ def streak_term(found: Difference, other: Difference | None = None) -> Tensor:
     Args:
         found: of `streak_difference`.
         other: of the same slices in the other orientation; D is then the mean of both.
+        below: m, in natural logarithms.
+        background: weight of the background, 0 to 1; anatomy has the rest.
 
     Returns:
-        A scalar; 0.08 where there is nothing to remove, because of m.
+        A scalar; sqrt(m^2 + h^2) - h where there is nothing to remove.
     """
     difference, counts = found
     if other is not None:
         difference = (difference + other.values) / 2
         counts = counts & other.counts
     h = difference.new_tensor(ROUNDED)
-    rounded = torch.hypot(difference + BELOW, h).mean(0) - h
-    weights = difference.new_tensor(WEIGHTS)[:, None] * counts
+    rounded = torch.hypot(difference + below, h).mean(0) - h
+    weights = difference.new_tensor([background, 1 - background])[:, None] * counts
     return (weights * torch.where(counts, rounded, 0.0)).sum() / weights.sum().clamp(min=1e-9)
 
 

@@ -63,6 +63,10 @@ RECIPES = {
     "control": replace(_OURS, streak_weight=0.0),
     "ours": _OURS,
     "last": replace(_OURS, trained_cascades=1, epochs=20),  # of half the cost a step
+    # Ours without one of its parts.
+    "unpaired": replace(_OURS, paired=False, epochs=20),  # one orientation a step
+    "to_none": replace(_OURS, streak_below=0.0),
+    "even": replace(_OURS, streak_background=0.5),
     "adam": replace(_OURS, optimizer="adam", lr=2e-3),
     "paper": replace(_OURS, **PAPER, **_ADAM, epochs=20),  # one orientation a step
     "adversary": replace(_OURS, **ADVERSARY, **_ADAM),

@@ -11,7 +11,7 @@ from banding_removal.assembly import make_datasets
 from banding_removal.config import Settings
 from banding_removal.losses import reconstruction_loss
 from banding_removal.steps import accumulate_gradients, make_players
-from banding_removal.streak_term import BELOW, ROUNDED, streak_difference, streak_term
+from banding_removal.streak_term import ROUNDED, streak_difference, streak_term
 from data.dataset import Draw, collate
 from data.operators import crop_to_smaller
 from data.phantom import DEMO
@@ -19,6 +19,7 @@ from data.phantom_files import write_dataset
 from model.classifiers import build_adversary
 
 DATA_RANGE = torch.ones(2, dtype=torch.float64)
+BELOW = 0.15
 
 
 def anatomy(size: tuple[int, int] = (96, 80)) -> Tensor:
@@ -37,9 +38,18 @@ def noise_along(axis: int, like: Tensor) -> Tensor:
     return torch.randn(shape, dtype=like.dtype, generator=generator).expand_as(like)
 
 
-def term_of(image: Tensor, target: Tensor, data_range: Tensor, *, paired: bool = False) -> Tensor:
+def term_of(
+    image: Tensor,
+    target: Tensor,
+    data_range: Tensor,
+    *,
+    paired: bool = False,
+    below: float = BELOW,
+    background: float = 0.1,
+) -> Tensor:
     found = streak_difference(image, target, data_range)
-    return streak_term(*found.halves()) if paired else streak_term(found)
+    pair = found.halves() if paired else (found,)
+    return streak_term(*pair, below=below, background=background)
 
 
 def test_streaks_count_and_somewhat_less_than_none_is_wanted() -> None:
@@ -53,6 +63,21 @@ def test_streaks_count_and_somewhat_less_than_none_is_wanted() -> None:
     assert none < weak < strong
     overshot = term_of(target + 0.02 * noise_along(-2, target), target, DATA_RANGE)
     assert overshot > weak
+    assert term_of(target, target, DATA_RANGE, below=0) == 0
+
+
+def test_background_and_anatomy_have_their_weights() -> None:
+    # Low-signal anatomy beside background, with stronger streaks.
+    target = anatomy((96, 96))[1:]
+    target[..., 48:] += 0.05
+    image = target + 0.005 * noise_along(-1, target)
+    image[..., 48:] += 0.02 * noise_along(-1, target)[..., 48:]
+    of_anatomy, of_both, of_background = (
+        float(term_of(image, target, DATA_RANGE[1:], background=weight))
+        for weight in (0.0, 0.25, 1.0)
+    )
+    assert of_anatomy > 1.5 * of_background
+    assert of_both == pytest.approx(0.75 * of_anatomy + 0.25 * of_background)
 
 
 def test_in_a_pair_what_anatomy_does_cancels_and_streaks_do_not() -> None:
@@ -160,7 +185,13 @@ def test_a_pair_in_two_batches_has_the_gradient_of_one_term(
     )
     write_dataset(tmp_path / "phantom", spec, train_volumes=1, val_volumes=1, seed=0)
     settings = replace(
-        settings, data_path=tmp_path / "phantom", paired=True, streak_weight=3.0, batch_size=2
+        settings,
+        data_path=tmp_path / "phantom",
+        paired=True,
+        streak_weight=3.0,
+        streak_below=0.2,
+        streak_background=0.3,
+        batch_size=2,
     )
     data = make_datasets(settings)[0]
     group = [
@@ -176,7 +207,7 @@ def test_a_pair_in_two_batches_has_the_gradient_of_one_term(
         losses.append(reconstruction_loss(output, batch.target, batch.data_range, 1e-3)[0])
         image, target = crop_to_smaller(output, batch.target)
         found.append(streak_difference(image, target, batch.data_range))
-    term = streak_term(*found)
+    term = streak_term(*found, below=0.2, background=0.3)
     (sum(losses) / 2 + 3 * term).backward()
     weights = [weight for weight in players.predictor.parameters() if weight.grad is not None]
     expected = [weight.grad for weight in weights]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from banding_removal.config import ConfigError
-from benchmarks import efficacy, efficacy_report
+from benchmarks import efficacy, efficacy_report, maps
 from benchmarks.efficacy import BEFORE, Efficacy
 from benchmarks.efficacy_report import AIMS, Report, pairs_of, read_rows
 
@@ -29,6 +29,12 @@ def test_seeds_are_trained_and_judged_once_and_reported(
     assert rows.read_text() == first
     assert "seed 0: complete" in capsys.readouterr().out
 
+    run = folder / "tiny-0" / "stage_1"
+    learnt, plain = maps.shares_outside(run)
+    assert 0 < plain < learnt < 1
+    maps.main([f"runs=[{run}]"])
+    assert f"{learnt:.3f}" in capsys.readouterr().out
+
     output = tmp_path / "results"
     efficacy_report.main([f"folder={folder}", "size=tiny", f"output={output}", "name=tiny"])
     table = (output / "tiny.md").read_text()
@@ -45,5 +51,7 @@ def test_what_is_not_known_is_refused(tmp_path: Path) -> None:
         Efficacy(recipes=("magic",))
     with pytest.raises(ConfigError, match="size 7"):
         Efficacy(size="7")
+    with pytest.raises(ConfigError, match="name runs"):
+        maps.main([])
     with pytest.raises(ConfigError, match="has no rows"):
         read_rows(Report(folder=tmp_path))

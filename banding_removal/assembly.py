@@ -145,6 +145,7 @@ def build_predictor(
         chans=settings.chans,
         pools=settings.pools,
         sens_chans=settings.sens_chans,
+        sens_identity=settings.sens_identity,
         dropout=settings.dropout,
     )
     if start is not None and start_path is not None:

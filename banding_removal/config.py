@@ -73,6 +73,7 @@ class Settings:
     chans: int = 18
     pools: int = 4
     sens_chans: int = 8
+    sens_identity: bool = True  # maps begin as the centre's coil images; false: as published
     dropout: float = 0.0
 
     # --- optimisation ---

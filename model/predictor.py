@@ -44,10 +44,10 @@ class SensitivityNet(nn.Module):
     (2020), section 3.2.
     """
 
-    def __init__(self, chans: int, pools: int) -> None:
+    def __init__(self, chans: int, pools: int, *, identity: bool = True) -> None:
         super().__init__()
         self.unet = ComplexUNet(chans, pools)
-        if chans >= 4:
+        if identity and chans >= 4:
             # Maps begin as the centre's coil images over their RSS. From random weights, coils'
             # phases are mixed up, and for some seeds training does not find out of that.
             self.unet.unet.start_as_identity()
@@ -122,6 +122,7 @@ class Predictor(nn.Module):
         chans: width of the cascades' U-Nets; even.
         pools: poolings of all U-Nets.
         sens_chans: width of the sensitivity U-Net; even.
+        sens_identity: it begins as the identity, where it has four channels; else at random.
         dropout: of the cascades' U-Nets.
 
     Attributes:
@@ -136,10 +137,11 @@ class Predictor(nn.Module):
         chans: int = 18,
         pools: int = 4,
         sens_chans: int = 8,
+        sens_identity: bool = True,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.sensitivity = SensitivityNet(sens_chans, pools)
+        self.sensitivity = SensitivityNet(sens_chans, pools, identity=sens_identity)
         self.cascades = nn.ModuleList(Cascade(chans, pools, dropout) for _ in range(cascades))
         self.recomputed = 0
 

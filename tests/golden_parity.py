@@ -36,7 +36,7 @@ FOLDER = Path(__file__).parent / "golden"
 PUBLISHED = [name for name in ARCHITECTURES if name != "patch"]  # the grid is ours
 FLOAT64_TOLERANCE = 1e-9
 FLOAT32_TOLERANCE = 5e-5
-PREDICTORS = {
+PREDICTORS: dict[str, dict[str, Any]] = {
     "predictor_odd_p2": {"cascades": 2, "chans": 4, "sens_chans": 4, "pools": 2},
     "predictor_tiny_p4": {"cascades": 2, "chans": 8, "sens_chans": 8, "pools": 4},
 }

@@ -239,6 +239,9 @@ def test_before_any_training_maps_are_the_centre_over_its_rss(seed: int) -> None
     maps = predictor.sensitivity_maps(kspace, mask, acs_lines)
     expected = coil_images / rss(coil_images)
     torch.testing.assert_close(maps, expected, rtol=0, atol=1e-3)
+    at_random = Predictor(cascades=1, chans=4, pools=2, sens_chans=4, sens_identity=False).double()
+    found = at_random.sensitivity_maps(kspace, mask, acs_lines)
+    assert (found - expected).abs().mean() > 0.1
 
 
 def test_under_autocast_the_image_is_near_and_float32() -> None:

@@ -44,6 +44,8 @@ class Pair:
     slice_index: int
     r_x: Image  # real (h, w), any unit and sign: phase encoding along x
     r_y: Image  # real (h, w): along y
+    # bool (h, w): elsewhere the classifier finds zeros; None: it may look everywhere
+    seen: Tensor | NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +114,8 @@ def probe(
 
     Raises:
         ValueError: fewer than two volumes or folds, no step, or images that are not real, (h, w),
-            alike in shape, finite and of at least `MIN_SIDE` pixels a side (volume and slice are
-            named).
+            alike in shape, finite and of at least `MIN_SIDE` pixels a side, or a mask that does
+            not fit them (volume and slice are named).
     """
     if folds < 2 or steps < 1:
         raise ValueError(f"the probe needs 2 folds and 1 step at least, got {folds} and {steps}")
@@ -154,7 +156,7 @@ def _normalized(pair: Pair) -> _Slice:
     """Both images checked, each then normalised from itself alone: nothing else can leak.
 
     Raises:
-        ValueError: unusable images, named by volume and slice.
+        ValueError: unusable images or mask, named by volume and slice.
     """
     where = f"{pair.volume} slice {pair.slice_index}"
     r_x, r_y = (torch.as_tensor(image).detach().cpu() for image in (pair.r_x, pair.r_y))
@@ -171,9 +173,15 @@ def _normalized(pair: Pair) -> _Slice:
             raise ValueError(f"{where}: {name} is complex; the probe takes magnitude images")
         if not image.isfinite().all():
             raise ValueError(f"{where}: {name} is not finite everywhere")
-    return _Slice(
-        volume=pair.volume, images=torch.stack([local_contrast(r_x), local_contrast(r_y)])
-    )
+    images = torch.stack([local_contrast(r_x), local_contrast(r_y)])
+    if pair.seen is not None:
+        seen = torch.as_tensor(pair.seen).cpu()
+        if seen.dtype != torch.bool or seen.shape != r_x.shape:
+            raise ValueError(
+                f"{where}: seen is {seen.dtype} {tuple(seen.shape)}, not bool {tuple(r_x.shape)}"
+            )
+        images = images * seen
+    return _Slice(volume=pair.volume, images=images)
 
 
 def local_contrast(image: Tensor) -> Tensor:

@@ -273,6 +273,32 @@ def test_no_folds_and_no_steps_are_refused(folds: int, steps: int) -> None:
         probe(banded(0.01), folds=folds, steps=steps)
 
 
+def test_streaks_are_told_where_the_probe_may_look_and_by_chance_elsewhere() -> None:
+    # They are in the upper half alone; the blurs of the local contrast reach 18 pixels.
+    row = torch.arange(SIZE[0])[:, None].expand(SIZE)
+    upper = row < 20
+    pairs = []
+    for pair in banded(0.02):
+        r_x, r_y = map(torch.as_tensor, (pair.r_x, pair.r_y))
+        pairs.append(replace(pair, r_y=torch.where(upper, r_y, r_x)))
+
+    def seeing(mask: Tensor) -> float:
+        found = probe([replace(pair, seen=mask) for pair in pairs], steps=50)
+        return found.balanced_accuracy.estimate
+
+    assert seeing(upper) > 0.9
+    assert seeing(row >= 38) == pytest.approx(0.5, abs=0.1)
+    assert seeing(torch.zeros(SIZE, dtype=torch.bool)) == 0.5
+
+
+@pytest.mark.parametrize("seen", [torch.ones(SIZE), torch.ones(40, 41, dtype=torch.bool)])
+def test_a_mask_that_does_not_fit_is_refused(seen: Tensor) -> None:
+    pairs = banded(0.01, volumes=2, slices=2)
+    pairs[1] = replace(pairs[1], seen=seen)
+    with pytest.raises(ValueError, match=r"^vol0 slice 1: seen is .*, not bool \(40, 40\)"):
+        probe(pairs)
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [

@@ -1,0 +1,75 @@
+"""Where does the probe find the orientation? Its accuracy when it may look at a part of the pixels.
+
+    python -m benchmarks.probe_regions 'sets={control: logs/control, ours: logs/ours}' volumes=...
+
+Fresh classifiers (`banding_removal/probe.py`) for each set (as of scripts/evaluate.py) and for each
+of: all pixels; the target's flat low-signal pixels, where banding is measured; all others. The rest
+is zero in both images, for training and test alike.
+"""
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from banding_removal.assembly import choose_device
+from banding_removal.command_line import user_errors
+from banding_removal.config import REPOSITORY, ConfigError, from_words
+from banding_removal.evaluate_files import choose_volumes
+from banding_removal.image_sets import path_set, reference_volumes
+from banding_removal.low_signal import low_signal_regions
+from banding_removal.measuring import cropped
+from banding_removal.probe import Pair, probe
+from data.filters import VolumeFilter
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeRegions:
+    """What is probed."""
+
+    sets: dict[str, Path] = field(default_factory=dict)  # as of scripts/evaluate.py
+    volumes: Path = REPOSITORY / "datasets" / "phantom" / "multicoil_val"
+    filter: VolumeFilter = field(default_factory=VolumeFilter)
+    slices: tuple[int | None, int | None] = (None, None)
+    logs: Path = REPOSITORY / "logs"
+    steps: int = 300  # of each classifier
+    device: str = "auto"
+    seed: int = 0
+
+
+def main(words: list[str]) -> None:
+    """Print a line for each set."""
+    settings = from_words(ProbeRegions(), words)
+    if not settings.sets:
+        raise ConfigError("name one set or more: 'sets={pretrained: logs/pretrain}'")
+    device = choose_device(settings.device)
+    files = choose_volumes(settings)
+    scales = {reference.name: reference.scale for reference in reference_volumes(files)}
+    print("balanced accuracy by what is seen (95 % interval over volumes)")
+    print(f"{'set':16} {'all':>22} {'low signal':>22} {'the rest':>22}")
+    for name, path in settings.sets.items():
+        pairs: list[Pair] = []
+        low_signal: list[Tensor] = []
+        images = path_set(name, path, files, slice_range=settings.slices, device=device)
+        for given in images.slices:
+            one = cropped(given, name)
+            if one.r_y is None:
+                raise ConfigError(f"set {name!r}, {one.volume}: {one.why_no_r_y}")
+            pairs.append(
+                Pair(volume=one.volume, slice_index=one.slice_index, r_x=one.r_x, r_y=one.r_y)
+            )
+            low_signal.append(low_signal_regions(one.target, scales[one.volume]).low_signal)
+        cells = [f"{name:16}"]
+        for masks in (None, low_signal, [~mask for mask in low_signal]):
+            seen = pairs
+            if masks is not None:
+                seen = [replace(p, seen=mask) for p, mask in zip(pairs, masks, strict=True)]
+            found = probe(seen, steps=settings.steps, seed=settings.seed, device=device)
+            cells.append(f"{found.balanced_accuracy!s:>22}")
+        print(" ".join(cells), flush=True)
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(sys.argv[1:])

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from banding_removal.config import ConfigError
-from benchmarks import efficacy, efficacy_report, maps
+from benchmarks import efficacy, efficacy_report, maps, probe_regions
 from benchmarks.efficacy import BEFORE, Efficacy
 from benchmarks.efficacy_report import AIMS, Report, pairs_of, read_rows
 
@@ -35,6 +35,12 @@ def test_seeds_are_trained_and_judged_once_and_reported(
     maps.main([f"runs=[{run}]"])
     assert f"{learnt:.3f}" in capsys.readouterr().out
 
+    volumes = folder / "final-tiny" / "multicoil_val"
+    words = [f"sets={{before: {run}}}", f"volumes={volumes}", f"logs={tmp_path}", "steps=2"]
+    probe_regions.main(words)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("before") and line.count("[") == 3
+
     output = tmp_path / "results"
     efficacy_report.main([f"folder={folder}", "size=tiny", f"output={output}", "name=tiny"])
     table = (output / "tiny.md").read_text()
@@ -53,5 +59,7 @@ def test_what_is_not_known_is_refused(tmp_path: Path) -> None:
         Efficacy(size="7")
     with pytest.raises(ConfigError, match="name runs"):
         maps.main([])
+    with pytest.raises(ConfigError, match="name one set"):
+        probe_regions.main([])
     with pytest.raises(ConfigError, match="has no rows"):
         read_rows(Report(folder=tmp_path))

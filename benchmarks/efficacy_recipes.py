@@ -64,7 +64,8 @@ RECIPES = {
     "ours": _OURS,
     "last": replace(_OURS, trained_cascades=1, epochs=20),  # of half the cost a step
     # Ours without one of its parts.
-    "unpaired": replace(_OURS, paired=False, epochs=20),  # one orientation a step
+    "unpaired": replace(_OURS, paired=False, epochs=20),  # a slice a step, twice as many steps
+    "mixed": replace(_OURS, paired=False, batch_size=2, epochs=20),  # two slices, no pair
     "to_none": replace(_OURS, streak_below=0.0),
     "even": replace(_OURS, streak_background=0.5),
     "adam": replace(_OURS, optimizer="adam", lr=2e-3),

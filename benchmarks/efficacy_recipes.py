@@ -24,6 +24,10 @@ SIZES = {
     "96": Size(phantom=DEMO, settings={}),
     "brain": Size(phantom=DEMO, settings={}, brain=True),
     "128": Size(phantom=MEDIUM, settings={"acs_lines": (12,)}),
+    "192": Size(
+        phantom=replace(DEMO, kspace_size=(192, 192), target_size=(192, 192), acquired=(5, 187)),
+        settings={"acs_lines": (14,)},
+    ),
     # As patient data are: oversampled along readout, and not square.
     "oblong": Size(phantom=replace(DEMO, kspace_size=(144, 108), acquired=(2, 106)), settings={}),
     "tiny": Size(

@@ -35,8 +35,8 @@ PAPER: dict[str, Any] = {
     "trained_cascades": None,
 }
 
-# The direct term in place of an adversary, on both orientations of a slice at once.
-OURS: dict[str, Any] = {**PAPER, "paired": True, "adversary": None, "streak_weight": 0.014}
+# The direct term in place of an adversary.
+OURS: dict[str, Any] = {**PAPER, "adversary": None, "streak_weight": 0.0175}
 # An adversary that learns in minutes: both orientations in every step, earlier reconstructions, a
 # grid of logits and a start ahead. With one reconstruction a step and none of these it stays at
 # chance for longer. Part of what it does is texture written across the streaks.

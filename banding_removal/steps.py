@@ -25,7 +25,7 @@ from banding_removal.memory import Recomputation
 from banding_removal.muon import Muon
 from banding_removal.precision import uses_bfloat16
 from banding_removal.replay import PairStore
-from banding_removal.streak_term import Difference, streak_difference, streak_term
+from banding_removal.streak_term import streak_term
 from data.dataset import Batch, joined
 from data.operators import crop_to_smaller
 from model.predictor import Predictor
@@ -176,7 +176,6 @@ def accumulate_gradients(
         The mean of each figure.
     """
     group = joined(group)
-    other = _other_streaks(settings, players, group)
     objective = players.objective
     steers = objective is not None and epoch >= settings.adversary_epoch_from
     judges = objective is not None and epoch >= settings.warmup_adversary_from
@@ -186,16 +185,7 @@ def accumulate_gradients(
     for number, batch in enumerate(group, start=1):
         ends = last and number == len(group)
         with _alone(players.shared_predictor, not ends):
-            loss, figures, image, found = _reconstruct(settings, players, batch)
-            if found is not None:
-                pair = (found, other) if other else found.halves() if settings.paired else (found,)
-                streaks = streak_term(
-                    *pair, below=settings.streak_below, background=settings.streak_background
-                )
-                figures["streaks"] = streaks.detach()
-                # Of a pair in two batches, each has its half of the one term's gradient.
-                loss = loss + players.softened * settings.streak_weight * len(group) * streaks
-                other = found.detach()
+            loss, figures, image = _reconstruct(settings, players, batch)
             if judges and players.replay is not None:
                 standing.append(upright(image.detach(), batch.rotated))
                 if number == 1:
@@ -228,25 +218,10 @@ def accumulate_gradients(
     return values
 
 
-def _other_streaks(
-    settings: Settings, players: Players, group: Sequence[Batch]
-) -> Difference | None:
-    """For the first of a pair in two batches, the second's streaks: a look ahead.
-
-    Both graphs at once would need twice the memory; this is a fifth more time of a step, and none
-    where a pair is one batch (docs/speed.md).
-    """
-    if len(group) == 1 or settings.streak_weight == 0:
-        return None
-    with torch.no_grad():
-        _, _, _, found = _reconstruct(settings, players, group[1])
-    return found
-
-
 def _reconstruct(
     settings: Settings, players: Players, batch: Batch
-) -> tuple[Tensor, dict[str, Tensor], Tensor, Difference | None]:
-    """Its loss and figures, the image as large as the target, and its streaks where they count."""
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """Its loss without the adversary's term, figures, and the image as large as the target."""
     assert batch.target is not None, "the training set is made with require_target"
     players.recomputation.prepare(batch, bfloat16=players.bfloat16)
     with players.autocast(batch):
@@ -255,8 +230,17 @@ def _reconstruct(
     loss, similarity = reconstruction_loss(output, target, data_range, settings.l1_weight)
     figures = {"loss": loss.detach(), "ssim": similarity}
     image, target = crop_to_smaller(output, target)
-    found = streak_difference(image, target, data_range) if settings.streak_weight > 0 else None
-    return loss, figures, image, found
+    if settings.streak_weight > 0:
+        streaks = streak_term(
+            image,
+            target,
+            data_range,
+            below=settings.streak_below,
+            background=settings.streak_background,
+        )
+        figures["streaks"] = streaks.detach()
+        loss = loss + players.softened * settings.streak_weight * streaks
+    return loss, figures, image
 
 
 def _learn(

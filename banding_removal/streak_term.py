@@ -9,8 +9,7 @@ the mean squares of the two filters of `streaks` in flat low-signal pixels,
     D = log E_along(r) / E_across(r) - log E_along(t) / E_across(t),      term = mean of |D + m|
 
 over box lengths, and background and anatomy apart, so that the one cannot make up for the other.
-Of the two reconstructions of a pair, D is the mean first: what is left of anatomy cancels, as in
-the metric B, and half of the chance. |.| is rounded at zero, sqrt(x^2 + h^2) - h, where it is the
+|.| is rounded at zero, sqrt(x^2 + h^2) - h, where it is the
 few pixels' chance; the pull of a square would fade before the streaks have gone. It asks for a
 little less than none (m), since the reconstruction loss pulls the other way and it ends between.
 Background weighs less than anatomy: streaks go from it sooner, and a predictor that hurries there
@@ -20,7 +19,6 @@ texture written across the streaks would do as well as their removal, and costs 
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,73 +31,42 @@ from banding_removal.streaks import MIN_PIXELS
 LENGTHS = (5, 13)
 MARGIN = max(LENGTHS) // 2
 ROUNDED = 0.1  # h: 0.4 dB
-REGIONS = 2  # background and anatomy
 
 
-class Difference(NamedTuple):
-    """D of some slices."""
+def streak_term(
+    image: Tensor, target: Tensor, data_range: Tensor, *, below: float, background: float
+) -> Tensor:
+    """Mean of the rounded |D + m| (natural logarithms) over box lengths, regions and slices.
 
-    values: Tensor  # (length, region, B)
-    counts: Tensor  # bool (region, B): enough pixels
-
-    def halves(self) -> "tuple[Difference, Difference]":
-        """Of the first half of the slices, and of the second."""
-        (value_1, value_2), (count_1, count_2) = (x.chunk(2, dim=-1) for x in self)
-        return Difference(value_1, count_1), Difference(value_2, count_2)
-
-    def detach(self) -> "Difference":
-        """Without a gradient."""
-        return Difference(self.values.detach(), self.counts)
-
-
-def streak_difference(image: Tensor, target: Tensor, data_range: Tensor) -> Difference:
-    """D of each slice, and where there are enough pixels for it (200).
+    Where a slice has less than 200 pixels of a region, that does not count. Without any that counts
+    the term is 0, with a gradient of 0.
 
     Args:
         image: reconstruction as it was made, real (B, 1, h, w), phase encoding along w.
         target: likewise, of the same orientation.
         data_range: (B,), the largest value of each volume.
-    """
-    shape = (REGIONS, len(image))
-    if min(image.shape[-2:]) <= 2 * MARGIN:
-        nothing = (0 * image.sum()).expand(len(LENGTHS), *shape)
-        return Difference(nothing, torch.zeros(shape, dtype=torch.bool, device=image.device))
-    scale = unit_of_slices(target[:, 0], data_range)[:, None, None]
-    reference = target[:, 0] / scale
-    _, *regions = inner_regions(reference.double())
-    masks = torch.stack([_shrink(region, MARGIN - BORDER) for region in regions]).to(image.dtype)
-    pixels = masks.sum((-2, -1))  # (region, B)
-    differences = []
-    for length in LENGTHS:
-        along, across = _log_energies(image[:, 0] / scale, length, masks, pixels)
-        along_t, across_t = _log_energies(reference, length, masks, pixels)
-        differences.append(along - across.detach() - (along_t - across_t))
-    return Difference(torch.stack(differences), pixels >= MIN_PIXELS)
-
-
-def streak_term(
-    found: Difference, other: Difference | None = None, *, below: float, background: float
-) -> Tensor:
-    """Mean of the rounded |D + m| (natural logarithms) over box lengths, regions and slices.
-
-    Without any pixels that count the term is 0, with a gradient of 0.
-
-    Args:
-        found: of `streak_difference`.
-        other: of the same slices in the other orientation; D is then the mean of both.
         below: m, in natural logarithms.
         background: weight of the background, 0 to 1; anatomy has the rest.
 
     Returns:
         A scalar; sqrt(m^2 + h^2) - h where there is nothing to remove.
     """
-    difference, counts = found
-    if other is not None:
-        difference = (difference + other.values) / 2
-        counts = counts & other.counts
-    h = difference.new_tensor(ROUNDED)
-    rounded = torch.hypot(difference + below, h).mean(0) - h
-    weights = difference.new_tensor([background, 1 - background])[:, None] * counts
+    if min(image.shape[-2:]) <= 2 * MARGIN:
+        return 0 * image.sum()
+    scale = unit_of_slices(target[:, 0], data_range)[:, None, None]
+    reference = target[:, 0] / scale
+    _, *regions = inner_regions(reference.double())
+    masks = torch.stack([_shrink(region, MARGIN - BORDER) for region in regions]).to(image.dtype)
+    pixels = masks.sum((-2, -1))  # (region, B), as all below
+    h = image.new_tensor(ROUNDED)
+    rounded = torch.zeros_like(pixels)
+    for length in LENGTHS:
+        along, across = _log_energies(image[:, 0] / scale, length, masks, pixels)
+        along_t, across_t = _log_energies(reference, length, masks, pixels)
+        difference = along - across.detach() - (along_t - across_t)
+        rounded = rounded + (torch.hypot(difference + below, h) - h) / len(LENGTHS)
+    counts = pixels >= MIN_PIXELS
+    weights = image.new_tensor([background, 1 - background])[:, None] * counts
     return (weights * torch.where(counts, rounded, 0.0)).sum() / weights.sum().clamp(min=1e-9)
 
 

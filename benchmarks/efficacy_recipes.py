@@ -62,21 +62,24 @@ _ADAM: dict[str, Any] = {"optimizer": "adam", "lr": 3e-4}
 STAGE_1 = replace(PRETRAINING, name="stage_1", **ONE_CORE)
 _OURS = replace(STAGE_2, **ONE_CORE)
 _STREAKS_ALONE: dict[str, Any] = {"adversary_strength": 0.1, "adversary_changes": "streaks"}
+_PAIRS: dict[str, Any] = {"epoch_fraction": 0.5}  # two orientations a step, half the steps
 FROM_SCRATCH = ("bfloat16",)  # these are stage 1 once more, in another way
 RECIPES = {
     "control": replace(_OURS, streak_weight=0.0),
     "ours": _OURS,
     "last": replace(_OURS, trained_cascades=1, epochs=20),  # of half the cost a step
     # Ours without one of its parts.
-    "unpaired": replace(_OURS, paired=False, epochs=20),  # a slice a step, twice as many steps
-    "mixed": replace(_OURS, paired=False, batch_size=2, epochs=20),  # two slices, no pair
     "to_none": replace(_OURS, streak_below=0.0),
     "even": replace(_OURS, streak_background=0.5),
     "adam": replace(_OURS, optimizer="adam", lr=2e-3),
-    "paper": replace(_OURS, **PAPER, **_ADAM, epochs=20),  # one orientation a step
-    "adversary": replace(_OURS, **ADVERSARY, **_ADAM),
-    "streaks": replace(_OURS, **ADVERSARY | _STREAKS_ALONE),
-    "both": replace(_OURS, **ADVERSARY | _STREAKS_ALONE | {"streak_weight": OURS["streak_weight"]}),
+    "paper": replace(_OURS, **PAPER, **_ADAM),
+    "adversary": replace(_OURS, **ADVERSARY, **_ADAM, **_PAIRS),
+    "streaks": replace(_OURS, **ADVERSARY | _STREAKS_ALONE, **_PAIRS),
+    "both": replace(
+        _OURS,
+        **ADVERSARY | _STREAKS_ALONE | {"streak_weight": OURS["streak_weight"]},
+        **_PAIRS,
+    ),
     "bfloat16": replace(STAGE_1, precision="bfloat16"),
 }
 

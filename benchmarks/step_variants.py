@@ -24,7 +24,7 @@ Variant = Literal[
     "ours-recompute",
     "ours-bf16",
     "ours-bf16-recompute",
-    "ours-pair",  # both orientations in a step; stage 2 by our own recipe
+    "ours-streaks",  # stage 2 by our own recipe
     "fastmri",
 ]
 Stage = Literal["pretrain", "adversarial", "inference"]
@@ -85,14 +85,11 @@ class UnavailableError(Exception):
     """A variant that cannot run here."""
 
 
-def make_batch(size: Size, *, rotated: bool = False) -> Batch:
+def make_batch(size: Size) -> Batch:
     """One slice of the phantom with anatomy, undersampled as in training."""
     volume = make_volume(replace(size.phantom, slices=3), seed=0)
     kspace, target = (torch.from_numpy(values[1]) for values in (volume.kspace, volume.target))
     left, right = size.phantom.acquired
-    if rotated:
-        kspace, target = kspace.mT, target.mT
-        left, right = 0, kspace.shape[-1]
     sampler = MaskSampler(kind="magic", accelerations=(4,), acs=(size.acs_lines,))
     width = kspace.shape[-1]
     mask = sampler.draw(width, np.random.RandomState(0), offset=left, acquired=(left, right))
@@ -102,7 +99,7 @@ def make_batch(size: Size, *, rotated: bool = False) -> Batch:
         acs_lines=mask.acs_lines,
         target=target[None].contiguous(),
         data_range=float(volume.target.max()),
-        rotated=rotated,
+        rotated=False,
         name="phantom",
         slice_index=1,
     )
@@ -150,14 +147,10 @@ def _ours(
         adversary_chans=size.adversary_chans,
         **numerics_of(variant),
     )
-    group = [batch]
-    if variant == "ours-pair":
-        if stage == "inference":
-            raise UnavailableError("an image has one orientation")
+    if variant == "ours-streaks":
+        if stage != "adversarial":
+            raise UnavailableError("what differs is stage 2")
         settings = replace(settings, **OURS)
-        if stage == "pretrain":
-            settings = replace(settings, streak_weight=0.0)
-        group.append(make_batch(size, rotated=True).to(batch.masked_kspace.device))
     players = make_players(settings, batch.masked_kspace.device)
     predictor = players.predictor
     if stage == "inference":
@@ -165,7 +158,7 @@ def _ours(
         return lambda: _infer(
             lambda one: predictor(one.masked_kspace, one.mask, one.acs_lines), batch
         ), predictor
-    return lambda: train_step(settings, players, group, epoch=1), predictor
+    return lambda: train_step(settings, players, [batch], epoch=1), predictor
 
 
 def numerics_of(variant: str) -> dict[str, Any]:

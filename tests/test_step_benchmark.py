@@ -244,14 +244,11 @@ def test_the_benchmark_prints_its_table_and_goes_on_where_it_was(
     assert all(row["peak_mb"] > row["step_mb"] > 0 for row in rows[:2])
 
 
-def test_a_step_of_both_orientations_has_the_direct_term_in_stage_two_alone() -> None:
-    for stage, expected in (("pretrain", False), ("adversarial", True)):
-        step, _ = prepare("ours-pair", stage, SIZES["tiny"], torch.device("cpu"))
-        figures = step()
-        assert isinstance(figures, dict)
-        assert ("streaks" in figures) == expected
-    with pytest.raises(UnavailableError, match="one orientation"):
-        prepare("ours-pair", "inference", SIZES["tiny"], torch.device("cpu"))
+def test_a_step_of_our_recipe_has_the_direct_term() -> None:
+    figures = prepare("ours-streaks", "adversarial", SIZES["tiny"], torch.device("cpu"))[0]()
+    assert isinstance(figures, dict) and "streaks" in figures
+    with pytest.raises(UnavailableError, match="stage 2"):
+        prepare("ours-streaks", "pretrain", SIZES["tiny"], torch.device("cpu"))
 
 
 def test_unknown_variants_are_refused() -> None:

@@ -11,7 +11,7 @@ from banding_removal.assembly import make_datasets
 from banding_removal.config import Settings
 from banding_removal.losses import reconstruction_loss
 from banding_removal.steps import accumulate_gradients, make_players
-from banding_removal.streak_term import ROUNDED, streak_difference, streak_term
+from banding_removal.streak_term import ROUNDED, streak_term
 from data.dataset import Draw, collate
 from data.operators import crop_to_smaller
 from data.phantom import DEMO
@@ -43,13 +43,10 @@ def term_of(
     target: Tensor,
     data_range: Tensor,
     *,
-    paired: bool = False,
     below: float = BELOW,
     background: float = 0.1,
 ) -> Tensor:
-    found = streak_difference(image, target, data_range)
-    pair = found.halves() if paired else (found,)
-    return streak_term(*pair, below=below, background=background)
+    return streak_term(image, target, data_range, below=below, background=background)
 
 
 def test_streaks_count_and_somewhat_less_than_none_is_wanted() -> None:
@@ -78,18 +75,6 @@ def test_background_and_anatomy_have_their_weights() -> None:
     )
     assert of_anatomy > 1.5 * of_background
     assert of_both == pytest.approx(0.75 * of_anatomy + 0.25 * of_background)
-
-
-def test_in_a_pair_what_anatomy_does_cancels_and_streaks_do_not() -> None:
-    target = anatomy((96, 96))
-    pair, ranges = torch.cat([target, target.mT]), torch.cat([DATA_RANGE, DATA_RANGE])
-    lines = 0.01 * noise_along(-1, target)
-    none = term_of(pair, pair, ranges, paired=True)
-    anatomy_s = pair + torch.cat([lines, lines.mT])
-    torch.testing.assert_close(term_of(anatomy_s, pair, ranges, paired=True), none)
-    assert term_of(anatomy_s, pair, ranges) > 3 * none
-    banding = pair + torch.cat([lines, lines])
-    assert term_of(banding, pair, ranges, paired=True) > 3 * none
 
 
 def test_background_weighs_less_than_anatomy() -> None:
@@ -177,9 +162,7 @@ def test_an_adversary_may_be_heard_on_streaks_alone_and_learns_as_before(way: st
     assert len(losses) < 2 or losses[0] == losses[1]
 
 
-def test_a_pair_in_two_batches_has_the_gradient_of_one_term(
-    tmp_path: Path, settings: Settings
-) -> None:
+def test_training_adds_the_term_with_its_settings(tmp_path: Path, settings: Settings) -> None:
     spec = replace(
         DEMO, kspace_size=(96, 72), target_size=(72, 72), acquired=(0, 72), coils=2, slices=4
     )
@@ -187,33 +170,25 @@ def test_a_pair_in_two_batches_has_the_gradient_of_one_term(
     settings = replace(
         settings,
         data_path=tmp_path / "phantom",
-        paired=True,
         streak_weight=3.0,
         streak_below=0.2,
         streak_background=0.3,
-        batch_size=2,
+        l1_weight=1e-3,
     )
     data = make_datasets(settings)[0]
-    group = [
-        collate([data[Draw(epoch=1, index=i, rotated=rotated)] for i in (1, 2)])
-        for rotated in (False, True)
-    ]
+    batch = collate([data[Draw(epoch=1, index=i, rotated=True)] for i in (1, 2)])
+    assert batch.target is not None
     torch.manual_seed(0)
     players = make_players(settings, torch.device("cpu"))
-    losses, found = [], []
-    for batch in group:
-        assert batch.target is not None
-        output = players.predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
-        losses.append(reconstruction_loss(output, batch.target, batch.data_range, 1e-3)[0])
-        image, target = crop_to_smaller(output, batch.target)
-        found.append(streak_difference(image, target, batch.data_range))
-    term = streak_term(*found, below=0.2, background=0.3)
-    (sum(losses) / 2 + 3 * term).backward()
+    output = players.predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
+    image, target = crop_to_smaller(output, batch.target)
+    term = streak_term(image, target, batch.data_range, below=0.2, background=0.3)
+    (reconstruction_loss(output, batch.target, batch.data_range, 1e-3)[0] + 3 * term).backward()
     weights = [weight for weight in players.predictor.parameters() if weight.grad is not None]
     expected = [weight.grad for weight in weights]
     players.predictor.zero_grad()
 
-    values = accumulate_gradients(replace(settings, l1_weight=1e-3), players, group, 1, 1)
+    values = accumulate_gradients(settings, players, [batch], 1, 1)
     assert values["streaks"] == pytest.approx(float(term.detach()))
     for weight, gradient in zip(weights, expected, strict=True):
         torch.testing.assert_close(weight.grad, gradient, rtol=1e-3, atol=1e-6)

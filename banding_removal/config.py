@@ -24,6 +24,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 _UNREADABLE = (YAMLError, ValueError, TypeError, IndexError, OverflowError, RecursionError)
 
 
+# Settings that earlier versions wrote to checkpoints; they made a run no other predictor.
+RETIRED = ("rollback_lowers",)
+
+
 class ConfigError(Exception):
     """A setting that cannot be: unknown, of the wrong type, or out of range."""
 
@@ -92,8 +96,7 @@ class Settings:
     recompute: Recompute = "auto"  # network values, in the backward pass; auto: as few as fit
     clip_grad_norm: float | None = None  # largest norm of the whole gradient; null: as it is
     rollbacks: int = 5  # how often a failing run may go back to its last good state; 0: it ends
-    rollback_lowers: Literal["strength", "rate"] = "strength"  # in stage 1 always the rates
-    rollback_factor: float = 0.5  # by which, each time
+    rollback_factor: float = 0.5  # of the rates and of the weights against banding, each time
 
     # --- adversary (stage 2) ---
     adversary: Architecture | None = None  # null: stage 1, no adversary
@@ -243,7 +246,8 @@ def from_plain(content: dict[str, Any], origin: object = "settings") -> Settings
     if "${" in repr(content):
         raise ConfigError(f"{origin} is refused: its settings hold values to look up, ${{...}}")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.create(content))
+        known = {key: value for key, value in content.items() if key not in RETIRED}
+        merged = OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.create(known))
         settings = OmegaConf.to_object(merged)
     except (ConfigError, OmegaConfBaseException, *_UNREADABLE) as error:
         reason = str(error).partition("\n")[0]

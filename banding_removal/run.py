@@ -14,7 +14,7 @@ from banding_removal.distributed import Team
 from banding_removal.endings import RunFailedError
 from banding_removal.run_folder import RunLock, show_as_latest
 from banding_removal.run_log import MetricsWriter
-from banding_removal.safeguard import FailingError, Safeguard, softening
+from banding_removal.safeguard import FailingError, Safeguard
 from banding_removal.steps import Players
 from banding_removal.stopping import Stopped
 from data.dataset import SliceDataset
@@ -92,10 +92,9 @@ def roll_back(
     progress.events = events
     soften(run)
     log.warning(
-        "the run is failing at step %d: %s. Rollback %d of %d, to step %d; from now on weights "
-        "against banding times %g, learning rates times %g",
-        *(failed_at, why, len(events), settings.rollbacks, progress.step),
-        *(run.players.softened, run.players.slowed),
+        "the run is failing at step %d: %s. Rollback %d of %d, to step %d; from now on learning "
+        "rates and weights against banding times %g",
+        *(failed_at, why, len(events), settings.rollbacks, progress.step, run.players.softened),
     )
     _write_checkpoint(run)
     if metrics is None:
@@ -108,9 +107,8 @@ def roll_back(
 
 
 def soften(run: Run) -> None:
-    """Set the factors that go with the rollbacks so far."""
-    players = run.players
-    players.softened, players.slowed = softening(run.settings, len(run.progress.events))
+    """Set the factor that goes with the rollbacks so far."""
+    run.players.softened = run.settings.rollback_factor ** len(run.progress.events)
 
 
 def save(run: Run, loss: float | None = None, *, validated: bool = False) -> None:

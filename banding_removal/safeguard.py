@@ -15,7 +15,6 @@ from typing import Any
 
 from torch import Tensor
 
-from banding_removal.config import Settings
 from banding_removal.steps import Players
 
 log = logging.getLogger(__name__)
@@ -159,15 +158,6 @@ def warn_of_chance(row: Mapping[str, Any]) -> None:
             "needs a warm-up (adversary_warmup_steps), pairs (paired, adversary_replay), or time",
             *(row["accuracy"], banding),
         )
-
-
-def softening(settings: Settings, rollbacks: int) -> tuple[float, float]:
-    """Factors, after so many rollbacks, of the weights against banding and of the rates."""
-    factor = settings.rollback_factor**rollbacks
-    without = settings.adversary is None and settings.streak_weight == 0
-    if settings.rollback_lowers == "rate" or without:
-        return 1.0, factor
-    return factor, 1.0
 
 
 def _copy(state: Mapping[str, Any]) -> dict[str, Any]:

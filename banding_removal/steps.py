@@ -45,8 +45,7 @@ class Players:
     adversary_optimizer: torch.optim.Adam | None = None
     strength: float = 0.0  # weight of the orientation term in the predictor's loss
     replay: PairStore | None = None
-    softened: float = 1.0  # factor of all weights against banding
-    slowed: float = 1.0  # factor of the learning rates
+    softened: float = 1.0  # factor of all weights against banding and of the learning rates
     doubts: list[str] = field(default_factory=list)  # losses of the step that are not finite
 
     def autocast(self, batch: Batch) -> torch.autocast:
@@ -299,7 +298,7 @@ def set_learning_rates(settings: Settings, players: Players, epochs: float) -> N
     pairs = [(players.optimizer, settings.lr), (players.adversary_optimizer, settings.adversary_lr)]
     for optimizer, base in pairs:
         for group in [] if optimizer is None else optimizer.param_groups:
-            group["lr"] = players.slowed * learning_rate(settings, epochs, base)
+            group["lr"] = players.softened * learning_rate(settings, epochs, base)
 
 
 def set_weights(settings: Settings, players: Players, step: int) -> None:

@@ -116,6 +116,7 @@ def test_resume_and_restart_exclude_each_other() -> None:
 def test_settings_survive_being_saved_as_plain_data() -> None:
     settings = from_words(Settings(), ["accelerations=[4,8]", "train_filter.magnet=3"])
     assert from_plain(plain(settings)) == settings
+    assert from_plain({**plain(settings), "rollback_lowers": "rate"}) == settings
     with pytest.raises(ConfigError, match="another version"):
         from_plain({**plain(settings), "gone": 1})
 

@@ -4,13 +4,14 @@ from pathlib import Path
 import pytest
 
 from banding_removal.config import ConfigError
-from benchmarks import efficacy, efficacy_report, maps, probe_regions
+from banding_removal.recipes import OURS
+from benchmarks import efficacy, efficacy_report, maps, probe_regions, provoked_failures
 from benchmarks.efficacy import BEFORE, Efficacy
 from benchmarks.efficacy_report import AIMS, Report, pairs_of, read_rows
 
 
 def test_seeds_are_trained_and_judged_once_and_reported(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "efficacy"
     words = [f"folder={folder}", "size=tiny", "volume_count=2", "probe=false", "volumes=final"]
@@ -41,6 +42,14 @@ def test_seeds_are_trained_and_judged_once_and_reported(
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith("before") and line.count("[") == 3
 
+    words = [f"start={run}", f"logs={tmp_path / 'provoked'}", "epochs=1", "epoch_fraction=1"]
+    provoked_failures.main([*words, "failures=[no number]"])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("no number") and " ended " in line and "step 1: " in line
+    monkeypatch.setitem(provoked_failures.FAILURES, "no number", (OURS, "loss is nan"))
+    with pytest.raises(SystemExit, match="not told as they should be: no number"):
+        provoked_failures.main([*words, "failures=[no number]"])
+
     output = tmp_path / "results"
     efficacy_report.main([f"folder={folder}", "size=tiny", f"output={output}", "name=tiny"])
     table = (output / "tiny.md").read_text()
@@ -61,5 +70,9 @@ def test_what_is_not_known_is_refused(tmp_path: Path) -> None:
         maps.main([])
     with pytest.raises(ConfigError, match="name one set"):
         probe_regions.main([])
+    with pytest.raises(ConfigError, match="names a run of stage 1"):
+        provoked_failures.main([])
+    with pytest.raises(ConfigError, match="magic: none of none, "):
+        provoked_failures.main(["failures=[magic]"])
     with pytest.raises(ConfigError, match="has no rows"):
         read_rows(Report(folder=tmp_path))

@@ -15,12 +15,7 @@ from banding_removal import steps, training
 from banding_removal.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
 from banding_removal.config import ConfigError, Settings
 from banding_removal.endings import RunFailedError
-from banding_removal.safeguard import (
-    FailingError,
-    check_validation,
-    softening,
-    warn_of_chance,
-)
+from banding_removal.safeguard import FailingError, check_validation, warn_of_chance
 from banding_removal.training import train
 
 Loss = Callable[..., tuple[Tensor, Tensor]]
@@ -157,7 +152,7 @@ def test_a_failing_validation_undoes_the_epoch_and_softens_the_adversary(
     stage_2: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verdicts = iter([FailingError("texture is written"), None, None, None])
-    strengths: list[float] = []
+    softened: list[tuple[float, float]] = []
     real = training.train_epoch
 
     def check(*_: Any) -> None:
@@ -167,12 +162,13 @@ def test_a_failing_validation_undoes_the_epoch_and_softens_the_adversary(
 
     def noted(run: training.Run, *args: Any) -> None:
         real(run, *args)
-        strengths.append(run.players.strength)
+        softened.append((run.players.strength, run.players.optimizer.param_groups[0]["lr"]))
 
     monkeypatch.setattr(training, "check_validation", check)
     monkeypatch.setattr(training, "train_epoch", noted)
     folder = train(replace(stage_2, checkpoint_every=2))
-    assert strengths == [1.0, 0.5, 0.5, 0.5]
+    lr = stage_2.lr
+    assert softened == [(1.0, lr), (0.5, lr / 2), (0.5, lr / 2), (0.5, lr / 2)]
     end = load_checkpoint(find_checkpoint(folder))
     assert [row["epoch"] for row in end.history] == [1, 2, 3]
     assert end.events[0]["back_to"] == 0
@@ -220,14 +216,6 @@ def test_an_adversary_at_chance_is_told(caplog: pytest.LogCaptureFixture) -> Non
     assert not caplog.records
     warn_of_chance({"accuracy": 0.5, "val_banding": 2.0})
     assert "the adversary is at chance" in caplog.text
-
-
-def test_what_is_softened(settings: Settings, stage_2: Settings) -> None:
-    assert softening(settings, 0) == (1, 1)
-    assert softening(settings, 2) == (1, 0.25)
-    assert softening(stage_2, 2) == (0.25, 1)
-    assert softening(replace(settings, streak_weight=0.1), 1) == (0.5, 1)
-    assert softening(replace(stage_2, rollback_lowers="rate"), 1) == (1, 0.5)
 
 
 def test_a_factor_beyond_one_is_refused(settings: Settings) -> None:

@@ -1,0 +1,121 @@
+"""Is a run that fails noticed, whatever it fails by? Each failure is provoked, by settings alone.
+
+    python -m benchmarks.provoked_failures start=logs/demo
+
+From the weights of a stage 1, on its data, one short stage 2 after the other, each with settings
+that are known to ruin it; the first is our recipe as it is, of which nothing is to be told. For
+each: what the log told and how often, and what validation says of the predictor in the end, against
+the one that it began with. Ends with status 1 where a failure was not told, or told of none.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from banding_removal.checkpoint import find_checkpoint, load_checkpoint
+from banding_removal.command_line import user_errors
+from banding_removal.config import REPOSITORY, ConfigError, from_words
+from banding_removal.endings import RunFailedError
+from banding_removal.recipes import ADVERSARY, OURS, PAPER
+from banding_removal.run_folder import latest_run
+from banding_removal.run_log import read_records
+from banding_removal.starting import saved_settings
+from banding_removal.training import train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provoked:
+    """What is run."""
+
+    start: Path | None = None  # a run of stage 1, or its checkpoint
+    logs: Path = REPOSITORY / "logs" / "provoked"
+    epochs: int = 3
+    epoch_fraction: float = 0.3  # of the training slices
+    failures: tuple[str, ...] = ()  # none: all
+
+
+_ADAM: dict[str, Any] = {"optimizer": "adam", "lr": 3e-4, "lr_decay": 0.0}
+# What ruins a run, and what is to be told of it.
+FAILURES: dict[str, tuple[dict[str, Any], str | None]] = {
+    "none": (OURS, None),
+    "learning rate": ({**OURS, "lr": 0.3}, "SSIM has fallen"),
+    "loss explodes": ({**OURS, "lr_drop_every": 1, "lr_drop_factor": 2e3}, "the loss explodes"),
+    "no number": ({**OURS, **_ADAM, "lr": 1e30}, "loss is nan"),
+    "streaks across": (
+        {**OURS, "streak_weight": 0.04, "streak_below": 2.0},
+        "streaks lie across the phase encode axis",
+    ),
+    "texture": (
+        {**ADVERSARY, **_ADAM, "adversary_strength": 5.0},
+        "texture is written across the streaks",
+    ),
+    "detail lost": ({**OURS, "streak_weight": 0.3}, "SSIM has fallen"),
+    "adversary at chance": ({**PAPER, **_ADAM}, "the adversary is at chance"),
+}
+
+
+def provoke(settings: Provoked, failure: str) -> bool:
+    """Train with the settings of a failure and print a line.
+
+    Returns:
+        Whether what was to be told was told.
+    """
+    if settings.start is None:
+        raise ConfigError("start=... names a run of stage 1")
+    changes, expected = FAILURES[failure]
+    path = find_checkpoint(settings.start)
+    trained = saved_settings(path, load_checkpoint(path))
+    name = failure.replace(" ", "_")
+    short = replace(
+        trained,
+        **changes,
+        name=name,
+        logs=settings.logs,
+        restart=path,
+        epochs=settings.epochs,
+        epoch_fraction=settings.epoch_fraction,
+        validate_every=1,
+    )
+    ending = "complete"
+    try:
+        train(short)
+    except RunFailedError:
+        ending = "ended"
+    folder = latest_run(settings.logs, name)
+    assert folder is not None, "train() makes it"
+    told = [text for _, level, text in read_records(folder / "log.txt") if level == "WARNING"]
+    print(
+        f"{failure:20} {ending:9} {len(told):2} {_change(folder)}  {(told or ['-'])[0]}", flush=True
+    )
+    return not told if expected is None else any(expected in text for text in told)
+
+
+def _change(folder: Path) -> str:
+    """B, and what has changed across it and in SSIM, at the last validation that was good."""
+    checkpoint = load_checkpoint(find_checkpoint(folder))
+    rows = [row for row in checkpoint.history if "val_banding" in row]
+    if not rows:
+        return f"{'-':>6} {'-':>6} {'-':>8}"
+    start, row = checkpoint.start, rows[-1]
+    across = row["val_banding_across"] - start["banding_across"]
+    return f"{row['val_banding']:6.2f} {across:+6.2f} {row['val_ssim'] - start['ssim']:+8.4f}"
+
+
+def main(words: Sequence[str]) -> None:
+    """Provoke each failure in turn."""
+    settings = from_words(Provoked(), [*words])
+    unknown = [name for name in settings.failures if name not in FAILURES]
+    if unknown:
+        raise ConfigError(f"{', '.join(unknown)}: none of {', '.join(FAILURES)}")
+    print(f"{'provoked':20} {'run':9} {'told':>2} {'B':>6} {'across':>6} {'SSIM':>8}  first told")
+    found = {name: provoke(settings, name) for name in settings.failures or FAILURES}
+    missed = [name for name, right in found.items() if not right]
+    if missed:
+        sys.exit(f"not told as they should be: {', '.join(missed)}")
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(sys.argv[1:])

@@ -125,7 +125,7 @@ def _judge(settings: Efficacy, seed: int, runs: dict[str, Path], rows: Path) -> 
 
 
 def _of_run(run: Path) -> dict[str, Any]:
-    """The milliseconds of a step, its adversary at the end, and what the log tells of failures."""
+    """Steps, the milliseconds of one, the adversary's accuracy at the end, and rollbacks."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "step_ms" in line]
     last = steps[-1]
@@ -133,6 +133,7 @@ def _of_run(run: Path) -> dict[str, Any]:
         "steps": last["step"],
         "step_ms": statistics.median(line["step_ms"] for line in steps),
         "accuracy": last.get("accuracy_running"),
+        "rollbacks": sum(line["kind"] == "rollback" for line in lines),
     }
 
 

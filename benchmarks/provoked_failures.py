@@ -1,6 +1,6 @@
 """Is a run that fails noticed, whatever it fails by? Each failure is provoked, by settings alone.
 
-    python -m benchmarks.provoked_failures start=logs/demo
+    python -m benchmarks.provoked_failures start=logs/demo 2> /dev/null
 
 From the weights of a stage 1, on its data, one short stage 2 after the other, each with settings
 that are known to ruin it; the first is our recipe as it is, of which nothing is to be told. For
@@ -10,6 +10,7 @@ the one that it began with. Ends with status 1 where a failure was not told, or 
 
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ def provoke(settings: Provoked, failure: str) -> bool:
     )
     ending = "complete"
     try:
-        train(short)
+        with redirect_stdout(sys.stderr):
+            train(short)
     except RunFailedError:
         ending = "ended"
     folder = latest_run(settings.logs, name)

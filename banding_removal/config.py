@@ -23,8 +23,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # What OmegaConf and YAML raise, beside their own exceptions, of values that are beyond them.
 _UNREADABLE = (YAMLError, ValueError, TypeError, IndexError, OverflowError, RecursionError)
 
-
-# Settings that earlier versions wrote to checkpoints; they made a run no other predictor.
+# Settings of earlier versions that stand in checkpoints, whose weights do not depend on them.
 RETIRED = ("rollback_lowers",)
 
 

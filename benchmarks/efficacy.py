@@ -56,6 +56,7 @@ class Efficacy:
     probe: bool = True
     template: Path | None = None  # of size=brain: see benchmarks/brain.py
     jobs: int = 2  # seeds side by side, each on one core
+    device: str = "cpu"  # to train, reconstruct and probe on
     child: bool = False  # the benchmark's own processes
 
     def __post_init__(self) -> None:
@@ -76,15 +77,22 @@ def run_seed(settings: Efficacy, seed: int) -> None:
     logs = settings.folder / f"{settings.size}-{seed}"
     data_path = settings.folder / f"phantom-{settings.size}"
 
-    before = _trained(replace(stage_1(settings.size, seed), logs=logs, data_path=data_path))
+    workers = 0 if settings.device == "cpu" else 4
+    where: dict[str, Any] = {
+        "logs": logs,
+        "data_path": data_path,
+        "device": settings.device,
+        "workers": workers,
+    }
+
+    before = _trained(replace(stage_1(settings.size, seed), **where))
     runs = {BEFORE: before}
     for recipe in settings.recipes:
         _judge(settings, seed, runs, rows)
         of_recipe = replace(
             stage_2(recipe, settings.size, seed),
             name=recipe,
-            logs=logs,
-            data_path=data_path,
+            **where,
             restart=None if recipe in FROM_SCRATCH else before,
         )
         runs[recipe] = _trained(of_recipe)
@@ -99,7 +107,7 @@ def _trained(settings: Settings) -> Path:
 def _judge(settings: Efficacy, seed: int, runs: dict[str, Path], rows: Path) -> None:
     """Write a row for each run that has none on these volumes."""
     known = [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
-    device = choose_device("cpu")
+    device = choose_device(settings.device)
     for recipe, run in runs.items():
         key = {
             "size": settings.size,
@@ -117,7 +125,10 @@ def _judge(settings: Efficacy, seed: int, runs: dict[str, Path], rows: Path) -> 
         files = index_folder(folder, cache_folder=settings.folder / "index")
         one = path_set(recipe, run, files, slice_range=(None, None), device=device)
         found = evaluate(
-            [one], reference_volumes(files), probe_steps=300 if settings.probe else None
+            [one],
+            reference_volumes(files),
+            probe_steps=300 if settings.probe else None,
+            device=device,
         )
         row = {**key, **_of_run(run), "figures": _figures(found.sets[0])}
         with rows.open("a") as file:

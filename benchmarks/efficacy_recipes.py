@@ -6,7 +6,7 @@ from typing import Any
 from banding_removal.config import Settings
 from banding_removal.recipes import ADVERSARY, OURS, PAPER
 from data.filters import VolumeFilter
-from data.phantom import DEMO, MEDIUM, PhantomSpec
+from data.phantom import DEMO, MEDIUM, REAL_SIZE, PhantomSpec
 from scripts.demo import PRETRAINING, STAGE_2
 
 
@@ -30,6 +30,10 @@ SIZES = {
     ),
     # As patient data are: oversampled along readout, and not square.
     "oblong": Size(phantom=replace(DEMO, kspace_size=(144, 108), acquired=(2, 106)), settings={}),
+    # As large as patient data are, and as many coils: for a GPU.
+    "real": Size(
+        phantom=replace(REAL_SIZE, slices=12), settings={"acs_lines": (16,)}, train_volumes=16
+    ),
     "tiny": Size(
         phantom=replace(
             DEMO, kspace_size=(48, 48), target_size=(48, 48), acquired=(0, 48), coils=2, slices=4

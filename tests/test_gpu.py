@@ -1,0 +1,121 @@
+"""The same on a GPU; skipped where there is none."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from banding_removal.assembly import make_datasets
+from banding_removal.config import Settings
+from banding_removal.recipes import ADVERSARY, OURS, PAPER
+from banding_removal.reconstruct_folder import ReconstructSettings, reconstruct
+from banding_removal.steps import accumulate_gradients, make_players, train_step
+from banding_removal.training import train
+from data.dataset import collate
+from tests.test_end_to_end import SCRIPTS
+from tests.test_step_benchmark import batch_of_two, both_formulations
+from tests.test_training import read_metrics
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+GPU = torch.device("cuda")
+
+
+@pytest.fixture
+def on_gpu(settings: Settings) -> Settings:
+    return replace(settings, device="cuda", workers=1)
+
+
+def gradients_on(device: torch.device) -> tuple[dict[str, float], list[Tensor]]:
+    """Figures of a step of both players, and their gradients, in double precision."""
+    settings, players, _ = both_formulations()
+    settings = replace(settings, streak_weight=0.1)
+    assert players.adversary is not None
+    networks = [players.predictor.to(device), players.adversary.to(device)]
+    batch = batch_of_two(37, 41).to(device)
+    figures = accumulate_gradients(settings, players, [batch], epoch=1, together=1)
+    weights = [weight for network in networks for weight in network.parameters()]
+    return figures, [weight.grad.cpu() for weight in weights if weight.grad is not None]
+
+
+def test_losses_and_gradients_are_those_of_the_cpu() -> None:
+    figures, gradients = gradients_on(GPU)
+    expected, references = gradients_on(torch.device("cpu"))
+    assert figures == pytest.approx(expected, rel=1e-6)
+    assert len(gradients) == len(references) > 60
+    largest = max(float(reference.abs().max()) for reference in references)
+    for gradient, reference in zip(gradients, references, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-6, atol=1e-8 * largest)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_both_stages_run_by_every_recipe(on_gpu: Settings, precision: str, optimizer: str) -> None:
+    settings = replace(on_gpu, precision=precision, optimizer=optimizer)  # type: ignore[arg-type]
+    before = train(replace(settings, name="before", paired=True))
+    for name, recipe in (("ours", OURS), ("paper", PAPER), ("adversary", ADVERSARY)):
+        recipe = {**recipe, "optimizer": optimizer, "adversary_chans": 8}
+        run = train(replace(settings, **recipe, name=name, restart=before))
+        losses = [row["loss"] for row in read_metrics(run) if row["kind"] == "train"]
+        assert losses and np.isfinite(losses).all(), name
+        assert any((run / "grids").glob("epoch*.png"))
+
+
+def test_a_run_goes_on_where_it_stopped(on_gpu: Settings) -> None:
+    settings = replace(on_gpu, dropout=0.1, precision="float32")
+    through = train(replace(settings, epochs=2, name="through"))
+    half = train(replace(settings, epochs=1, name="half"))
+    torch.cuda.manual_seed(123)  # whatever the process drew in between
+    assert train(replace(settings, epochs=2, name="half", resume=half)) == half
+    # A GPU adds up in any order; another dropout would be another loss altogether.
+    losses = [
+        [row["loss"] for row in read_metrics(run) if row["kind"] == "train"]
+        for run in (through, half)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_reconstructions_are_those_of_the_cpu(on_gpu: Settings) -> None:
+    run = train(replace(on_gpu, precision="bfloat16"))
+    volumes = on_gpu.data_path / "multicoil_val"
+    for device in ("cuda", "cpu"):
+        output = on_gpu.logs / device
+        reconstruct(
+            ReconstructSettings(checkpoint=run, volumes=volumes, output=output, device=device)
+        )
+    written = sorted((on_gpu.logs / "cuda").glob("*.h5"))
+    assert len(written) == 2
+    for path in written:
+        with h5py.File(path) as mine, h5py.File(on_gpu.logs / "cpu" / path.name) as other:
+            image, expected = mine["reconstruction"][()], other["reconstruction"][()]
+        np.testing.assert_allclose(image, expected, rtol=0, atol=1e-3 * expected.max())
+
+
+def test_memory_does_not_grow_from_step_to_step(on_gpu: Settings) -> None:
+    settings = replace(on_gpu, **{**PAPER, "adversary_chans": 8})
+    players = make_players(settings, GPU)
+    train_set = make_datasets(settings)[0]
+    in_use = []
+    for _ in range(30):
+        train_step(settings, players, [collate([train_set[0]]).to(GPU)], epoch=1)
+        in_use.append(torch.cuda.memory_allocated())
+    assert in_use[-1] == in_use[4]
+
+
+def test_torchrun_trains_over_nccl(on_gpu: Settings, tmp_path: Path) -> None:
+    words = ["acs_lines=[6]", "epochs=1", "cascades=1", "chans=2", "pools=1", "sens_chans=2"]
+    words += [f"data_path={on_gpu.data_path}", f"logs={tmp_path / 'logs'}", "device=cuda"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1"]
+    done = subprocess.run(
+        [*torchrun, str(SCRIPTS / "pretrain.py"), *words],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "logs" / "run"
+    assert (run / "log.txt").read_text().rstrip().endswith("the run is complete")

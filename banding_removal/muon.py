@@ -79,14 +79,15 @@ class Muon(torch.optim.Optimizer):
         for weight in weights:
             if not self.state[weight]:
                 self.state[weight]["momentum"] = torch.zeros_like(weight)
-        momenta = torch.stack([self.state[weight]["momentum"].flatten(1) for weight in weights])
+        kept = [self.state[weight]["momentum"] for weight in weights]
+        momenta = torch.stack([momentum.flatten(1) for momentum in kept])
         momenta.lerp_(gradients, 1 - MOMENTUM)
         updates = orthogonal(torch.lerp(gradients, momenta, MOMENTUM))
         rows, columns = updates.shape[1:]
         updates *= lr * math.sqrt(max(1.0, rows / columns))
-        for weight, momentum, update in zip(weights, momenta, updates, strict=True):
-            self.state[weight]["momentum"].copy_(momentum.view_as(weight))
-            weight.sub_(update.view_as(weight))
+        # Lists in one call each: on a GPU the number of calls counts.
+        torch._foreach_copy_(kept, [*momenta.view(-1, *weights[0].shape)])
+        torch._foreach_sub_(weights, [*updates.reshape(-1, *weights[0].shape)])
 
     def _step_adam(self, weights: list[Tensor], lr: float) -> None:
         for weight in weights:

@@ -32,7 +32,7 @@ SIZES = {
     "oblong": Size(phantom=replace(DEMO, kspace_size=(144, 108), acquired=(2, 106)), settings={}),
     # As large as patient data are, and as many coils: for a GPU.
     "real": Size(
-        phantom=replace(REAL_SIZE, slices=12), settings={"acs_lines": (16,)}, train_volumes=16
+        phantom=replace(REAL_SIZE, slices=12), settings={"acs_lines": (16,)}, train_volumes=12
     ),
     "tiny": Size(
         phantom=replace(

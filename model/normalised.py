@@ -92,7 +92,7 @@ class _Convolution(torch.autograd.Function):
             by_parts.append(by_part)
             if by_input is not None:
                 by_inputs.append((x, by_input))
-        by_weight = torch.cat(by_parts, dim=1).to(weight.dtype)
+        by_weight = by_parts[0] if len(by_parts) == 1 else torch.cat(by_parts, dim=1)
         reached = [leaf for leaf in leaves if leaf.requires_grad]
         found = iter(
             torch.autograd.grad(
@@ -102,13 +102,13 @@ class _Convolution(torch.autograd.Function):
             else ()
         )
         by_layers = [next(found) if leaf.requires_grad else None for leaf in leaves]
-        return None, None, by_weight, by_bias, *by_layers
+        return None, None, by_weight.to(weight.dtype), by_bias, *by_layers
 
 
 def _split(weight: Tensor, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
     """The part of the weight (out, in, k, k) that each of the concatenated inputs meets."""
     parts = weight.split([x.shape[1] for x in inputs], dim=1)
-    return [part.contiguous(memory_format=torch.channels_last) for part in parts]
+    return [part.contiguous(memory_format=layout(x)) for part, x in zip(parts, inputs, strict=True)]
 
 
 def _convolution_backward(
@@ -155,11 +155,27 @@ def _strips(x: Tensor, parts: int, around: int) -> Tensor:
     return strips.permute(0, 3, 1, 2)
 
 
+def layout(x: Tensor) -> torch.memory_format:
+    """How the networks' values lie in memory.
+
+    Channels last on CPUs. On a GPU what counts is the number of calls, and a batch of images with
+    all channels one after the other is one image of as many channels, for a norm in one call.
+    """
+    return torch.channels_last if x.device.type == "cpu" else torch.contiguous_format
+
+
 def _standardise(z: Tensor) -> tuple[Tensor, Tensor]:
     """Instance norm in float32 at least; the values in the type of `z`, which is overwritten.
 
-    In passes of its own: PyTorch's norms are several times slower with channels last on CPUs.
+    On CPUs in passes of its own: there PyTorch's norms are several times slower with channels last.
     """
+    if layout(z) == torch.contiguous_format:
+        batch, chans, height, width = z.shape
+        one_image = z.reshape(1, batch * chans, height, width)
+        y, _, inverse_std = torch.native_batch_norm(
+            one_image, None, None, None, None, True, 0.0, EPSILON
+        )
+        return y.view(z.shape), inverse_std.view(batch, chans, 1, 1)
     z = z.contiguous(memory_format=torch.channels_last)
     dtype = torch.promote_types(z.dtype, torch.float32)
     in_place = z.dtype == dtype
@@ -185,6 +201,15 @@ def _standardise(z: Tensor) -> tuple[Tensor, Tensor]:
 
 def _standardise_backward(gradient: Tensor, y: Tensor, inverse_std: Tensor) -> Tensor:
     """(g - mean(g) - y mean(g y)) / std of each channel."""
+    if layout(y) == torch.contiguous_format:
+        one_image = (1, -1, *y.shape[2:])
+        # As the norm of y, whose mean is 0 and whose deviation 1, times a factor.
+        factor = inverse_std.flatten()
+        by_z, _, _ = torch.ops.aten.native_batch_norm_backward(
+            gradient.reshape(one_image), y.view(one_image), factor, None, None,
+            torch.zeros_like(factor), torch.ones_like(factor), True, EPSILON, [True, False, False],
+        )  # fmt: skip
+        return by_z.view(y.shape)
     dtype = inverse_std.dtype
     g_rows = _rows(gradient.contiguous(memory_format=torch.channels_last))
     y_rows = _rows(y)
@@ -214,11 +239,9 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _parts(rows: Tensor) -> list[slice]:
-    """Of the rows, as many at once as is good for the device."""
+    """Of the rows, as many at once as fit a CPU's caches."""
     batch, height, values = rows.shape
-    at_once = height
-    if rows.device.type == "cpu":
-        at_once = max(1, CPU_VALUES_AT_ONCE // (batch * values))
+    at_once = max(1, CPU_VALUES_AT_ONCE // (batch * values))
     return [slice(first, first + at_once) for first in range(0, height, at_once)]
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.normalised import Gather, convolve, convolve_and_normalise
+from model.normalised import Gather, convolve, convolve_and_normalise, layout
 
 PAD_MULTIPLE = 16
 AROUND = 6  # numbers per pixel that normalising and its reverse keep
@@ -106,6 +106,7 @@ class UNet(nn.Module):
         device = x.device.type
         if exact == torch.float32 and torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
+        x = x.contiguous(memory_format=layout(x))
         with torch.autocast(device, enabled=False):
             return self._forward(x, exact)
 

@@ -17,6 +17,7 @@ from banding_removal.recipes import ADVERSARY, OURS, PAPER
 from banding_removal.reconstruct_folder import ReconstructSettings, reconstruct
 from banding_removal.steps import accumulate_gradients, make_players, train_step
 from banding_removal.training import train
+from benchmarks.step_variants import SIZES, make_batch
 from data.dataset import collate
 from tests.test_end_to_end import SCRIPTS
 from tests.test_step_benchmark import batch_of_two, both_formulations
@@ -52,6 +53,19 @@ def test_losses_and_gradients_are_those_of_the_cpu() -> None:
     largest = max(float(reference.abs().max()) for reference in references)
     for gradient, reference in zip(gradients, references, strict=True):
         torch.testing.assert_close(gradient, reference, rtol=1e-6, atol=1e-8 * largest)
+
+
+def test_bfloat16_is_float32_but_for_rounding() -> None:
+    size = SIZES["tiny"]
+    batch = make_batch(size).to(GPU)
+    figures = []
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        settings = Settings(cascades=2, chans=4, pools=2, sens_chans=4, precision=precision)
+        players = make_players(settings, GPU)
+        figures.append(train_step(settings, players, [batch], epoch=1))
+    for name in ("loss", "grad_norm"):
+        assert figures[1][name] == pytest.approx(figures[0][name], rel=0.05), name
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

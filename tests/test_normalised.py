@@ -25,10 +25,13 @@ def with_modules(conv: nn.Conv2d, x: Tensor) -> Tensor:
     return nn.InstanceNorm2d(conv.out_channels)(conv(x))
 
 
+@pytest.mark.parametrize("as_on_a_gpu", [False, True])
 @pytest.mark.parametrize("size", [(8, 6), (7, 5)])
 def test_it_equals_relu_pooling_convolution_and_norm_with_all_gradients(
-    size: tuple[int, int],
+    size: tuple[int, int], as_on_a_gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if as_on_a_gpu:
+        monkeypatch.setattr(normalised, "layout", lambda _: torch.contiguous_format)
     x, conv = values(2, 3, *size), layer(3, 5)
     expected = with_modules(conv, F.max_pool2d(F.relu(x), 2))
     weight = torch.randn_like(expected)

@@ -107,8 +107,10 @@ class _Convolution(torch.autograd.Function):
 
 def _split(weight: Tensor, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
     """The part of the weight (out, in, k, k) that each of the concatenated inputs meets."""
-    parts = weight.split([x.shape[1] for x in inputs], dim=1)
-    return [part.contiguous(memory_format=layout(x)) for part, x in zip(parts, inputs, strict=True)]
+    parts: Sequence[Tensor] = weight.split([x.shape[1] for x in inputs], dim=1)
+    if _channels_last(inputs[0]):
+        parts = [part.contiguous(memory_format=torch.channels_last) for part in parts]
+    return parts
 
 
 def _convolution_backward(
@@ -155,21 +157,17 @@ def _strips(x: Tensor, parts: int, around: int) -> Tensor:
     return strips.permute(0, 3, 1, 2)
 
 
-def layout(x: Tensor) -> torch.memory_format:
-    """How the networks' values lie in memory.
-
-    Channels last on CPUs. On a GPU what counts is the number of calls, and a batch of images with
-    all channels one after the other is one image of as many channels, for a norm in one call.
-    """
-    return torch.channels_last if x.device.type == "cpu" else torch.contiguous_format
+def _channels_last(x: Tensor) -> bool:
+    return x.stride(1) == 1
 
 
 def _standardise(z: Tensor) -> tuple[Tensor, Tensor]:
     """Instance norm in float32 at least; the values in the type of `z`, which is overwritten.
 
-    On CPUs in passes of its own: there PyTorch's norms are several times slower with channels last.
+    With channels last in passes of its own: PyTorch's norms are several times slower with these on
+    CPUs. Else in one call, a batch being one image of as many channels.
     """
-    if layout(z) == torch.contiguous_format:
+    if not _channels_last(z):
         batch, chans, height, width = z.shape
         one_image = z.reshape(1, batch * chans, height, width)
         y, _, inverse_std = torch.native_batch_norm(
@@ -201,7 +199,7 @@ def _standardise(z: Tensor) -> tuple[Tensor, Tensor]:
 
 def _standardise_backward(gradient: Tensor, y: Tensor, inverse_std: Tensor) -> Tensor:
     """(g - mean(g) - y mean(g y)) / std of each channel."""
-    if layout(y) == torch.contiguous_format:
+    if not _channels_last(y):
         one_image = (1, -1, *y.shape[2:])
         # As the norm of y, whose mean is 0 and whose deviation 1, times a factor.
         factor = inverse_std.flatten()
@@ -239,9 +237,11 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _parts(rows: Tensor) -> list[slice]:
-    """Of the rows, as many at once as fit a CPU's caches."""
+    """Of the rows, as many at once as is good for the device."""
     batch, height, values = rows.shape
-    at_once = max(1, CPU_VALUES_AT_ONCE // (batch * values))
+    at_once = height
+    if rows.device.type == "cpu":
+        at_once = max(1, CPU_VALUES_AT_ONCE // (batch * values))
     return [slice(first, first + at_once) for first in range(0, height, at_once)]
 
 

@@ -19,6 +19,7 @@ from banding_removal.steps import accumulate_gradients, make_players, train_step
 from banding_removal.training import train
 from benchmarks.step_variants import SIZES, make_batch
 from data.dataset import collate
+from model import unet
 from tests.test_end_to_end import SCRIPTS
 from tests.test_step_benchmark import batch_of_two, both_formulations
 from tests.test_training import read_metrics
@@ -45,9 +46,13 @@ def gradients_on(device: torch.device) -> tuple[dict[str, float], list[Tensor]]:
     return figures, [weight.grad.cpu() for weight in weights if weight.grad is not None]
 
 
-def test_losses_and_gradients_are_those_of_the_cpu() -> None:
-    figures, gradients = gradients_on(GPU)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_losses_and_gradients_are_those_of_the_cpu(
+    layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected, references = gradients_on(torch.device("cpu"))
+    monkeypatch.setattr(unet, "_layout", lambda _: layout)  # float32 and bfloat16 have their own
+    figures, gradients = gradients_on(GPU)
     assert figures == pytest.approx(expected, rel=1e-6)
     assert len(gradients) == len(references) > 60
     largest = max(float(reference.abs().max()) for reference in references)

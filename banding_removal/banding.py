@@ -17,7 +17,7 @@ and cancel. With the streak energies E_h (along x), E_v (along y) and rho = 10 l
 
 No single one is enough: added noise lowers B but not the excess; blur lowers the excess far more
 than B; texture added in the other direction lowers both, but raises `across`. Read them together.
-`python benchmarks/banding_checks.py` shows it where the truth is known.
+`python -m benchmarks.banding_checks` shows it where the truth is known.
 
 Only PyTorch and NumPy are needed; nothing here knows of this project's trainer or predictor.
 """

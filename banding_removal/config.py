@@ -82,7 +82,7 @@ class Settings:
     # --- optimisation ---
     epochs: int = 100
     optimizer: Literal["adam", "muon"] = "adam"  # of the predictor
-    lr: float = 3e-4  # of Adam; Muon wants about ten times as much
+    lr: float = 3e-4  # of Adam; Muon wants about 0.02
     lr_drop_every: int | None = 40  # epochs between drops of the learning rate; null: never
     lr_drop_factor: float = 0.1
     lr_decay: float = 0.0  # part of the run, its last, in which the rates fall linearly to zero

@@ -63,6 +63,7 @@ PUBLISHED: dict[str, Any] = {
     "lr_drop_every": 40,
     "lr_min": 1e-6,
     "lr_decay": 0.0,
+    "clip_grad_norm": None,
 }
 RECIPES = {"paper": PAPER, "ours": OURS, "adversary": ADVERSARY}
 

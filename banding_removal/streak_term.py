@@ -12,8 +12,8 @@ over box lengths, and background and anatomy apart, so that the one cannot make 
 |.| is rounded at zero, sqrt(x^2 + h^2) - h, where it is the
 few pixels' chance; the pull of a square would fade before the streaks have gone. It asks for a
 little less than none (m), since the reconstruction loss pulls the other way and it ends between.
-Background weighs less than anatomy: streaks go from it sooner, and a predictor that hurries there
-pays for it in the darkest regions (half of the loss of SSIM, with equal weights).
+Background weighs less than anatomy: streaks go from it sooner, and with equal weights they stay in
+anatomy for longer (docs/results.md).
 The target's own ratio takes anatomy out. E_across(r) is a constant for the gradient: otherwise
 texture written across the streaks would do as well as their removal, and costs less loss.
 """

@@ -1,7 +1,7 @@
 """Can the adversary see the banding? Its held-out accuracy when the predictor stands still.
 
-    python benchmarks/adversary_sees_banding.py                        (the newest run's predictor)
-    python benchmarks/adversary_sees_banding.py checkpoint=logs/demo adversary=simple steps=400
+    python -m benchmarks.adversary_sees_banding                        (the newest run's predictor)
+    python -m benchmarks.adversary_sees_banding checkpoint=logs/demo adversary=simple steps=400
 
 Training slices are reconstructed once in each orientation by the frozen predictor; the adversary
 is trained on them with the objective's own loss, and tested on held-out volumes. Chance

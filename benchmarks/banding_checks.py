@@ -1,7 +1,7 @@
 """What the banding figures say where the truth is known, at matrices 96, 128 and 320.
 
-    python benchmarks/banding_checks.py
-    python benchmarks/banding_checks.py checks.png      (a picture of them at 128, with its figures)
+    python -m benchmarks.banding_checks
+    python -m benchmarks.banding_checks checks.png      (a picture of them at 128, with its figures)
 
 Pairs of reconstructions are made from the phantom's targets: streaks of a known rms are added along
 x in one and along y in the other; then what is not banding, and what hides it. Means over the

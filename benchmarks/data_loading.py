@@ -1,8 +1,8 @@
 """Loading slices: time per real-size slice, through the loader, and memory over many reads.
 
-    python benchmarks/data_loading.py
-    python benchmarks/data_loading.py step=0.1       (seconds a step: how many workers that takes)
-    python benchmarks/data_loading.py reads=20000    (of the memory test; 0: none)
+    python -m benchmarks.data_loading
+    python -m benchmarks.data_loading step=0.1       (seconds a step: how many workers that takes)
+    python -m benchmarks.data_loading reads=20000    (of the memory test; 0: none)
 
 Files are in the page cache: what is measured is this project's work, not the disk.
 """

@@ -1,8 +1,8 @@
 """Thousands of mutated files and settings through the code that reads them.
 
-    python benchmarks/fuzz.py                          # 12,000 cases, a few minutes
-    python benchmarks/fuzz.py cases=0.1 seed=7         # a tenth of them, other ones
-    python benchmarks/fuzz.py kind=structure only=412  # one case again, in this process
+    python -m benchmarks.fuzz                          # 12,000 cases, a few minutes
+    python -m benchmarks.fuzz cases=0.1 seed=7         # a tenth of them, other ones
+    python -m benchmarks.fuzz kind=structure only=412  # one case again, in this process
 
 What is read is read to the end: volumes are indexed and every slice and target is loaded,
 reconstructions are checked and read, checkpoints are loaded onto a model. Each case ends as *read*

@@ -1,6 +1,6 @@
 """Golden parity table: how far this project is from the published implementation's numbers.
 
-python benchmarks/golden_parity.py
+python -m benchmarks.golden_parity
 """
 
 from tests.golden_parity import all_parities

@@ -1,7 +1,7 @@
 """Reconstructions that this project did not make, evaluated beside a checkpoint.
 
-    python benchmarks/other_software.py checkpoint=logs/pretrain
-    python benchmarks/other_software.py volumes=8 probe=true
+    python -m benchmarks.other_software checkpoint=logs/pretrain
+    python -m benchmarks.other_software volumes=8 probe=true
 
 Zero-filled images (NumPy) and, where the `bart` command is installed (Uecker et al., the BART
 toolbox; Debian's package `bart`), ESPIRiT maps with an L1-wavelet penalty. Volumes are undersampled

@@ -1,8 +1,8 @@
 """Time per step in one process and in two over Gloo, on one machine, both stages.
 
     ipython scripts/make_phantom.py
-    python benchmarks/processes.py
-    python benchmarks/processes.py slices=24 repeats=5
+    python -m benchmarks.processes
+    python -m benchmarks.processes slices=24 repeats=5
 
 Every configuration runs in processes of its own, with the demo's networks on the demo's phantom.
 The two processes have half of the cores each.

@@ -27,6 +27,7 @@ SETTINGS = Settings(
     lr=2e-2,
     lr_drop_every=None,
     lr_decay=0.7,
+    clip_grad_norm=1.0,
     workers=2,
     validate_every=5,
     grid_every=5,

@@ -45,6 +45,8 @@ def test_the_scripts_have_our_recipe_and_others_at_the_published_rates(script: M
     ours = settings_of(script.SETTINGS, ["lr=1e-5"], schedules)
     assert ours.lr == 1e-5
     assert ours.adversary is None and ours.streak_weight > 0
+    for key in ("optimizer", "lr_decay", "lr_drop_every", "clip_grad_norm"):  # as it was judged
+        assert getattr(ours, key) == getattr(STAGE_2, key)
     assert ours == settings_of(script.SETTINGS, ["recipe=ours", "lr=1e-5"], schedules)
     for recipe in ("paper", "adversary"):
         other = settings_of(script.SETTINGS, [f"recipe={recipe}", "epochs=2"], schedules)

@@ -18,8 +18,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from banding_removal.low_signal_view import low_signal_view
+
 Target = Literal["uncertain", "flipped"]
 Change = Literal["everything", "streaks"]
+View = Literal["image", "low_signal"]
 
 
 def upright(image: Tensor, rotated: Tensor) -> Tensor:
@@ -38,13 +41,21 @@ def upright(image: Tensor, rotated: Tensor) -> Tensor:
     return torch.where(turned[:, None, None, None], image.swapaxes(-2, -1), image)
 
 
-def adversary_input(image: Tensor, rotated: Tensor) -> Tensor:
+def adversary_input(image: Tensor, rotated: Tensor, view: View = "image") -> Tensor:
     """What the adversary sees: upright, three equal channels, mean 0 and standard deviation 1.
 
     Real (B, 1, h, w) -> (B, 3, h, w). The deviation is the unbiased one over all 3 h w values of a
     sample; a constant image stays zero.
+
+    Args:
+        image: reconstruction as it was made (transposed where rotated).
+        rotated: (B,), 1 where transposed before undersampling.
+        view: the whole `image`, as published, or its low-signal texture (`low_signal_view`).
     """
-    x = upright(image, rotated).expand(-1, 3, -1, -1)
+    x = upright(image, rotated)
+    if view == "low_signal":
+        x = low_signal_view(x)
+    x = x.expand(-1, 3, -1, -1)
     var, mean = torch.var_mean(x, dim=(1, 2, 3), keepdim=True)
     # The root behind the `where`: its gradient at 0 is infinite.
     return (x - mean) / torch.where(var > 0, var, 1.0).sqrt()
@@ -119,6 +130,7 @@ class OrientationObjective:
             2018, R1, here on predictions of both labels). The norm is that of the sum of the
             logits, squared and divided by the number of cells.
         changes: what in its image the predictor hears of: `everything`, or `only_streaks`.
+        view: of the images, that the adversary is shown (`adversary_input`).
     """
 
     def __init__(
@@ -128,11 +140,13 @@ class OrientationObjective:
         target: Target = "uncertain",
         reg_param: float = 0.1,
         changes: Change = "everything",
+        view: View = "image",
     ) -> None:
         self.adversary = adversary
         self.target = target
         self.reg_param = reg_param
         self.changes = changes
+        self.view = view
 
     def predictor_term(self, image: Tensor, rotated: Tensor) -> Tensor:
         """BCE(adversary(image), target), scalar, mean over batch, members and cells.
@@ -195,7 +209,8 @@ class OrientationObjective:
 
     def judge(self, image: Tensor, rotated: Tensor) -> Verdict:
         """`adversary_loss` of images that are upright already, of whichever `rotated`."""
-        x = adversary_input(image.detach(), torch.zeros_like(rotated)).requires_grad_()
+        upright_already = torch.zeros_like(rotated)
+        x = adversary_input(image.detach(), upright_already, self.view).requires_grad_()
         return self._verdict(x, _exact(self.adversary(x)), rotated)[0]
 
     def _verdict(self, x: Tensor, logits: Tensor, rotated: Tensor) -> tuple[Verdict, Tensor | None]:
@@ -218,7 +233,8 @@ class OrientationObjective:
 
     def _seen(self, image: Tensor, rotated: Tensor) -> Tensor:
         """What the adversary sees of the predictor's image, with the gradient that it may have."""
-        return adversary_input(only_streaks(image) if self.changes == "streaks" else image, rotated)
+        changed = only_streaks(image) if self.changes == "streaks" else image
+        return adversary_input(changed, rotated, self.view)
 
     def _wanted(self, logits: Tensor, rotated: Tensor) -> Tensor:
         """Probabilities that the predictor would have the adversary say, like the logits."""

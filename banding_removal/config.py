@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from banding_removal.adversarial import Change, Target
+from banding_removal.adversarial import Change, Target, View
 from data.filters import VolumeFilter
 from data.masks import MaskKind, MaskSampler
 from model.classifiers import Architecture
@@ -104,6 +104,7 @@ class Settings:
     adversary_strength: float = 1.0  # weight of the orientation term in the predictor's loss
     adversary_target: Target = "uncertain"  # the predictor wants to hear 1/2, or the flipped label
     adversary_changes: Change = "everything"  # in the image; streaks: nothing written across them
+    adversary_view: View = "image"  # what it sees; low_signal: dark texture at equal contrast
     adversary_lr: float = 1e-4
     adversary_betas: tuple[float, float] = (0.9, 0.999)  # of its Adam
     adversary_epoch_from: int = 1  # first epoch with the orientation term in the predictor's loss

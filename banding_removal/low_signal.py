@@ -48,7 +48,7 @@ def volume_scale(target: Image) -> float:
     its volume's q. In the phantom, a slice's own is 0.5 to 1.4 times the volume's where there is
     anatomy, 0.1 to 0.3 times where there is none.
     """
-    return float(_percentile(as_real("target", target).reshape(1, -1), PERCENTILE))
+    return float(percentile(as_real("target", target).reshape(1, -1), PERCENTILE))
 
 
 def low_signal_regions(target: Image, scale: Scale = None) -> Regions:
@@ -94,7 +94,7 @@ def inner_regions(target: Tensor) -> Tensor:
     gradient = _without_border(torch.hypot(along_y, along_x), BORDER - 1)
     inner = _without_border(blurred, BORDER)
     low_signal = (inner < LOW_SIGNAL) & (gradient < FLAT)
-    floor = _percentile(inner.flatten(1), FLOOR_PERCENTILE)
+    floor = percentile(inner.flatten(1), FLOOR_PERCENTILE)
     limit = math.sqrt(2) * floor[:, None, None] + BACKGROUND_MARGIN
     background = low_signal & (inner < limit)
     return torch.stack([low_signal, background, low_signal & ~background])
@@ -116,7 +116,7 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
     return F.conv2d(along_x, weights.view(1, 1, -1, 1))[:, 0]
 
 
-def _percentile(values: Tensor, percent: float) -> Tensor:
+def percentile(values: Tensor, percent: float) -> Tensor:
     """Percentile with linear interpolation, (B, n) -> (B,); `torch.quantile` has a size limit."""
     if values.shape[1] == 0:
         return values.new_full((len(values),), math.nan)
@@ -132,13 +132,13 @@ def unit_of_slices(target: Tensor, data_range: Tensor) -> Tensor:
 
     The slice's own percentile, or, without anatomy, a part of the volume's largest value.
     """
-    return torch.maximum(_percentile(target.flatten(1), PERCENTILE), LEAST_SCALE * data_range)
+    return torch.maximum(percentile(target.flatten(1), PERCENTILE), LEAST_SCALE * data_range)
 
 
 def scales(target: Tensor, scale: Scale) -> Tensor:
     """The unit q of each slice of `target`, (B, h, w) -> (B,)."""
     if scale is None:
-        return _percentile(target.flatten(1), PERCENTILE)
+        return percentile(target.flatten(1), PERCENTILE)
     q = torch.as_tensor(scale, dtype=target.dtype, device=target.device)
     if q.shape not in ((), (len(target),)):
         raise ValueError(f"scale must be one number or one for each of {len(target)} slices")

@@ -22,6 +22,7 @@ PAPER: dict[str, Any] = {
     "adversary_strength": 1.0,
     "adversary_target": "uncertain",
     "adversary_changes": "everything",
+    "adversary_view": "image",
     "adversary_lr": 1e-4,
     "adversary_betas": (0.9, 0.999),
     "adversary_epoch_from": 1,

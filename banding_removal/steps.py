@@ -99,6 +99,7 @@ def make_players(
             target=settings.adversary_target,
             reg_param=settings.reg_param,
             changes=settings.adversary_changes,
+            view=settings.adversary_view,
         )
         players.adversary_optimizer = torch.optim.Adam(
             adversary.parameters(),

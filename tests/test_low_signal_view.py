@@ -8,7 +8,7 @@ from model.classifiers import build_adversary
 
 
 def dark_left_bright_right(size: tuple[int, int] = (64, 64), noise: float = 0.02) -> Tensor:
-    """Air on the left, dark tissue in the middle, bright tissue on the right; float64 (1, 1, ...)."""
+    """Air left, dark tissue in the middle, bright tissue right; float64 (1, 1, h, w)."""
     generator = torch.Generator().manual_seed(0)
     height, width = size
     image = torch.zeros(1, 1, height, width, dtype=torch.float64)

@@ -15,6 +15,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
-    packages=find_packages(include=["banding_removal*", "data*", "model*"]),
+    # Links in banding_removal/ lead to data/ and model/, which are installed as parts of it.
+    packages=find_packages(include=["banding_removal*"]),
     install_requires=(HERE / "requirements.txt").read_text().splitlines(),
 )

@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from banding_removal.checkpoint import find_checkpoint, load_checkpoint
-from banding_removal.config import ConfigError, Settings, differences, from_words, plain
-from banding_removal.distributed import launch
-from banding_removal.endings import USER_ERRORS, RankError, exit_code, in_words
-from banding_removal.recipes import with_recipe
-from banding_removal.starting import saved_settings
-from banding_removal.stopping import Stopped
-from banding_removal.training import train
+from banding_removal.config.recipes import with_recipe
+from banding_removal.config.settings import ConfigError, Settings, differences, from_words, plain
+from banding_removal.processes.exit_status import USER_ERRORS, RankError, exit_code, in_words
+from banding_removal.processes.signals import Stopped
+from banding_removal.processes.team import launch
+from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
+from banding_removal.runs.resume import saved_settings
+from banding_removal.training.loop import train
 
 
 @contextmanager
@@ -21,8 +21,8 @@ def user_errors() -> Iterator[None]:
     """What a user can mend (a path, a key, a file, a disk) ends the process with status 2.
 
     The message goes to stderr without a traceback, as for a run that was stopped or interrupted,
-    each with its own status (`banding_removal/endings.py`). Any other exception is a bug and keeps
-    its own.
+    each with its own status (`banding_removal/processes/exit_status.py`). Any other exception is a
+    bug and keeps its own.
     """
     try:
         yield

@@ -15,16 +15,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from banding_removal.adversarial import OrientationObjective
-from banding_removal.assembly import build_predictor, choose_device, make_datasets
-from banding_removal.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.command_line import user_errors
-from banding_removal.config import REPOSITORY, from_words
-from banding_removal.orientations import reconstruct_both
-from banding_removal.starting import saved_settings
-from data.dataset import SliceDataset
-from model.classifiers import Architecture, build_adversary
-from model.predictor import Predictor
+from banding_removal.config.settings import REPOSITORY, from_words
+from banding_removal.data.dataset import SliceDataset
+from banding_removal.losses.orientation import OrientationObjective
+from banding_removal.model.classifiers import Architecture, build_adversary
+from banding_removal.model.predictor import Predictor
+from banding_removal.reconstruction.orientations import reconstruct_both
+from banding_removal.runs.build import build_predictor, choose_device, make_datasets
+from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
+from banding_removal.runs.resume import saved_settings
 
 
 @dataclass(frozen=True, kw_only=True)

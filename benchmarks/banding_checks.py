@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from banding_removal.banding import banding_of_slice
-from banding_removal.banding_statistics import RegionSummary, summarize
-from banding_removal.grids import Row, grey, low_signal_part, write_page
-from banding_removal.low_signal import low_signal_regions, volume_scale
-from banding_removal.streaks import rms_percent, streak_energies
-from data.phantom import DEMO, MEDIUM, REAL_SIZE, PhantomSpec, make_volume
+from banding_removal.data.phantom.slices import DEMO, MEDIUM, REAL_SIZE, PhantomSpec, make_volume
+from banding_removal.metrics.banding import banding_of_slice
+from banding_removal.metrics.low_signal import low_signal_regions, volume_scale
+from banding_removal.metrics.statistics import RegionSummary, summarize
+from banding_removal.metrics.streaks import rms_percent, streak_energies
+from banding_removal.pictures.grids import Row, grey, low_signal_part, write_page
 
 Floats = NDArray[np.floating]
 Pair = tuple[Floats, Floats]

@@ -15,10 +15,16 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
-from data.phantom import SIGNAL_LEVEL, PhantomSpec, PhantomVolume, Receiver, scan
-from data.phantom_files import claim_folder, volume_seeds, write_volume
-from data.phantom_tissues import Contrast
-from data.shapes import Grid, log_uniform
+from banding_removal.data.phantom.files import claim_folder, volume_seeds, write_volume
+from banding_removal.data.phantom.shapes import Grid, log_uniform
+from banding_removal.data.phantom.slices import (
+    SIGNAL_LEVEL,
+    PhantomSpec,
+    PhantomVolume,
+    Receiver,
+    scan,
+)
+from banding_removal.data.phantom.tissues import Contrast
 
 SIZE = 0.66  # the head is made so much smaller, to fit into the phantom's coils
 # The first axis of a slice (head-foot or front-back in the head), its second, and across it.
@@ -50,7 +56,7 @@ def read_template(path: Path) -> NDArray[np.float32]:
 
 
 def make_brain(spec: PhantomSpec, template: NDArray[np.float32], seed: int) -> PhantomVolume:
-    """One head, all its slices; arguments and result as of `data.phantom.make_volume`."""
+    """One head, all its slices; arguments and result as of `data.phantom.slices.make_volume`."""
     streams = np.random.SeedSequence(seed).spawn(3)
     shape, coil, noise = (np.random.default_rng(stream) for stream in streams)
     inverted = bool(shape.random() < spec.fat_suppressed_share)  # as of a T2-weighted image
@@ -106,7 +112,7 @@ def write_brains(
     val_volumes: int,
     seed: int,
 ) -> None:
-    """Fill a data set's folder, as `data.phantom_files.write_dataset` does."""
+    """Fill a data set's folder, as `data.phantom.files.write_dataset` does."""
     seeds = volume_seeds(folder, seed, train_volumes, val_volumes)
     claim_folder(folder, spec, seed)
     head = read_template(template)

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from model.predictor import Predictor
-from model.unet import PAD_MULTIPLE
+from banding_removal.model.predictor import Predictor
+from banding_removal.model.unet import PAD_MULTIPLE
 
 LANES = 16  # float32 numbers in a vector of AVX-512: narrower layers leave some of them idle
 

@@ -22,15 +22,15 @@ import h5py
 import numpy as np
 import torch
 
-from banding_removal.assembly import choose_device, make_loader
 from banding_removal.command_line import user_errors
-from banding_removal.config import from_words
-from data.dataset import Batch, Draw, SliceDataset, collate
-from data.handles import CAPACITY
-from data.index import index_folder
-from data.masks import MaskSampler
-from data.phantom import DEMO, REAL_SIZE, PhantomSpec
-from data.phantom_files import write_dataset
+from banding_removal.config.settings import from_words
+from banding_removal.data.dataset import Batch, Draw, SliceDataset, collate
+from banding_removal.data.handles import CAPACITY
+from banding_removal.data.index import index_folder
+from banding_removal.data.masks import MaskSampler
+from banding_removal.data.phantom.files import write_dataset
+from banding_removal.data.phantom.slices import DEMO, REAL_SIZE, PhantomSpec
+from banding_removal.runs.build import choose_device, make_loader
 
 MASKS = MaskSampler(kind="magic", accelerations=(4,), acs=(16,))
 ORIENTATIONS = {"upright": 0.0, "transposed": 1.0}

@@ -25,18 +25,18 @@ from typing import Any, Literal
 
 import torch
 
-from banding_removal.assembly import choose_device
-from banding_removal.banding_statistics import summarize
 from banding_removal.command_line import user_errors
-from banding_removal.config import REPOSITORY, ConfigError, Settings, from_words
-from banding_removal.evaluation import SetResult, evaluate
-from banding_removal.image_sets import path_set, reference_volumes
-from banding_removal.starting import completed_run
-from banding_removal.training import train
+from banding_removal.config.settings import REPOSITORY, ConfigError, Settings, from_words
+from banding_removal.data.index import index_folder
+from banding_removal.data.phantom.files import write_dataset
+from banding_removal.evaluation.evaluate import SetResult, evaluate
+from banding_removal.evaluation.image_sets import path_set, reference_volumes
+from banding_removal.metrics.statistics import summarize
+from banding_removal.runs.build import choose_device
+from banding_removal.runs.resume import completed_run
+from banding_removal.training.loop import train
 from benchmarks.brain import write_brains
 from benchmarks.efficacy_recipes import FROM_SCRATCH, RECIPES, SIZES, stage_1, stage_2
-from data.index import index_folder
-from data.phantom_files import write_dataset
 
 BEFORE = "stage 1"
 # Of the phantom: for training, to choose recipes by, and for the figures that are reported.

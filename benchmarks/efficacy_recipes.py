@@ -3,10 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from banding_removal.config import Settings
-from banding_removal.recipes import ADVERSARY, OURS, PAPER
-from data.filters import VolumeFilter
-from data.phantom import DEMO, MEDIUM, REAL_SIZE, PhantomSpec
+from banding_removal.config.recipes import ADVERSARY, OURS, PAPER
+from banding_removal.config.settings import Settings
+from banding_removal.data.filters import VolumeFilter
+from banding_removal.data.phantom.slices import DEMO, MEDIUM, REAL_SIZE, PhantomSpec
 from scripts.demo import PRETRAINING, STAGE_2
 
 

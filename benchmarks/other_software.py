@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from banding_removal.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.command_line import user_errors
-from banding_removal.config import REPOSITORY, from_plain, from_words
-from banding_removal.evaluate_files import EvaluateSettings, evaluate_files
-from data.dataset import Example, SliceDataset
-from data.index import index_folder
+from banding_removal.config.settings import REPOSITORY, from_plain, from_words
+from banding_removal.data.dataset import Example, SliceDataset
+from banding_removal.data.index import index_folder
+from banding_removal.evaluation.settings import EvaluateSettings, evaluate_files
+from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
 
 Image = NDArray[np.float32]
 

@@ -4,7 +4,7 @@ Nothing here is used by the project. Both networks, the loss and the step's two 
 Murrell, Recht, "MRI Banding Removal via Adversarial Training", 2020) are made of PyTorch's usual
 layers, in the order of the formulas and as published code does it: an FFT shifts before and after,
 every layer is called by itself and keeps what it needs for the backward. `copy_weights` takes the
-project's weights over; `tests/test_step_benchmark.py` shows that both then compute the same.
+project's weights over; `benchmarks/tests/test_step.py` shows that both then compute the same.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.dataset import Batch
+from banding_removal.data.dataset import Batch
 
 L1_WEIGHT = 0.01
 REG_PARAM = 0.1

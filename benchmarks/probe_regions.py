@@ -2,9 +2,9 @@
 
     python -m benchmarks.probe_regions 'sets={control: logs/control, ours: logs/ours}' volumes=...
 
-Fresh classifiers (`banding_removal/probe.py`) for each set (as of scripts/evaluate.py) and for each
-of: all pixels; the target's flat low-signal pixels, where banding is measured; all others. The rest
-is zero in both images, for training and test alike.
+Fresh classifiers (`banding_removal/metrics/probe.py`) for each set (as of scripts/evaluate.py) and
+for each of: all pixels; the target's flat low-signal pixels, where banding is measured; all others.
+The rest is zero in both images, for training and test alike.
 """
 
 import sys
@@ -13,15 +13,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from banding_removal.assembly import choose_device
 from banding_removal.command_line import user_errors
-from banding_removal.config import REPOSITORY, ConfigError, from_words
-from banding_removal.evaluate_files import choose_volumes
-from banding_removal.image_sets import path_set, reference_volumes
-from banding_removal.low_signal import low_signal_regions
-from banding_removal.measuring import cropped
-from banding_removal.probe import Pair, probe
-from data.filters import VolumeFilter
+from banding_removal.config.settings import REPOSITORY, ConfigError, from_words
+from banding_removal.data.filters import VolumeFilter
+from banding_removal.evaluation.image_sets import path_set, reference_volumes
+from banding_removal.evaluation.measure import cropped
+from banding_removal.evaluation.settings import choose_volumes
+from banding_removal.metrics.low_signal import low_signal_regions
+from banding_removal.metrics.probe import Pair, probe
+from banding_removal.runs.build import choose_device
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from banding_removal.command_line import user_errors
-from banding_removal.config import REPOSITORY, from_words
+from banding_removal.config.settings import REPOSITORY, from_words
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,15 +15,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from banding_removal.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.command_line import user_errors
-from banding_removal.config import REPOSITORY, ConfigError, Settings, from_words
-from banding_removal.endings import RunFailedError
-from banding_removal.recipes import ADVERSARY, OURS, PAPER
-from banding_removal.run_folder import latest_run
-from banding_removal.run_log import read_records
-from banding_removal.starting import saved_settings
-from banding_removal.training import train
+from banding_removal.config.recipes import ADVERSARY, OURS, PAPER
+from banding_removal.config.settings import REPOSITORY, ConfigError, Settings, from_words
+from banding_removal.processes.exit_status import RunFailedError
+from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
+from banding_removal.runs.folder import latest_run
+from banding_removal.runs.log import read_records
+from banding_removal.runs.resume import saved_settings
+from banding_removal.training.loop import train
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,9 +28,9 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from banding_removal.assembly import choose_device
 from banding_removal.command_line import user_errors
-from banding_removal.config import REPOSITORY, ConfigError, from_words
+from banding_removal.config.settings import REPOSITORY, ConfigError, from_words
+from banding_removal.runs.build import choose_device
 from benchmarks.operator_groups import CONVOLUTION, GROUPS, profiled
 from benchmarks.step_variants import SIZES, Stage, UnavailableError, Variant, prepare
 

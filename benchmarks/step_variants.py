@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from banding_removal.config import Settings
-from banding_removal.recipes import OURS
-from banding_removal.steps import make_players, train_step
+from banding_removal.config.recipes import OURS
+from banding_removal.config.settings import Settings
+from banding_removal.data.dataset import Batch, Example, collate
+from banding_removal.data.masks import MaskSampler
+from banding_removal.data.operators import center_crop
+from banding_removal.data.phantom.slices import DEMO, MEDIUM, REAL_SIZE, PhantomSpec, make_volume
+from banding_removal.training.step import make_players, train_step
 from benchmarks import plain
-from data.dataset import Batch, Example, collate
-from data.masks import MaskSampler
-from data.operators import center_crop
-from data.phantom import DEMO, MEDIUM, REAL_SIZE, PhantomSpec, make_volume
 
 Variant = Literal[
     "plain",
@@ -203,7 +203,7 @@ def _fastmri(size: Size) -> nn.Module:
 
 
 def _infer(reconstruct: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
-    """The image as `reconstruct_folder` writes it."""
+    """The image as `reconstruction.folder` writes it."""
     assert batch.target is not None
     height, width = batch.target.shape[-2:]
     with torch.no_grad():

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.handles import HandleCache
-from data.hdf5 import READ_ERRORS, own_dataset
-from data.index import Volume, VolumeError
-from data.masks import Mask, MaskSampler, seeded_by_draw, seeded_by_name
+from banding_removal.data.handles import HandleCache
+from banding_removal.data.hdf5 import READ_ERRORS, own_dataset
+from banding_removal.data.index import Volume, VolumeError
+from banding_removal.data.masks import Mask, MaskSampler, seeded_by_draw, seeded_by_name
 
 REMEDY = "put the right file there, or none, and give the same command again"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import h5py
 
-from data.hdf5 import open_file
+from banding_removal.data.hdf5 import open_file
 
 CAPACITY = 16
 

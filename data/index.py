@@ -20,8 +20,8 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from data.apart import LostError, each_apart
-from data.hdf5 import (
+from banding_removal.data.apart import LostError, each_apart
+from banding_removal.data.hdf5 import (
     READ_ERRORS,
     check_stored,
     checked_name,
@@ -32,7 +32,7 @@ from data.hdf5 import (
     own_dataset,
     read_text,
 )
-from data.header import parse_header
+from banding_removal.data.header import parse_header
 
 log = logging.getLogger(__name__)
 

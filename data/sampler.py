@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from torch.utils.data import Sampler
 
-from data.dataset import Draw, SliceDataset
+from banding_removal.data.dataset import Draw, SliceDataset
 
 
 class EpochSampler(Sampler[list[Draw]]):

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from data.operators import COIL_AXIS
+from banding_removal.data.operators import COIL_AXIS
 
 READOUT_AXIS = -2
 # Coils at once on a CPU: what is in between stays in its caches. On a GPU all of a slice.

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from data.operators import COIL_AXIS
-from model.columns import Columns, expand, reduce, rss_of_sum, to_coil_images
-from model.unet import ComplexUNet
+from banding_removal.data.operators import COIL_AXIS
+from banding_removal.model.columns import Columns, expand, reduce, rss_of_sum, to_coil_images
+from banding_removal.model.unet import ComplexUNet
 
 # Coil images at once through the sensitivity net: on a CPU what fits into its caches.
 CPU_PIXELS_AT_ONCE = 2**19

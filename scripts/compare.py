@@ -10,9 +10,9 @@ are those of scripts/evaluate.py.
 import sys
 
 from banding_removal.command_line import user_errors
-from banding_removal.comparison import CompareSettings, compare
-from banding_removal.config import from_words
-from banding_removal.evaluation_table import markdown
+from banding_removal.config.settings import from_words
+from banding_removal.evaluation.comparison import CompareSettings, compare
+from banding_removal.evaluation.table import markdown
 
 if __name__ == "__main__":
     with user_errors():

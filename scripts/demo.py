@@ -14,16 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from banding_removal.command_line import settings_of, user_errors
-from banding_removal.comparison import CompareSettings, compare
-from banding_removal.config import REPOSITORY, ConfigError, Settings
-from banding_removal.distributed import launch
-from banding_removal.evaluation_table import overview
-from banding_removal.recipes import OURS, WORD
-from banding_removal.starting import completed_run
-from banding_removal.training import train
-from data.filters import VolumeFilter
-from data.phantom import DEMO
-from data.phantom_files import write_dataset
+from banding_removal.config.recipes import OURS, WORD
+from banding_removal.config.settings import REPOSITORY, ConfigError, Settings
+from banding_removal.data.filters import VolumeFilter
+from banding_removal.data.phantom.files import write_dataset
+from banding_removal.data.phantom.slices import DEMO
+from banding_removal.evaluation.comparison import CompareSettings, compare
+from banding_removal.evaluation.table import overview
+from banding_removal.processes.team import launch
+from banding_removal.runs.resume import completed_run
+from banding_removal.training.loop import train
 
 PHANTOM = REPOSITORY / "datasets" / "phantom"
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from banding_removal.command_line import user_errors
-from banding_removal.config import REPOSITORY, ConfigError, from_words
-from data.phantom import DEMO, MEDIUM, REAL_SIZE, PhantomSpec
-from data.phantom_files import SPLITS, write_dataset
+from banding_removal.config.settings import REPOSITORY, ConfigError, from_words
+from banding_removal.data.phantom.files import SPLITS, write_dataset
+from banding_removal.data.phantom.slices import DEMO, MEDIUM, REAL_SIZE, PhantomSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@
     ipython scripts/pretrain.py data_path=/data/knee lr=1e-4 workers=8
     ipython scripts/pretrain.py resume=logs/pretrain
 
-Every setting (banding_removal/config.py lists them) can be overridden as key=value. Pictures,
-curves, log and checkpoints go to logs/pretrain, and logs/run shows the newest run.
+Every setting (banding_removal/config/settings.py lists them) can be overridden as key=value.
+Pictures, curves, log and checkpoints go to logs/pretrain, and logs/run shows the newest run.
 """
 
 DATA_PATH = "/path/to/fastmri/knee"  # edit: holds multicoil_train/*.h5 and multicoil_val/*.h5
@@ -13,8 +13,8 @@ DATA_PATH = "/path/to/fastmri/knee"  # edit: holds multicoil_train/*.h5 and mult
 from pathlib import Path
 
 from banding_removal.command_line import run
-from banding_removal.config import Settings
-from data.filters import VolumeFilter
+from banding_removal.config.settings import Settings
+from banding_removal.data.filters import VolumeFilter
 
 SETTINGS = Settings(
     name="pretrain",

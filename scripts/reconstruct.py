@@ -16,10 +16,10 @@ VOLUMES = "/path/to/fastmri/knee/multicoil_test"  # edit: a folder of *.h5 files
 import sys
 
 from banding_removal.command_line import user_errors
-from banding_removal.config import from_words
-from banding_removal.distributed import launch
-from banding_removal.reconstruct_folder import ReconstructSettings, reconstruct
-from data.index import VolumeError
+from banding_removal.config.settings import from_words
+from banding_removal.data.index import VolumeError
+from banding_removal.processes.team import launch
+from banding_removal.reconstruction.folder import ReconstructSettings, reconstruct
 
 if __name__ == "__main__":
     with user_errors():

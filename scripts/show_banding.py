@@ -10,8 +10,8 @@ background. The settings (data, masks) are those that the checkpoint was trained
 import sys
 
 from banding_removal.command_line import user_errors
-from banding_removal.config import from_words
-from banding_removal.show_banding import ShowSettings, show
+from banding_removal.config.settings import from_words
+from banding_removal.evaluation.show_banding import ShowSettings, show
 
 if __name__ == "__main__":
     with user_errors():

@@ -11,8 +11,8 @@ DATA_PATH = "/path/to/fastmri/knee"  # edit: holds multicoil_train/*.h5 and mult
 from pathlib import Path
 
 from banding_removal.command_line import run
-from banding_removal.config import Settings
-from banding_removal.recipes import OURS, PUBLISHED
+from banding_removal.config.recipes import OURS, PUBLISHED
+from banding_removal.config.settings import Settings
 
 # What is not named here is as in scripts/pretrain_dev.py.
 SETTINGS = Settings(

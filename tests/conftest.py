@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from banding_removal.assembly import make_datasets
-from banding_removal.config import Settings
-from data.dataset import SliceDataset
+from banding_removal.config.settings import Settings
+from banding_removal.data.dataset import SliceDataset
+from banding_removal.runs.build import make_datasets
 from tests.fastmri_files import write_volume
 
 torch.set_num_threads(1)  # tests run side by side

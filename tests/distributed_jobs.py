@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from banding_removal.assembly import make_datasets
-from banding_removal.config import Settings
-from banding_removal.distributed import Team
-from banding_removal.steps import Players, make_players, train_step
-from banding_removal.validation import ValidationResult, Validator
-from data.dataset import Draw, SliceDataset, collate
-from data.index import VolumeError
+from banding_removal.config.settings import Settings
+from banding_removal.data.dataset import Draw, SliceDataset, collate
+from banding_removal.data.index import VolumeError
+from banding_removal.processes.team import Team
+from banding_removal.runs.build import make_datasets
+from banding_removal.training.step import Players, make_players, train_step
+from banding_removal.training.validation import ValidationResult, Validator
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import torch
 
-from data.operators import center_crop, rss, to_image
+from banding_removal.data.operators import center_crop, rss, to_image
 
 HEADER = """<?xml version="1.0" encoding="UTF-8"?>
 <ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">

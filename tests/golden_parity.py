@@ -19,17 +19,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from banding_removal.adversarial import OrientationObjective
-from banding_removal.config import Settings
-from banding_removal.losses import reconstruction_loss
-from banding_removal.metrics import VolumeQuality
-from banding_removal.steps import learning_rate
-from data.dataset import Example, SliceDataset
-from data.index import read_volume
-from data.masks import MaskSampler, seeded_by_name
-from data.operators import center_crop, crop_to_smaller, expand, reduce, rss, to_image, to_kspace
-from model.classifiers import ARCHITECTURES, Architecture, Ensemble, build_adversary
-from model.predictor import Predictor
+from banding_removal.config.settings import Settings
+from banding_removal.data.dataset import Example, SliceDataset
+from banding_removal.data.index import read_volume
+from banding_removal.data.masks import MaskSampler, seeded_by_name
+from banding_removal.data.operators import (
+    center_crop,
+    crop_to_smaller,
+    expand,
+    reduce,
+    rss,
+    to_image,
+    to_kspace,
+)
+from banding_removal.losses.orientation import OrientationObjective
+from banding_removal.losses.reconstruction import reconstruction_loss
+from banding_removal.metrics.image_quality import VolumeQuality
+from banding_removal.model.classifiers import ARCHITECTURES, Architecture, Ensemble, build_adversary
+from banding_removal.model.predictor import Predictor
+from banding_removal.training.step import learning_rate
 from tests.fastmri_files import write_volume
 
 FOLDER = Path(__file__).parent / "golden"

@@ -6,26 +6,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from banding_removal.adversarial import OrientationObjective, adversary_input, upright
-from banding_removal.assembly import make_datasets, make_loader
-from banding_removal.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
-from banding_removal.config import ConfigError, Settings
-from banding_removal.distributed import Team
-from banding_removal.orientations import reconstruct_both
-from banding_removal.replay import PairStore
-from banding_removal.steps import (
+from banding_removal.config.settings import ConfigError, Settings
+from banding_removal.data.dataset import SliceDataset, collate
+from banding_removal.data.operators import crop_to_smaller
+from banding_removal.data.sampler import EpochSampler
+from banding_removal.losses.orientation import OrientationObjective, adversary_input, upright
+from banding_removal.model.classifiers import ARCHITECTURES, Architecture, build_adversary
+from banding_removal.processes.team import Team
+from banding_removal.reconstruction.orientations import reconstruct_both
+from banding_removal.runs.build import make_datasets, make_loader
+from banding_removal.runs.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
+from banding_removal.training.loop import train
+from banding_removal.training.replay import PairStore
+from banding_removal.training.step import (
     accumulate_gradients,
     adversary_strength,
     make_players,
     penalty_weight,
     step_optimizers,
 )
-from banding_removal.training import train
-from banding_removal.warmup import warm_up
-from data.dataset import SliceDataset, collate
-from data.operators import crop_to_smaller
-from data.sampler import EpochSampler
-from model.classifiers import ARCHITECTURES, Architecture, build_adversary
+from banding_removal.training.warmup import warm_up
 from tests.fastmri_files import write_volume
 from tests.test_training import assert_same_weights, read_metrics, weights_of
 

@@ -11,17 +11,17 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from banding_removal.banding import (
+from banding_removal.data.phantom.slices import DEMO, PhantomSpec, make_volume
+from banding_removal.metrics.banding import (
     BandingOfSlice,
     RegionBanding,
     banding_of_slice,
     banding_of_slices,
 )
-from banding_removal.banding_statistics import RegionSummary, summarize, summarize_single
-from banding_removal.low_signal import low_signal_regions, volume_scale
-from banding_removal.single_banding import single_banding_of_slice, single_banding_of_slices
-from banding_removal.streaks import StreakEnergy
-from data.phantom import DEMO, PhantomSpec, make_volume
+from banding_removal.metrics.low_signal import low_signal_regions, volume_scale
+from banding_removal.metrics.single_banding import single_banding_of_slice, single_banding_of_slices
+from banding_removal.metrics.statistics import RegionSummary, summarize, summarize_single
+from banding_removal.metrics.streaks import StreakEnergy
 
 Floats = NDArray[np.floating]
 SIZE = (112, 96)  # not square

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from banding_removal.checkpoint import (
+from banding_removal.model.predictor import Predictor
+from banding_removal.runs.checkpoint import (
     Checkpoint,
     CheckpointError,
     atomic_write,
@@ -18,7 +19,6 @@ from banding_removal.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
-from model.predictor import Predictor
 
 
 def tiny_predictor(chans: int = 2) -> Predictor:
@@ -188,7 +188,7 @@ def test_weights_of_another_model_are_refused_with_the_keys_listed() -> None:
 FILL_THE_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from banding_removal.checkpoint import CheckpointError, save_checkpoint
+from banding_removal.runs.checkpoint import CheckpointError, save_checkpoint
 from tests.test_checkpoint import checkpoint_of, tiny_predictor
 # No file may grow beyond this: writing more fails as on a full disk.
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from data import operators
-from model import columns
-from model.columns import Columns
+from banding_removal.data import operators
+from banding_removal.model import columns
+from banding_removal.model.columns import Columns
 
 SIZES = [(1, 6, 8), (3, 7, 9), (4, 5, 16)]
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from banding_removal.comparison import CompareSettings, compare
-from banding_removal.config import ConfigError
-from banding_removal.remedies import blurred_across, dithered
-from data.phantom import MEDIUM
-from data.phantom_files import write_dataset
+from banding_removal.config.settings import ConfigError
+from banding_removal.data.phantom.files import write_dataset
+from banding_removal.data.phantom.slices import MEDIUM
+from banding_removal.evaluation.comparison import CompareSettings, compare
+from banding_removal.evaluation.remedies import blurred_across, dithered
 
 
 def test_dither_follows_the_square_root_of_the_local_signal() -> None:

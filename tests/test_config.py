@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from banding_removal.config import (
+from banding_removal.config.settings import (
     REPOSITORY,
     ConfigError,
     Settings,
@@ -13,7 +13,7 @@ from banding_removal.config import (
     from_words,
     plain,
 )
-from data.filters import VolumeFilter
+from banding_removal.data.filters import VolumeFilter
 
 
 def test_words_override_fields_of_every_type() -> None:
@@ -125,7 +125,7 @@ def test_every_setting_is_read_somewhere() -> None:
     sources = [
         path.read_text()
         for folder in ("banding_removal", "data")
-        for path in (REPOSITORY / folder).glob("*.py")
+        for path in (REPOSITORY / folder).rglob("*.py")
     ]
     # Definitions and checks are not uses: a use is an attribute of an object.
     text = re.sub(

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from data import handles
-from data.dataset import Batch, Draw, Example, SliceDataset, collate, joined
-from data.handles import HandleCache
-from data.index import VolumeError, read_volume
-from data.masks import MaskSampler, seeded_by_name
-from data.sampler import EpochSampler
+from banding_removal.data import handles
+from banding_removal.data.dataset import Batch, Draw, Example, SliceDataset, collate, joined
+from banding_removal.data.handles import HandleCache
+from banding_removal.data.index import VolumeError, read_volume
+from banding_removal.data.masks import MaskSampler, seeded_by_name
+from banding_removal.data.sampler import EpochSampler
 from tests.fastmri_files import make_kspace, write_volume
 
 QUADRATURE = MaskSampler(kind="quadrature", accelerations=(4,), acs=(4,))

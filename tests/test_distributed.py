@@ -17,16 +17,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from banding_removal import training
-from banding_removal.assembly import make_datasets
-from banding_removal.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
-from banding_removal.config import ConfigError, Settings
-from banding_removal.distributed import Team, launch, process_count
-from banding_removal.endings import RankError
-from banding_removal.run_folder import RunInUseError
-from banding_removal.stopping import Stopped
-from banding_removal.training import train
-from data.sampler import shares_by_volume
+from banding_removal.config.settings import ConfigError, Settings
+from banding_removal.data.sampler import shares_by_volume
+from banding_removal.processes.exit_status import RankError
+from banding_removal.processes.signals import Stopped
+from banding_removal.processes.team import Team, launch, process_count
+from banding_removal.runs.build import make_datasets
+from banding_removal.runs.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
+from banding_removal.runs.folder import RunInUseError
+from banding_removal.training import loop
+from banding_removal.training.loop import train
 from tests import distributed_jobs as jobs
 from tests.distributed_jobs import Plain
 from tests.fastmri_files import write_volume
@@ -343,7 +343,7 @@ def signal_at(
     monkeypatch: pytest.MonkeyPatch, name: str, call: int, number: int = signal.SIGTERM
 ) -> None:
     """Send this process a signal during one call of a function of the training loop."""
-    owner: Any = training
+    owner: Any = loop
     *path, name = name.split(".")
     for part in path:
         owner = getattr(owner, part)
@@ -410,7 +410,7 @@ def test_a_warm_up_that_is_stopped_is_repeated(
 
 
 def test_a_second_ctrl_c_ends_at_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("banding_removal.stopping.SAME_INTERRUPT_S", 0.0)
+    monkeypatch.setattr("banding_removal.processes.signals.SAME_INTERRUPT_S", 0.0)
     before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         signal_at(patch, "train_step", 2, signal.SIGINT)
@@ -430,7 +430,7 @@ def test_checkpoints_within_an_epoch_lose_no_more_than_their_distance(
 ) -> None:
     settings = replace(settings, checkpoint_every=2, epochs=1)
     through = train(replace(settings, name="through"))
-    original = training.train_step
+    original = loop.train_step
 
     def crash(*args: Any) -> dict[str, float]:
         if steps_of(settings.logs / "toy") == 5:
@@ -438,7 +438,7 @@ def test_checkpoints_within_an_epoch_lose_no_more_than_their_distance(
         return original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "train_step", crash)
+        patch.setattr(loop, "train_step", crash)
         with pytest.raises(MemoryError):
             train(settings)
     assert find_checkpoint(settings.logs / "toy").stem == "epoch000_step000004"
@@ -467,9 +467,9 @@ def test_a_run_that_is_going_on_is_left_alone(
         signal_at(patch, "train_step", 2)
         with pytest.raises(Stopped):
             launch(train, settings)
-    monkeypatch.setattr("banding_removal.starting.PATIENCE_S", 0.0)
+    monkeypatch.setattr("banding_removal.runs.resume.PATIENCE_S", 0.0)
     hold = (
-        "import sys, pathlib; from banding_removal.run_folder import RunLock; lock = RunLock();"
+        "import sys, pathlib; from banding_removal.runs.folder import RunLock; lock = RunLock();"
         "lock.take(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", hold, str(settings.logs / "toy")]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from banding_removal.recipes import OURS
+from banding_removal.config.recipes import OURS
 from tests.fastmri_files import write_volume
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"

@@ -14,24 +14,24 @@ import pytest
 import torch
 from PIL import Image
 
-from banding_removal.assembly import build_predictor
-from banding_removal.banding import banding_of_slice
-from banding_removal.banding_statistics import mean_over_volumes, summarize
-from banding_removal.checkpoint import CheckpointError, load_checkpoint
-from banding_removal.config import ConfigError, Settings, from_words
-from banding_removal.distributed import Team
-from banding_removal.evaluate_files import EvaluateSettings, evaluate_files
-from banding_removal.evaluation import Evaluation, evaluate
-from banding_removal.evaluation_figure import draw
-from banding_removal.evaluation_report import claim_output, write_report
-from banding_removal.evaluation_table import markdown
-from banding_removal.image_sets import ImageSet, SliceImages, path_set, reference_volumes
-from banding_removal.low_signal import volume_scale
-from banding_removal.metrics import VolumeQuality, hfen
-from banding_removal.training import train
-from banding_removal.validation import Validator
-from data.dataset import SliceDataset
-from data.index import Volume, VolumeError, read_volume
+from banding_removal.config.settings import ConfigError, Settings, from_words
+from banding_removal.data.dataset import SliceDataset
+from banding_removal.data.index import Volume, VolumeError, read_volume
+from banding_removal.evaluation.evaluate import Evaluation, evaluate
+from banding_removal.evaluation.figure import draw
+from banding_removal.evaluation.image_sets import ImageSet, SliceImages, path_set, reference_volumes
+from banding_removal.evaluation.report import claim_output, write_report
+from banding_removal.evaluation.settings import EvaluateSettings, evaluate_files
+from banding_removal.evaluation.table import markdown
+from banding_removal.metrics.banding import banding_of_slice
+from banding_removal.metrics.image_quality import VolumeQuality, hfen
+from banding_removal.metrics.low_signal import volume_scale
+from banding_removal.metrics.statistics import mean_over_volumes, summarize
+from banding_removal.processes.team import Team
+from banding_removal.runs.build import build_predictor
+from banding_removal.runs.checkpoint import CheckpointError, load_checkpoint
+from banding_removal.training.loop import train
+from banding_removal.training.validation import Validator
 from tests.fastmri_files import write_volume
 
 CPU = torch.device("cpu")

@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from data.filters import VolumeFilter
-from data.index import Volume
+from banding_removal.data.filters import VolumeFilter
+from banding_removal.data.index import Volume
 
 VOLUME = Volume(
     path="/data/a.h5",
@@ -140,7 +140,7 @@ def test_nothing_left_names_the_conditions_and_what_each_removed() -> None:
 
 
 def test_what_was_removed_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", logger="data.filters")
+    caplog.set_level("INFO", logger="banding_removal.data.filters")
     volumes = [*numbered(4), replace(VOLUME, width=900)]
     VolumeFilter(width=(None, 740), fraction=0.5).apply(volumes, seed=0)
     assert "2 of 5 volumes kept: width removed 1, fraction removed 2" in caplog.text

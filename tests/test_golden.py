@@ -2,7 +2,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from model.classifiers import Architecture
+from banding_removal.model.classifiers import Architecture
 from tests import golden_parity
 from tests.golden_parity import PREDICTORS, Parity
 

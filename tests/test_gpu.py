@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from banding_removal.assembly import make_datasets
-from banding_removal.config import Settings
-from banding_removal.recipes import ADVERSARY, OURS, PAPER
-from banding_removal.reconstruct_folder import ReconstructSettings, reconstruct
-from banding_removal.steps import accumulate_gradients, make_players, train_step
-from banding_removal.training import train
+from banding_removal.config.recipes import ADVERSARY, OURS, PAPER
+from banding_removal.config.settings import Settings
+from banding_removal.data.dataset import collate
+from banding_removal.model import unet
+from banding_removal.reconstruction.folder import ReconstructSettings, reconstruct
+from banding_removal.runs.build import make_datasets
+from banding_removal.training.loop import train
+from banding_removal.training.step import accumulate_gradients, make_players, train_step
 from benchmarks.step_variants import SIZES, make_batch
-from data.dataset import collate
-from model import unet
+from benchmarks.tests.test_step import batch_of_two, both_formulations
 from tests.test_end_to_end import SCRIPTS
-from tests.test_step_benchmark import batch_of_two, both_formulations
 from tests.test_training import read_metrics
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

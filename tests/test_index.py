@@ -8,9 +8,9 @@ import h5py
 import numpy as np
 import pytest
 
-import data.index
-from data.header import parse_header
-from data.index import VolumeError, index_folder, read_volume, read_volumes
+import banding_removal.data.index
+from banding_removal.data.header import parse_header
+from banding_removal.data.index import VolumeError, index_folder, read_volume, read_volumes
 from tests.fastmri_files import HEADER, make_kspace, write_volume
 
 XML = HEADER.format(
@@ -25,7 +25,7 @@ XML = HEADER.format(
 )
 
 
-def index(folder: Path, *, skip_bad: bool = False) -> list[data.index.Volume]:
+def index(folder: Path, *, skip_bad: bool = False) -> list[banding_removal.data.index.Volume]:
     return index_folder(folder / "volumes", cache_folder=folder / "cache", skip_bad=skip_bad)
 
 
@@ -38,11 +38,11 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that the index opens."""
     names: list[str] = []
 
-    def recording(paths: list[Path]) -> Iterator[data.index.Volume | VolumeError]:
+    def recording(paths: list[Path]) -> Iterator[banding_removal.data.index.Volume | VolumeError]:
         names.extend(path.name for path in paths)
         return read_volumes(paths)
 
-    monkeypatch.setattr(data.index, "read_volumes", recording)
+    monkeypatch.setattr(banding_removal.data.index, "read_volumes", recording)
     return names
 
 

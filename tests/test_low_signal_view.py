@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from banding_removal.adversarial import OrientationObjective, adversary_input
-from banding_removal.low_signal_view import low_signal_view
-from model.classifiers import build_adversary
+from banding_removal.losses.low_signal_view import low_signal_view
+from banding_removal.losses.orientation import OrientationObjective, adversary_input
+from banding_removal.model.classifiers import build_adversary
 
 
 def dark_left_bright_right(size: tuple[int, int] = (64, 64), noise: float = 0.02) -> Tensor:

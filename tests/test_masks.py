@@ -3,7 +3,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from data.masks import Mask, MaskKind, MaskSampler, seeded_by_draw, seeded_by_name
+from banding_removal.data.masks import Mask, MaskKind, MaskSampler, seeded_by_draw, seeded_by_name
 
 KINDS = get_args(MaskKind)
 WIDTHS = [64, 65, 71]

@@ -5,11 +5,11 @@ import sys
 import pytest
 import torch
 
-from banding_removal import memory
-from banding_removal.config import Settings
-from banding_removal.memory import Recomputation, fewest_recomputed, free_bytes
-from data.dataset import Batch
-from model.predictor import Predictor
+from banding_removal.config.settings import Settings
+from banding_removal.data.dataset import Batch
+from banding_removal.model.predictor import Predictor
+from banding_removal.training import memory
+from banding_removal.training.memory import Recomputation, fewest_recomputed, free_bytes
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_memory_that_is_free_is_told() -> None:
 
 PEAK_OF_INFERENCE = """
 import resource, sys, torch
-from model.predictor import Predictor
+from banding_removal.model.predictor import Predictor
 predictor = Predictor(cascades=int(sys.argv[1]), chans=16, pools=2, sens_chans=2).eval()
 kspace = torch.randn(1, 2, 320, 320, dtype=torch.complex64)
 mask = torch.ones(1, 1, 1, 320, dtype=torch.bool)

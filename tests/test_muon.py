@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from banding_removal.checkpoint import CheckpointError, load_optimizer
-from banding_removal.config import Settings
-from banding_removal.muon import ADAM_PART, MOMENTUM, Muon, orthogonal
-from banding_removal.training import train
+from banding_removal.config.settings import Settings
+from banding_removal.runs.checkpoint import CheckpointError, load_optimizer
+from banding_removal.training.loop import train
+from banding_removal.training.muon import ADAM_PART, MOMENTUM, Muon, orthogonal
 from tests.test_training import assert_same_weights, read_metrics
 
 

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model import normalised
-from model.normalised import convolve, convolve_and_normalise
-from model.unet import UNet, _as_it_is, _merged, _pooled
+from banding_removal.model import normalised
+from banding_removal.model.normalised import convolve, convolve_and_normalise
+from banding_removal.model.unet import UNet, _as_it_is, _merged, _pooled
 
 
 def values(*shape: int, seed: int = 0) -> Tensor:

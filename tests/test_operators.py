@@ -3,7 +3,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.operators import center_crop, crop_to_smaller, expand, reduce, rss, to_image, to_kspace
+from banding_removal.data.operators import (
+    center_crop,
+    crop_to_smaller,
+    expand,
+    reduce,
+    rss,
+    to_image,
+    to_kspace,
+)
 
 SIZES = [(8, 6), (7, 9), (8, 5), (5, 8), (1, 4)]
 AXES = (-2, -1)

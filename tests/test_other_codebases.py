@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from banding_removal.adversarial import OrientationObjective
-from model.classifiers import build_adversary
+from banding_removal.losses.orientation import OrientationObjective
+from banding_removal.model.classifiers import build_adversary
 
 
 def train_step(

@@ -15,12 +15,19 @@ import numpy as np
 import pytest
 import torch
 
-from banding_removal.config import ConfigError, from_words
-from data import phantom_files
-from data.header import parse_header
-from data.operators import center_crop, rss, to_image
-from data.phantom import DEMO, MEDIUM, REAL_SIZE, PhantomSpec, PhantomVolume, make_volume
-from data.phantom_files import write_dataset, write_volume
+from banding_removal.config.settings import ConfigError, from_words
+from banding_removal.data.header import parse_header
+from banding_removal.data.operators import center_crop, rss, to_image
+from banding_removal.data.phantom import files
+from banding_removal.data.phantom.files import write_dataset, write_volume
+from banding_removal.data.phantom.slices import (
+    DEMO,
+    MEDIUM,
+    REAL_SIZE,
+    PhantomSpec,
+    PhantomVolume,
+    make_volume,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "make_phantom.py"
@@ -212,7 +219,7 @@ def test_a_file_has_the_layout_of_a_fastmri_knee(volume: PhantomVolume, tmp_path
 @pytest.mark.parametrize("spec", [SMALL, TINY, DEMO, MEDIUM, REAL_SIZE])
 def test_the_header_gives_the_acquired_columns_and_the_sizes(spec: PhantomSpec) -> None:
     empty = np.zeros((0,), dtype=np.float32)
-    header = phantom_files.ismrmrd_header(
+    header = files.ismrmrd_header(
         PhantomVolume(
             spec=spec,
             seed=0,
@@ -292,7 +299,7 @@ def test_an_interrupted_generation_is_taken_up_again(
         write_volume(path, volume)
 
     with monkeypatch.context() as patch:
-        patch.setattr(phantom_files, "write_volume", interrupted)
+        patch.setattr(files, "write_volume", interrupted)
         with pytest.raises(KeyboardInterrupt):
             make_tiny_dataset(tmp_path / "a")
     assert len(dataset_files(tmp_path / "a")) == 1
@@ -321,8 +328,8 @@ def test_a_folder_with_other_data_is_refused_and_left_alone(tmp_path: Path) -> N
 def test_a_full_disk_is_noticed_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = phantom_files.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(phantom_files.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    usage = files.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(OSError, match="free"):
         make_tiny_dataset(tmp_path)
     assert dataset_files(tmp_path) == []

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from data.operators import rss, to_image
-from model.predictor import Predictor, center_columns
-from model.unet import ComplexUNet, UNet
+from banding_removal.data.operators import rss, to_image
+from banding_removal.model.predictor import Predictor, center_columns
+from banding_removal.model.unet import ComplexUNet, UNet
 
 
 def small_predictor(dtype: torch.dtype = torch.float64) -> Predictor:

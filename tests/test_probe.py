@@ -6,8 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from banding_removal import probe as probe_module
-from banding_removal.probe import MIN_SIDE, Figure, OrientationClassifier, Pair, ProbeResult, probe
+from banding_removal.metrics import probe as probe_module
+from banding_removal.metrics.probe import (
+    MIN_SIDE,
+    Figure,
+    OrientationClassifier,
+    Pair,
+    ProbeResult,
+    probe,
+)
 
 SIZE = (40, 40)
 

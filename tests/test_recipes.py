@@ -5,8 +5,8 @@ from types import ModuleType
 import pytest
 
 from banding_removal.command_line import settings_of
-from banding_removal.config import ConfigError, Settings
-from banding_removal.recipes import PUBLISHED, RECIPES, with_recipe
+from banding_removal.config.recipes import PUBLISHED, RECIPES, with_recipe
+from banding_removal.config.settings import ConfigError, Settings
 from scripts import train, train_dev
 from scripts.demo import STAGE_2
 

@@ -19,30 +19,32 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from banding_removal import __version__, reconstruct_folder, reconstruction_files
-from banding_removal.assembly import build_predictor
-from banding_removal.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    load_checkpoint,
-    save_checkpoint,
-)
-from banding_removal.config import REPOSITORY, ConfigError, Settings, from_words, plain
-from banding_removal.distributed import launch
-from banding_removal.endings import exit_code, in_words
-from banding_removal.reconstruct_folder import (
+from banding_removal import __version__
+from banding_removal.config.settings import REPOSITORY, ConfigError, Settings, from_words, plain
+from banding_removal.data.dataset import SliceDataset, collate
+from banding_removal.data.index import VolumeError, read_volume
+from banding_removal.data.masks import MaskSampler
+from banding_removal.data.operators import center_crop, rss, to_image
+from banding_removal.model.predictor import Predictor
+from banding_removal.processes.exit_status import exit_code, in_words
+from banding_removal.processes.team import launch
+from banding_removal.reconstruction import files as reconstruction_files
+from banding_removal.reconstruction import folder as reconstruct_folder
+from banding_removal.reconstruction.folder import (
     ReconstructSettings,
     Report,
     StoppedAmongVolumes,
     reconstruct,
     shares_by_size,
 )
-from banding_removal.reconstruction import images_of_volume, output_size, reconstruct_volume
-from data.dataset import SliceDataset, collate
-from data.index import VolumeError, read_volume
-from data.masks import MaskSampler
-from data.operators import center_crop, rss, to_image
-from model.predictor import Predictor
+from banding_removal.reconstruction.volume import images_of_volume, output_size, reconstruct_volume
+from banding_removal.runs.build import build_predictor
+from banding_removal.runs.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    save_checkpoint,
+)
 from tests.fastmri_files import make_kspace, write_volume
 
 CPU = torch.device("cpu")
@@ -493,7 +495,7 @@ def test_the_default_output_is_in_the_run_by_epoch(settings: ReconstructSettings
 def test_every_setting_of_a_reconstruction_is_read() -> None:
     text = "\n".join(
         (REPOSITORY / "banding_removal" / name).read_text()
-        for name in ("reconstruct_folder.py", "distributed.py")
+        for name in ("reconstruction/folder.py", "processes/team.py")
     )
     for field in dataclasses.fields(ReconstructSettings):
         assert f"settings.{field.name}" in text

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from banding_removal import steps, training
-from banding_removal.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
-from banding_removal.config import ConfigError, Settings
-from banding_removal.endings import RunFailedError
-from banding_removal.safeguard import FailingError, check_validation, warn_of_chance
-from banding_removal.training import train
+from banding_removal.config.settings import ConfigError, Settings
+from banding_removal.processes.exit_status import RunFailedError
+from banding_removal.runs.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
+from banding_removal.training import loop, step
+from banding_removal.training.loop import train
+from banding_removal.training.safeguard import FailingError, check_validation, warn_of_chance
 
 Loss = Callable[..., tuple[Tensor, Tensor]]
 GOOD = {"banding": 2.0, "banding_across": -5.0, "ssim": 0.8}
@@ -38,7 +38,7 @@ def stage_2(settings: Settings) -> Settings:
 
 def spoil(monkeypatch: pytest.MonkeyPatch, calls: set[int], by: Callable[[Tensor], Tensor]) -> None:
     """Spoil the loss of the training in some calls, counted from 1; validation has its own."""
-    real: Loss = steps.reconstruction_loss
+    real: Loss = step.reconstruction_loss
     count = 0
 
     def spoilt(*args: Any) -> tuple[Tensor, Tensor]:
@@ -47,7 +47,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, calls: set[int], by: Callable[[Tensor
         loss, similarity = real(*args)
         return (by(loss), similarity) if count in calls else (loss, similarity)
 
-    monkeypatch.setattr(steps, "reconstruction_loss", spoilt)
+    monkeypatch.setattr(step, "reconstruction_loss", spoilt)
 
 
 def log_of(folder: Path) -> str:
@@ -117,8 +117,8 @@ def test_without_rollbacks_the_first_failure_is_the_end(
 def test_a_loss_that_explodes_is_noticed_in_stage_one_and_lowers_the_rate(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "EARLY", 2)
-    monkeypatch.setattr("banding_removal.safeguard.EARLY", 2)
+    monkeypatch.setattr(loop, "EARLY", 2)
+    monkeypatch.setattr("banding_removal.training.safeguard.EARLY", 2)
     spoil(monkeypatch, set(range(9, 13)), lambda loss: 1000 * loss)
     folder = train(replace(settings, checkpoint_every=3))
     end = load_checkpoint(find_checkpoint(folder))
@@ -153,19 +153,19 @@ def test_a_failing_validation_undoes_the_epoch_and_softens_the_adversary(
 ) -> None:
     verdicts = iter([FailingError("texture is written"), None, None, None])
     softened: list[tuple[float, float]] = []
-    real = training.train_epoch
+    real = loop.train_epoch
 
     def check(*_: Any) -> None:
         verdict = next(verdicts)
         if verdict is not None:
             raise verdict
 
-    def noted(run: training.Run, *args: Any) -> None:
+    def noted(run: loop.Run, *args: Any) -> None:
         real(run, *args)
         softened.append((run.players.strength, run.players.optimizer.param_groups[0]["lr"]))
 
-    monkeypatch.setattr(training, "check_validation", check)
-    monkeypatch.setattr(training, "train_epoch", noted)
+    monkeypatch.setattr(loop, "check_validation", check)
+    monkeypatch.setattr(loop, "train_epoch", noted)
     folder = train(replace(stage_2, checkpoint_every=2))
     lr = stage_2.lr
     assert softened == [(1.0, lr), (0.5, lr / 2), (0.5, lr / 2), (0.5, lr / 2)]
@@ -186,7 +186,7 @@ def test_a_failing_validation_undoes_all_since_the_one_before(
         if verdict is not None:
             raise verdict
 
-    monkeypatch.setattr(training, "check_validation", check)
+    monkeypatch.setattr(loop, "check_validation", check)
     # Validated after epochs 2, 4 and 6 of 6 steps each, with good losses in between.
     often = replace(stage_2, epochs=6, validate_every=2, checkpoint_every=2)
     end = load_checkpoint(find_checkpoint(train(often)))

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from banding_removal.assembly import make_loader
-from data.dataset import Draw, Example, SliceDataset, collate
-from data.index import read_volume
-from data.masks import MaskSampler
-from data.sampler import EpochSampler
+from banding_removal.data.dataset import Draw, Example, SliceDataset, collate
+from banding_removal.data.index import read_volume
+from banding_removal.data.masks import MaskSampler
+from banding_removal.data.sampler import EpochSampler
+from banding_removal.runs.build import make_loader
 from tests.fastmri_files import write_volume
 
 MASKS = MaskSampler(kind="quadrature", accelerations=(4,), acs=(4,))

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from banding_removal.config import ConfigError, Settings
-from banding_removal.run_folder import RunLock
-from banding_removal.status import status
-from banding_removal.stopping import Stopped
-from banding_removal.training import train
+from banding_removal.config.settings import ConfigError, Settings
+from banding_removal.processes.signals import Stopped
+from banding_removal.runs.folder import RunLock
+from banding_removal.runs.status import status
+from banding_removal.training.loop import train
 from scripts import status as script
 
 REPOSITORY = Path(script.__file__).parent.parent
@@ -36,7 +36,7 @@ def test_a_run_that_is_going_on_tells_how_long_it_takes(settings: Settings) -> N
     half = [json.loads(row) | {"step_ms": 60_000} for row in train_rows[:5]]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in half))
     hold = "import sys, time; from pathlib import Path; "
-    hold += "from banding_removal.run_folder import RunLock; "
+    hold += "from banding_removal.runs.folder import RunLock; "
     hold += "lock = RunLock(); lock.take(Path(sys.argv[1])); print('held', flush=True); "
     hold += "time.sleep(60)"
     command = [sys.executable, "-c", hold, str(folder)]
@@ -88,12 +88,12 @@ def test_the_script_takes_the_newest_run_and_refuses_other_folders(
 def test_a_run_that_was_stopped_says_so(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from banding_removal import training
+    from banding_removal.training import loop
 
     def stop(*_: object) -> None:
         raise Stopped("SIGTERM", 3)
 
-    monkeypatch.setattr(training, "train_epoch", stop)
+    monkeypatch.setattr(loop, "train_epoch", stop)
     with pytest.raises(Stopped):
         train(settings)
     assert "SIGTERM" in status(settings.logs / "toy").splitlines()[0]

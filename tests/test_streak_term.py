@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from banding_removal.adversarial import OrientationObjective, only_streaks
-from banding_removal.assembly import make_datasets
-from banding_removal.config import Settings
-from banding_removal.losses import reconstruction_loss
-from banding_removal.steps import accumulate_gradients, make_players
-from banding_removal.streak_term import ROUNDED, streak_term
-from data.dataset import Draw, collate
-from data.operators import crop_to_smaller
-from data.phantom import DEMO
-from data.phantom_files import write_dataset
-from model.classifiers import build_adversary
+from banding_removal.config.settings import Settings
+from banding_removal.data.dataset import Draw, collate
+from banding_removal.data.operators import crop_to_smaller
+from banding_removal.data.phantom.files import write_dataset
+from banding_removal.data.phantom.slices import DEMO
+from banding_removal.losses.orientation import OrientationObjective, only_streaks
+from banding_removal.losses.reconstruction import reconstruction_loss
+from banding_removal.losses.streaks import ROUNDED, streak_term
+from banding_removal.model.classifiers import build_adversary
+from banding_removal.runs.build import make_datasets
+from banding_removal.training.step import accumulate_gradients, make_players
 
 DATA_RANGE = torch.ones(2, dtype=torch.float64)
 BELOW = 0.15

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from banding_removal.banding import banding_of_slice
-from banding_removal.banding_statistics import summarize
-from banding_removal.distributed import Team
-from banding_removal.grids import low_signal_part
-from banding_removal.low_signal import low_signal_regions, volume_scale
-from banding_removal.report import epoch_line
-from banding_removal.validation import Validator
-from data.dataset import Draw, SliceDataset
-from data.index import index_folder
-from data.masks import MaskSampler
-from data.operators import rss, to_image
-from data.phantom import MEDIUM
-from data.phantom_files import write_dataset
+from banding_removal.data.dataset import Draw, SliceDataset
+from banding_removal.data.index import index_folder
+from banding_removal.data.masks import MaskSampler
+from banding_removal.data.operators import rss, to_image
+from banding_removal.data.phantom.files import write_dataset
+from banding_removal.data.phantom.slices import MEDIUM
+from banding_removal.metrics.banding import banding_of_slice
+from banding_removal.metrics.low_signal import low_signal_regions, volume_scale
+from banding_removal.metrics.statistics import summarize
+from banding_removal.pictures.grids import low_signal_part
+from banding_removal.processes.team import Team
+from banding_removal.training.report import epoch_line
+from banding_removal.training.validation import Validator
 from tests.fastmri_files import write_volume
 from tests.test_training import ZeroFilled
 

@@ -1,5 +1,10 @@
 """Orientation adversaries: classifiers that see a picture and say whether it was transposed."""
 
-from model.classifiers.adversary import ARCHITECTURES, Architecture, Ensemble, build_adversary
+from banding_removal.model.classifiers.adversary import (
+    ARCHITECTURES,
+    Architecture,
+    Ensemble,
+    build_adversary,
+)
 
 __all__ = ["ARCHITECTURES", "Architecture", "Ensemble", "build_adversary"]

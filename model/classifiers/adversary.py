@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from model.classifiers.residual import ResidualClassifier, group_norm
+from banding_removal.model.classifiers.residual import ResidualClassifier, group_norm
 
 Architecture = Literal[
     "shallow", "wide", "prev", "simple", "resnet50", "unpooled_resnet50", "patch"

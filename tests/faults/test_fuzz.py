@@ -1,4 +1,4 @@
-"""The quick part of `benchmarks/fuzz.py`: some hundred mutated files and settings."""
+"""The quick part of `tests/faults/fuzz.py`: some hundred mutated files and settings."""
 
 import faulthandler
 import os
@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fuzz import (
+from banding_removal.data.apart import LostError, each_apart
+from banding_removal.data.index import Volume, VolumeError, index_folder, read_volumes
+from tests.fastmri_files import write_volume
+from tests.faults.fuzz import (
     CASES,
     FuzzSettings,
     Material,
@@ -18,9 +21,6 @@ from benchmarks.fuzz import (
     mutated_file,
     run_kind,
 )
-from data.apart import LostError, each_apart
-from data.index import Volume, VolumeError, index_folder, read_volumes
-from tests.fastmri_files import write_volume
 
 QUICK = {
     "volume bytes": 60,
@@ -131,7 +131,7 @@ def test_a_volume_over_which_hdf5_loops_is_named_and_costs_no_other_one(damaged:
 def test_an_index_with_a_volume_over_which_hdf5_loops_names_it(
     damaged: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data.apart.PATIENCE", 0.5)
+    monkeypatch.setattr("banding_removal.data.apart.PATIENCE", 0.5)
     with pytest.raises(VolumeError, match=r"1 unusable volume\(s\):\n.*b\.h5"):
         index_folder(damaged, cache_folder=damaged / "cache")
     found = index_folder(damaged, cache_folder=damaged / "cache", skip_bad=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import faults
-from benchmarks.fault_runs import EVERY, SmallDisk, Toy
-from benchmarks.faults import Bench, Faults, Try
+from tests.faults import faults
+from tests.faults.faults import Bench, Faults, Try
+from tests.faults.runs import EVERY, SmallDisk, Toy
 
 NO_DISK = SmallDisk.why_not()
 needs_a_disk = pytest.mark.skipif(bool(NO_DISK), reason=NO_DISK or "there is one")

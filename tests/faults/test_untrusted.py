@@ -15,7 +15,16 @@ from typing import Any
 import pytest
 import torch
 
-from banding_removal.checkpoint import (
+from banding_removal.command_line import settings_of
+from banding_removal.config.settings import (
+    REPOSITORY,
+    ConfigError,
+    Settings,
+    from_plain,
+    from_words,
+    plain,
+)
+from banding_removal.runs.checkpoint import (
     Checkpoint,
     CheckpointError,
     load_checkpoint,
@@ -24,11 +33,9 @@ from banding_removal.checkpoint import (
     save_checkpoint,
     seal,
 )
-from banding_removal.command_line import settings_of
-from banding_removal.config import REPOSITORY, ConfigError, Settings, from_plain, from_words, plain
-from banding_removal.plain_data import RefusedError, fits, load_plain
-from banding_removal.run_folder import latest_run
-from banding_removal.training import train
+from banding_removal.runs.folder import latest_run
+from banding_removal.runs.safe_load import RefusedError, fits, load_plain
+from banding_removal.training.loop import train
 from tests.faults.bounds import memory_below
 from tests.test_checkpoint import Exploit, checkpoint_of, tiny_predictor
 
@@ -210,7 +217,7 @@ def circle() -> Any:
 def test_containers_without_end_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any]
 ) -> None:
-    monkeypatch.setattr("banding_removal.plain_data.MOST_VALUES", 10_000)
+    monkeypatch.setattr("banding_removal.runs.safe_load.MOST_VALUES", 10_000)
     assert "without end" in refusal(tmp_path / "deep.pt", saved({"settings": make()}))
 
 

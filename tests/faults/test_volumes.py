@@ -15,19 +15,19 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-import banding_removal.training
-from banding_removal.config import Settings
-from banding_removal.evaluate_files import EvaluateSettings, evaluate_files
-from banding_removal.image_sets import reference_volumes, shape_of_file, slice_of_file
-from banding_removal.reconstruction_files import Origin, difference
-from banding_removal.run import Run, save
-from banding_removal.training import train
-from benchmarks.mutations import BOMB, ENTITY
-from data.dataset import SliceDataset
-from data.index import Volume, VolumeError, read_volume
-from data.masks import MaskSampler
+import banding_removal.training.loop
+from banding_removal.config.settings import Settings
+from banding_removal.data.dataset import SliceDataset
+from banding_removal.data.index import Volume, VolumeError, read_volume
+from banding_removal.data.masks import MaskSampler
+from banding_removal.evaluation.image_sets import reference_volumes, shape_of_file, slice_of_file
+from banding_removal.evaluation.settings import EvaluateSettings, evaluate_files
+from banding_removal.reconstruction.files import Origin, difference
+from banding_removal.training.loop import train
+from banding_removal.training.run import Run, save
 from tests.fastmri_files import HEADER, make_kspace, write_volume
 from tests.faults.bounds import memory_below
+from tests.faults.mutations import BOMB, ENTITY
 from tests.test_training import weights_of
 
 SHAPE = (4, 3, 32, 28)  # of the k-space that write_volume makes
@@ -110,7 +110,7 @@ def change_after_epoch_1(monkeypatch: pytest.MonkeyPatch, path: Path, change: Ch
         if left and run.progress.epoch == 1:
             left.pop()(path)
 
-    monkeypatch.setattr(banding_removal.training, "save", save_and_change)
+    monkeypatch.setattr(banding_removal.training.loop, "save", save_and_change)
 
 
 @pytest.fixture(scope="module")

@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from banding_removal.assembly import batches_of
-from banding_removal.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
-from banding_removal.config import Settings
-from banding_removal.run_folder import RunInUseError, RunLock
-from banding_removal.run_log import MetricsWriter, ending_of, logging_to, read_records, read_rows
-from banding_removal.starting import find_start
-from banding_removal.status import status
-from banding_removal.training import train
-from banding_removal.validation import ValidationResult, Validator
-from data.operators import rss
-from model.predictor import Predictor
+from banding_removal.config.settings import Settings
+from banding_removal.data.operators import rss
+from banding_removal.model.predictor import Predictor
+from banding_removal.runs.build import batches_of
+from banding_removal.runs.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
+from banding_removal.runs.folder import RunInUseError, RunLock
+from banding_removal.runs.log import MetricsWriter, ending_of, logging_to, read_records, read_rows
+from banding_removal.runs.resume import find_start
+from banding_removal.runs.status import status
+from banding_removal.training.loop import train
+from banding_removal.training.validation import ValidationResult, Validator
 
 
 def test_a_log_without_an_end_is_told_at_the_next_start(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_run_that_has_stalled_is_told(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = train(replace(settings, epochs=1))
-    monkeypatch.setattr("banding_removal.status.is_locked", lambda _: True)
+    monkeypatch.setattr("banding_removal.runs.status.is_locked", lambda _: True)
     assert "or stalled" not in status(folder)
     long_ago = time.time() - 3600
     os.utime(folder / "metrics.jsonl", (long_ago, long_ago))

@@ -1,0 +1,1 @@
+"""Configuration: every setting, and recipes that set several."""

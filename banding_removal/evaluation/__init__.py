@@ -1,0 +1,1 @@
+"""Evaluation: sets of reconstructions, measured against targets and compared."""

@@ -1,0 +1,167 @@
+"""Figures of named sets of reconstructions: image quality, banding, and the orientation probe.
+
+    evaluation = evaluate([ImageSet(...), ImageSet(...)], reference_volumes(files))
+    evaluation.sets[0].overall.figures["low_signal.contribution"]    # value, 95 % interval, reason
+
+Image quality (`metrics.image_quality`: nmse, psnr, ssim, mse, hfen) is that of phase encoding along
+x, as in validation; `ssim_y` and so on that of the other orientation. Banding is that of `banding`,
+in three regions: `low_signal.excess`, `background.excess`, `anatomy.excess`. Sets with one
+orientation have the weaker `single.low_signal.excess` of `single_banding` alone; the others have
+it, too, so that like can be compared with like. `probe.auc` is of the classifiers of `probe`. A
+figure that cannot be measured is NaN, with the reason. All intervals come from resampling volumes.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from banding_removal.evaluation.image_sets import ImageSet, ReferenceVolume
+from banding_removal.evaluation.measure import (
+    VolumeResult,
+    VolumeSums,
+    cropped,
+    scale_factor,
+    warnings_of,
+)
+from banding_removal.evaluation.summary import Summary, summary_of
+from banding_removal.metrics.probe import MIN_SIDE, Pair, VolumeFigures, probe
+
+GROUPINGS = ("acquisition", "scanner", "group")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetResult:
+    """Everything about one set."""
+
+    name: str
+    origin: str
+    scale_factor: float  # least squares: times this, the images are nearest to the targets
+    warnings: tuple[str, ...]
+    overall: Summary
+    groups: dict[str, dict[str, Summary]]  # by acquisition, scanner, group (both), then by value
+    volumes: tuple[VolumeResult, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Results of all sets, in their order; all on the same slices."""
+
+    sets: tuple[SetResult, ...]
+
+
+def evaluate(
+    sets: Sequence[ImageSet],
+    volumes: Sequence[ReferenceVolume],
+    *,
+    probe_steps: int | None = 300,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> Evaluation:
+    """All figures of all sets.
+
+    Args:
+        sets: with different names, each of the same slices of these volumes.
+        volumes: references; the names of the sets' images refer to them.
+        probe_steps: optimiser steps of each classifier of the probe; None: no probe.
+        device: where the probe is trained.
+        seed: of probe and resampling.
+
+    Raises:
+        ValueError: names are not distinct or not known, sets have different slices, or shapes of
+            the images do not fit.
+        VolumeError: images are too small for SSIM.
+        FloatingPointError: an image is not finite; set, volume and slice are named.
+    """
+    names = [image_set.name for image_set in sets]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"sets need different names, got {', '.join(names) or 'none'}")
+    references = {volume.name: volume for volume in volumes}
+    results: list[SetResult] = []
+    for image_set in sets:
+        result = _evaluate_set(image_set, references, probe_steps, device, seed)
+        if results and _places(result) != _places(results[0]):
+            raise ValueError(
+                f"sets {results[0].name!r} and {result.name!r} are of different slices: "
+                f"{len(_places(results[0]))} and {len(_places(result))}"
+            )
+        results.append(result)
+    return Evaluation(sets=tuple(results))
+
+
+def _places(result: SetResult) -> set[tuple[str, int]]:
+    return {(s.volume, s.slice_index) for volume in result.volumes for s in volume.slices}
+
+
+def _evaluate_set(
+    image_set: ImageSet,
+    references: Mapping[str, ReferenceVolume],
+    probe_steps: int | None,
+    device: torch.device | str,
+    seed: int,
+) -> SetResult:
+    """Measure each slice as it comes; only the pairs for the probe are kept, as float32."""
+    sums: dict[str, VolumeSums] = {}
+    pairs: list[Pair] = []
+    why_no_pairs = ""
+    for given in tqdm(image_set.slices, desc=image_set.name, leave=False, mininterval=1):
+        if given.volume not in references:
+            raise ValueError(f"set {image_set.name!r}: {given.volume} is not among the volumes")
+        images = cropped(given, image_set.name)
+        if images.volume not in sums:
+            sums[images.volume] = VolumeSums.of(references[images.volume])
+        sums[images.volume].add(images)
+        if images.r_y is None:
+            why_no_pairs = images.why_no_r_y
+        elif probe_steps is not None:
+            pairs.append(
+                Pair(
+                    volume=images.volume,
+                    slice_index=images.slice_index,
+                    r_x=images.r_x,
+                    r_y=images.r_y,
+                )
+            )
+    if not sums:
+        raise ValueError(f"set {image_set.name!r} has no slices")
+
+    why_no_probe = _why_no_probe(pairs, probe_steps, why_no_pairs)
+    probed: dict[str, VolumeFigures] = {}
+    if probe_steps is not None and not why_no_probe:
+        found = probe(pairs, steps=probe_steps, seed=seed, device=device)
+        probed = {volume.volume: volume for volume in found.volumes}
+    volumes = [part.result(probed.get(name)) for name, part in sums.items()]
+
+    def summary(members: Sequence[VolumeResult]) -> Summary:
+        return summary_of(members, why_no_pairs=why_no_pairs, why_no_probe=why_no_probe, seed=seed)
+
+    groups: dict[str, dict[str, Summary]] = {}
+    for grouping in GROUPINGS:
+        members: dict[str, list[VolumeResult]] = defaultdict(list)
+        for volume in volumes:
+            members[getattr(volume.reference, grouping)].append(volume)
+        groups[grouping] = {value: summary(members[value]) for value in sorted(members)}
+    return SetResult(
+        name=image_set.name,
+        origin=image_set.origin,
+        scale_factor=scale_factor(sums),
+        warnings=tuple(warnings_of(sums)),
+        overall=summary(volumes),
+        groups=groups,
+        volumes=tuple(volumes),
+    )
+
+
+def _why_no_probe(pairs: Sequence[Pair], probe_steps: int | None, why_no_pairs: str) -> str:
+    """Why the probe has nothing to work with; empty where it has."""
+    if probe_steps is None:
+        return "turned off"
+    if not pairs:
+        return why_no_pairs
+    if len({pair.volume for pair in pairs}) < 2:
+        return "fewer than two volumes: one to train on, one to test on"
+    if min(min(pair.r_x.shape) for pair in pairs) < MIN_SIDE:
+        return f"images of less than {MIN_SIDE} pixels a side"
+    return ""

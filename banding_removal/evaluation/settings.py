@@ -1,0 +1,112 @@
+"""From paths to an evaluation's files: settings, and the way there."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from banding_removal.config.settings import REPOSITORY, ConfigError, plain
+from banding_removal.data.filters import VolumeFilter
+from banding_removal.data.index import Volume, index_folder
+from banding_removal.evaluation.evaluate import evaluate
+from banding_removal.evaluation.image_sets import path_set, reference_volumes
+from banding_removal.evaluation.report import claim_output, write_report
+from banding_removal.runs.build import choose_device
+
+log = logging.getLogger(__name__)
+
+
+class VolumeChoice(Protocol):
+    """What `choose_volumes` reads in settings."""
+
+    @property
+    def volumes(self) -> Path:
+        """Folder of files with targets."""
+
+    @property
+    def filter(self) -> VolumeFilter:
+        """Conditions on them."""
+
+    @property
+    def slices(self) -> tuple[int | None, int | None]:
+        """Of each volume, [first, stop)."""
+
+    @property
+    def logs(self) -> Path:
+        """The index is kept there."""
+
+    @property
+    def seed(self) -> int:
+        """Of a filter's random fraction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """What to evaluate."""
+
+    # name: a run's folder or checkpoint, or a folder with reconstructions (x/*.h5, y/*.h5)
+    sets: dict[str, Path] = field(default_factory=dict)
+    volumes: Path = REPOSITORY / "datasets" / "phantom" / "multicoil_val"  # files with targets
+    filter: VolumeFilter = field(default_factory=VolumeFilter)
+    slices: tuple[int | None, int | None] = (None, None)  # of each volume, [first, stop)
+    output: Path = REPOSITORY / "logs" / "evaluation"
+    logs: Path = REPOSITORY / "logs"  # the index of the volumes is kept there
+    probe: bool = True  # train classifiers: about a minute a set
+    probe_steps: int = 300  # of each classifier
+    device: str = "auto"
+    seed: int = 0  # of probe, resampling and filter.fraction
+
+    def __post_init__(self) -> None:
+        if self.probe_steps < 1 or self.seed < 0:
+            raise ConfigError("probe_steps must be positive, seed must not be negative")
+
+
+def evaluate_files(settings: EvaluateSettings) -> str:
+    """Evaluate and write the files; returns the tables.
+
+    Raises:
+        ConfigError: no set is named, a path is missing, or filters leave nothing.
+        CheckpointError: a checkpoint cannot be used.
+        VolumeError: volumes or reconstructions that cannot be used; all are named.
+        FileNotFoundError: the folder of volumes is missing or empty.
+        FloatingPointError: a reconstruction is not finite.
+    """
+    if not settings.sets:
+        raise ConfigError("name one set or more: 'sets={pretrained: logs/pretrain}'")
+    device = choose_device(settings.device)
+    claim_output(settings.output)
+    files = choose_volumes(settings)
+    references = reference_volumes(files)
+    sets = [
+        path_set(name, path, files, slice_range=settings.slices, device=device)
+        for name, path in settings.sets.items()
+    ]
+    evaluation = evaluate(
+        sets,
+        references,
+        probe_steps=settings.probe_steps if settings.probe else None,
+        device=device,
+        seed=settings.seed,
+    )
+    return write_report(settings.output, evaluation, plain(settings))
+
+
+def choose_volumes(settings: VolumeChoice) -> list[Volume]:
+    """The volumes that the settings choose, each with at least one slice.
+
+    Raises:
+        ConfigError: filters or slices leave nothing.
+        FileNotFoundError: the folder is missing or empty.
+        VolumeError: files in it that cannot be used; all are named.
+    """
+    files = index_folder(settings.volumes, cache_folder=settings.logs / "index")
+    try:
+        files = settings.filter.apply(files, settings.seed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    kept = [file for file in files if range(file.slices)[slice(*settings.slices)]]
+    if not kept:
+        raise ConfigError(f"slices {settings.slices} leave nothing of {len(files)} volumes")
+    if len(kept) < len(files):
+        log.warning("%d volumes have none of these slices", len(files) - len(kept))
+    return kept

@@ -1,0 +1,1 @@
+"""Metrics: numbers about images, from any reconstruction code."""

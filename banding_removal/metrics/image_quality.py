@@ -1,0 +1,106 @@
+"""Image quality of whole volumes, NMSE, PSNR, SSIM, as fastMRI reports them; HFEN of slices."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from banding_removal.losses.reconstruction import ssim
+
+LOG_SIZE, LOG_SIGMA = 15, 1.5  # pixels; the filter of the high-frequency error norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """Figures of a slice or a volume; NMSE is NaN where the target is all zero."""
+
+    nmse: float
+    psnr: float  # dB
+    ssim: float
+    mse: float
+
+
+@dataclass(kw_only=True)
+class VolumeQuality:
+    """Sums over the slices of one volume, from which its figures follow.
+
+    With t the target, x the reconstruction, L the data range of the volume:
+    NMSE = sum (x - t)^2 / sum t^2, PSNR = 10 log10(L^2 / mean (x - t)^2), SSIM = mean over slices.
+    Only sums are kept, so memory does not grow with the volume, and parts computed by several
+    processes add up exactly.
+    """
+
+    data_range: float
+    error: float = 0.0
+    energy: float = 0.0
+    pixels: int = 0
+    ssim: float = 0.0
+    slices: int = 0
+
+    def add(self, prediction: Tensor, target: Tensor, data_range: Tensor) -> Quality:
+        """Add one slice, real (1, 1, h, w) each and (1,); its own figures are returned."""
+        x, t = prediction.double(), target.double()
+        part = VolumeQuality(
+            data_range=self.data_range,
+            error=float((x - t).square().sum()),
+            energy=float(t.square().sum()),
+            pixels=t.numel(),
+            ssim=float(ssim(x, t, data_range.double())),
+            slices=1,
+        )
+        for name in ("error", "energy", "pixels", "ssim", "slices"):
+            setattr(self, name, getattr(self, name) + getattr(part, name))
+        return part.result()
+
+    def result(self) -> Quality:
+        """The figures of all slices so far."""
+        mse = self.error / self.pixels
+        return Quality(
+            nmse=self.error / self.energy if self.energy > 0 else math.nan,
+            psnr=10 * math.log10(self.data_range**2 / mse) if mse > 0 else math.inf,
+            ssim=self.ssim / self.slices,
+            mse=mse,
+        )
+
+
+def hfen(prediction: Tensor, target: Tensor) -> Tensor:
+    """High-frequency error norm, ||LoG * x - LoG * t||_2 / ||LoG * t||_2: blur shows.
+
+    LoG is a 15x15 Laplacian of Gaussian, sigma 1.5 pixels, of zero sum. Ravishankar & Bresler, "MR
+    Image Reconstruction from Highly Undersampled k-Space Data by Dictionary Learning" (2011); here
+    without padding, so that a border of 7 pixels does not count.
+
+    Args:
+        prediction: real (B, 1, h, w), at least 15 x 15.
+        target: like `prediction`.
+
+    Returns:
+        (B,) float64; NaN where the target has no texture.
+
+    Raises:
+        ValueError: shapes differ, or the images are smaller than the filter.
+    """
+    if prediction.shape != target.shape or target.ndim != 4 or target.shape[1] != 1:
+        raise ValueError(
+            f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} must be "
+            "(B, 1, h, w) of one shape"
+        )
+    if min(target.shape[-2:]) < LOG_SIZE:
+        raise ValueError(f"images of {tuple(target.shape[-2:])} are smaller than {LOG_SIZE} pixels")
+    x, t = prediction.double(), target.double()
+    error = _edges(x - t).norm(dim=1)
+    texture = _edges(t).norm(dim=1)
+    return torch.where(texture > 0, error / texture, math.nan)
+
+
+def _edges(image: Tensor) -> Tensor:
+    """LoG * image, float64 (B, 1, h, w) -> (B, pixels): (r^2 - 2 s^2) / s^4 times a Gaussian."""
+    offsets = torch.arange(LOG_SIZE, dtype=image.dtype, device=image.device) - LOG_SIZE // 2
+    r2 = offsets[:, None] ** 2 + offsets**2
+    gaussian = torch.exp(-r2 / (2 * LOG_SIGMA**2))
+    kernel = (r2 - 2 * LOG_SIGMA**2) / LOG_SIGMA**4 * gaussian / gaussian.sum()
+    kernel = kernel - kernel.mean()
+    # what is constant gives zero to the last digit only if it is taken away before
+    return F.conv2d(image - image[..., :1, :1], kernel[None, None]).flatten(1)

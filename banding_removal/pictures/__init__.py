@@ -1,0 +1,1 @@
+"""Pictures: grids of slices, and curves."""

@@ -1,0 +1,58 @@
+"""Training curves as one PNG."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from banding_removal.runs.checkpoint import atomic_write
+
+Panels = tuple[tuple[str, tuple[str, ...]], ...]
+
+PANELS: Panels = (
+    ("loss", ("train_loss", "val_loss")),
+    ("SSIM", ("train_ssim", "val_ssim")),
+    ("NMSE", ("val_nmse",)),
+    ("PSNR (dB)", ("val_psnr",)),
+    ("learning rate", ("lr",)),
+    ("ms per step", ("step_ms", "wait_ms")),
+)
+BANDING_PANELS: Panels = (
+    ("banding (dB)", ("val_banding",)),
+    ("banding, excess (% of q)", ("val_banding_excess",)),
+    ("streaks over the target's (dB)", ("val_banding_along", "val_banding_across")),
+)
+ADVERSARY_PANELS: Panels = (
+    ("orientation loss", ("predictor_orientation", "adversary_orientation")),
+    ("adversary's accuracy", ("accuracy",)),
+    ("adversary's penalty and bias", ("penalty", "bias")),
+)
+
+
+def write_curves(path: Path, history: Sequence[dict[str, Any]], title: str) -> None:
+    """One panel a figure of the history (one row an epoch, key "epoch"), written atomically."""
+    panels = PANELS + BANDING_PANELS
+    if any("accuracy" in row for row in history):
+        panels += ADVERSARY_PANELS
+    rows = len(panels) // 3
+    figure = Figure(figsize=(13, 3.25 * rows), layout="constrained")
+    axes = figure.subplots(rows, 3).flat
+    epochs = [row["epoch"] for row in history]
+    for axis, (name, keys) in zip(axes, panels, strict=True):
+        for key in keys:
+            values = [row.get(key, float("nan")) for row in history]
+            axis.plot(epochs, values, marker="o", markersize=3, label=key)
+        axis.set_title(name)
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.3)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        if len(keys) > 1:
+            axis.legend()
+    axes_of = {name: axis for axis, (name, _) in zip(figure.axes, panels, strict=True)}
+    axes_of["learning rate"].set_yscale("log")
+    figure.suptitle(title)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90)
+    atomic_write(path, buffer.getvalue())

@@ -1,0 +1,1 @@
+"""Processes: ranks, the watchdog over them, signals, and exit codes."""

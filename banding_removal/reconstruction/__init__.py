@@ -1,0 +1,1 @@
+"""Reconstruction: from a checkpoint and volumes to image files."""

@@ -1,0 +1,1 @@
+"""A run on disk (folder, log, checkpoints), and what its settings build."""

@@ -1,0 +1,233 @@
+"""What a run says: console, log.txt, metrics.jsonl and TensorBoard."""
+
+import json
+import logging
+import math
+import re
+import resource
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from io import TextIOWrapper
+from logging.handlers import MemoryHandler, WatchedFileHandler
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from banding_removal.processes.exit_status import USER_ERRORS, in_words
+from banding_removal.processes.signals import Stopped
+from banding_removal.runs.checkpoint import atomic_write, naming_file
+
+log = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+_RECORD = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ (\w+) (.*)")
+# How the last record of a log begins, but for that of a run that was killed.
+_ENDINGS = ("the run is complete", "the run ended", "the run was interrupted", "stopped by ")
+
+
+class MetricsWriter:
+    """Figures of a run, one JSON object a line, and the same in TensorBoard's files."""
+
+    def __init__(self, folder: Path, after: int = 0) -> None:
+        """Go on after a step; what an interrupted run wrote beyond it is dropped, to come again."""
+        self._path = folder / METRICS
+        if self._path.exists():
+            _cut(self._path, after)
+        self._open(after)
+
+    def _open(self, after: int) -> None:
+        board = self._path.parent / "tensorboard"
+        board.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("a", encoding="utf-8")
+        with naming_file(board):
+            self._board = SummaryWriter(str(board), purge_step=after + 1)
+
+    def write(self, kind: str, *, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        """Add a line. A figure that is not finite is written as null, which JSON can hold.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        row = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        line = {"kind": kind, "epoch": epoch, "step": step, **row}
+        with naming_file(self._path):
+            if not self._path.exists():  # removed or moved: what is open has no name any more
+                self.close()
+                self._open(step - 1)
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()  # a run that is killed keeps what it wrote
+            for key, value in values.items():
+                self._board.add_scalar(f"{kind}/{key}", value, step)
+
+    def close(self) -> None:
+        """Write everything out; what cannot be is told, and hides no error that ends the run."""
+        for part in (self._file, self._board):
+            try:
+                part.close()
+            except OSError as error:
+                log.warning("the last figures of %s could not be written: %s", self._path, error)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl. Lines that are no rows, cut short or damaged, are left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    return [row for line in lines if (row := _row(line)) is not None]
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    if not line.endswith("\n"):
+        return None
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and row.keys() >= {"kind", "epoch", "step"} else None
+
+
+def _cut(path: Path, last_step: int) -> None:
+    """Keep the whole lines up to a step."""
+    rows = read_rows(path)
+    kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= last_step).encode()
+    if kept != path.read_bytes():
+        atomic_write(path, kept)
+
+
+def read_records(path: Path) -> list[tuple[str, str, str]]:
+    """Time, level and first line of each record of a log."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [(match[1], match[2], match[3]) for line in lines if (match := _RECORD.match(line))]
+
+
+def ending_of(records: Sequence[tuple[str, str, str]]) -> str | None:
+    """How and why a run ended, by its last record; None: it was killed, or is going on."""
+    text = records[-1][2] if records else ""
+    return text if text.startswith(_ENDINGS) else None
+
+
+class _LogFile(WatchedFileHandler):
+    """A log that is made again when it was removed, and that ends no run when it is not writable.
+
+    What is more important than the log cannot be written, either, where that is so, and says it.
+    """
+
+    def _open(self) -> TextIOWrapper:
+        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+        return super()._open()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Say on stderr that the record could not be written."""
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            self._complain(error)
+        else:
+            super().handleError(record)
+
+    def close(self) -> None:
+        """Write out what could not be written before."""
+        try:
+            super().close()
+        except OSError as error:
+            self._complain(error)
+
+    def _complain(self, error: OSError) -> None:
+        print(f"cannot write {self.baseFilename}: {error}", file=sys.stderr)  # noqa: T201
+
+
+@contextmanager
+def early_records() -> Iterator[list[logging.LogRecord]]:
+    """Collect log records while there is no folder yet, for `logging_to` to begin with."""
+    root = logging.getLogger()
+    level = root.level
+    handler = MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize)
+    root.setLevel(logging.INFO)
+    root.addHandler(handler)
+    try:
+        yield handler.buffer
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+
+
+@contextmanager
+def logging_to(
+    folder: Path, early: Sequence[logging.LogRecord] = (), rank: int = 0
+) -> Iterator[None]:
+    """Send log records to console and <folder>/log.txt, which ends with how the run ended.
+
+    Where a run before could not write that, it was killed, which is told.
+
+    Args:
+        folder: of the run.
+        early: records to begin with.
+        rank: of this process; all but the first write to log_rank<N>.txt alone.
+    """
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.INFO)
+    path = folder / ("log.txt" if rank == 0 else f"log_rank{rank}.txt")
+    before = read_records(path)
+    file = _LogFile(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    console = logging.StreamHandler(sys.stdout)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    if rank == 0:
+        root.addHandler(console)
+    root.addHandler(file)
+    try:
+        if before and ending_of(before) is None:
+            log.warning(
+                "the process before ended without a word, after %s: killed, or its machine "
+                "went down",
+                before[-1][0],
+            )
+        for record in early:
+            root.handle(record)
+        with logging_redirect_tqdm(loggers=[root]) if rank == 0 else nullcontext():
+            yield
+        log.info("the run is complete")
+    except Stopped as stopped:
+        log.warning("%s; the same command goes on from there", stopped)
+        raise
+    except KeyboardInterrupt:
+        log.warning("the run was interrupted from the keyboard")
+        raise
+    except BaseException as error:
+        # Into the file in full; the console shows the exception itself.
+        root.removeHandler(console)
+        log.exception("the run ended with %s", _in_a_line(error))
+        raise
+    finally:
+        root.removeHandler(console)
+        root.removeHandler(file)
+        root.setLevel(level)
+        file.close()
+
+
+def _in_a_line(error: BaseException) -> str:
+    named = f"{type(error).__name__}: {error}"
+    words = in_words(error) if isinstance(error, USER_ERRORS) else named
+    return " ".join((words or named).split())
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory used so far, GB: of the GPU, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Kilobytes, but bytes on macOS.
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9

@@ -1,0 +1,110 @@
+"""What a run is doing: where it is, how fast, how long it will take, what happened to it."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from banding_removal.config.settings import REPOSITORY, ConfigError
+from banding_removal.runs.checkpoint import FOLDER, list_checkpoints
+from banding_removal.runs.folder import LOCK
+from banding_removal.runs.log import METRICS, ending_of, read_records, read_rows
+
+EVENTS = 8
+PROGRESS = {"epoch", "step", "total_steps", "step_ms", "wait_ms", "memory_gb"}
+STALLED_S = 60.0  # without figures, and
+STALLED_ROWS = 20.0  # times as long as figures take to come
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusSettings:
+    """Which run."""
+
+    run: Path = REPOSITORY / "logs" / "run"
+
+
+def status(folder: Path) -> str:
+    """A run in words, from the files in its folder alone; nothing in it is changed.
+
+    Raises:
+        ConfigError: it is no run's folder.
+    """
+    if not (folder / "log.txt").is_file():
+        raise ConfigError(f"{folder} is no run's folder: it has no log.txt")
+    rows = read_rows(folder / METRICS)
+    trained = [row for row in rows if row["kind"] == "train" and row.keys() >= PROGRESS]
+    validated = [row for row in rows if row["kind"] == "val"]
+    records = read_records(folder / "log.txt")
+    going_on = is_locked(folder)
+    ended = ending_of(records) or "ended without a word: killed, or its machine went down"
+    lines = [f"{folder.resolve()}: {'going on' if going_on else ended}"]
+    if trained:
+        lines += _progress(trained[-2:], folder / METRICS, going_on=going_on)
+    else:
+        lines.append("no figures yet")
+    if validated:
+        last = validated[-1]
+        figures = ("ssim", "nmse", "banding", "banding_excess")
+        known = [f"{key} {last[key]:.4g}" for key in figures if last.get(key) is not None]
+        lines.append(f"validation after epoch {last['epoch']}: {', '.join(known)}")
+    saved = list_checkpoints(folder)
+    if saved:
+        age = timedelta(seconds=round(time.time() - saved[-1].stat().st_mtime))
+        lines.append(f"{len(saved)} checkpoints, the newest {saved[-1].name}, {age} ago")
+    else:
+        lines.append(f"no checkpoint in {FOLDER} yet")
+    lines.append(_disk(folder))
+    events = [f"{when} {text}" for when, level, text in records if level != "INFO"]
+    if events:
+        lines += ["last events:", *(f"  {text}" for text in events[-EVENTS:])]
+    return "\n".join(lines)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process is writing to a run's folder."""
+    try:
+        file = os.open(folder / LOCK, os.O_RDONLY)
+    except OSError:
+        return False  # never begun, or of another user: then nothing is known
+    try:
+        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
+def _progress(rows: list[dict[str, Any]], path: Path, *, going_on: bool) -> list[str]:
+    """Where a run is, by its last row of figures and the one before, if there is one."""
+    row = rows[-1]
+    step, total, seconds = row["step"], row["total_steps"], row["step_ms"] / 1000
+    lines = [
+        f"epoch {row['epoch']}, step {step} of {total:.0f}, {seconds:.3g} s a step "
+        f"({row['wait_ms']:.0f} ms of it waiting for data), {row['memory_gb']:.1f} GB"
+    ]
+    if going_on:
+        left = timedelta(seconds=round((total - step) * seconds))
+        age = time.time() - path.stat().st_mtime
+        last = datetime.fromtimestamp(time.time() - age)
+        lines.append(
+            f"about {left} left, validations not counted; last figures at {last:%Y-%m-%d %H:%M:%S}"
+        )
+        usual = (step - rows[0]["step"]) * seconds
+        if age > max(STALLED_S, STALLED_ROWS * usual):
+            lines.append(f"no figures for {timedelta(seconds=round(age))}: validating, or stalled")
+    return lines
+
+
+def _disk(folder: Path) -> str:
+    used = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a file that was just being written
+            used += path.stat().st_size if path.is_file() else 0
+    free = shutil.disk_usage(folder).free
+    return f"disk: {used / 1e9:.2f} GB in the folder, {free / 1e9:.1f} GB free"

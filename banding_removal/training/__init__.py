@@ -1,0 +1,1 @@
+"""Training: the loop, one step of both players, and what keeps a run going."""

@@ -1,0 +1,75 @@
+"""How an epoch is put into words, for the log and above the grids."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from banding_removal.config.settings import Settings
+from banding_removal.runs.log import peak_memory_gb
+from banding_removal.training.validation import ValidationResult
+
+
+def history_row(result: ValidationResult) -> dict[str, Any]:
+    """The history's part of a validation: all figures, and those of each volume."""
+    return {
+        **{f"val_{key}": value for key, value in result.figures.items()},
+        "volumes": {name: asdict(quality) for name, quality in result.volumes.items()},
+    }
+
+
+def epoch_line(row: dict[str, Any], epochs: int, device: torch.device) -> str:
+    """One line of the log for an epoch of the history."""
+    parts = [f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.4f}"]
+    if "val_loss" in row:
+        parts.append(f"validation {validation_in_words(row)}")
+    if "accuracy" in row:
+        parts.append(
+            f"adversary: accuracy {row['accuracy']:.3f}, loss {row['adversary_orientation']:.4f}, "
+            f"penalty {row['penalty']:.2g}, bias {row['bias']:.2f}"
+        )
+    parts.append(
+        f"{row['step_ms']:.0f} ms a step (of which {row['wait_ms']:.0f} waiting for data), "
+        f"{peak_memory_gb(device):.1f} GB"
+    )
+    return "; ".join(parts)
+
+
+def validation_in_words(row: dict[str, Any]) -> str:
+    """The validation's part of a row of the history."""
+    text = (
+        f"loss {row['val_loss']:.4f}  SSIM {row['val_ssim']:.4f}  NMSE {row['val_nmse']:.4f}  "
+        f"PSNR {row['val_psnr']:.2f} dB"
+    )
+    if math.isnan(row["val_banding"]):
+        return f"{text}  banding not measurable"
+    return (
+        f"{text}  banding {row['val_banding']:.2f} dB  excess {row['val_banding_excess']:.2f} %  "
+        f"along/across {row['val_banding_along']:.1f}/{row['val_banding_across']:.1f} dB"
+    )
+
+
+def grid_header(settings: Settings, folder: Path, history: list[dict[str, Any]]) -> list[str]:
+    """The run's settings and its validation history, the newest epochs if there are many."""
+    masks = settings.acs_fractions if settings.mask.endswith("_fraction") else settings.acs_lines
+    return [
+        f"{folder.name}, epoch {history[-1]['epoch']} of {settings.epochs}: "
+        f"{settings.cascades} cascades, {settings.chans} channels, {settings.pools} poolings; "
+        f"mask {settings.mask}, acceleration {settings.accelerations}, centre {masks}; "
+        f"lr {history[-1]['lr']:.3g}, seed {settings.seed}{_adversary(settings)}",
+        *(
+            f"epoch {row['epoch']}: validation {validation_in_words(row)}"
+            for row in [row for row in history if "val_loss" in row][-5:]
+        ),
+    ]
+
+
+def _adversary(settings: Settings) -> str:
+    if settings.adversary is None:
+        return ""
+    return (
+        f"; {settings.adversary_members} adversary {settings.adversary}, "
+        f"strength {settings.adversary_strength}, penalty {settings.reg_param}"
+    )

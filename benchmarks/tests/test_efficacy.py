@@ -1,0 +1,78 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from banding_removal.config.recipes import OURS
+from banding_removal.config.settings import ConfigError
+from benchmarks import efficacy, efficacy_report, maps, probe_regions, provoked_failures
+from benchmarks.efficacy import BEFORE, Efficacy
+from benchmarks.efficacy_report import AIMS, Report, pairs_of, read_rows
+
+
+def test_seeds_are_trained_and_judged_once_and_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "efficacy"
+    words = [f"folder={folder}", "size=tiny", "volume_count=2", "probe=false", "volumes=final"]
+    words += ["recipes=[control,ours]", "seeds=[0]"]
+    efficacy.main(words)
+    rows = folder / "rows" / "tiny-0.jsonl"
+    first = rows.read_text()
+    assert [json.loads(line)["recipe"] for line in first.splitlines()] == [
+        BEFORE,
+        "control",
+        "ours",
+    ]
+    steps = {json.loads(line)["recipe"]: json.loads(line)["steps"] for line in first.splitlines()}
+    assert steps["control"] == steps["ours"]  # equal compute
+    efficacy.main(words)
+    assert rows.read_text() == first
+    assert "seed 0: complete" in capsys.readouterr().out
+
+    run = folder / "tiny-0" / "stage_1"
+    learnt, plain = maps.shares_outside(run)
+    assert 0 < plain < learnt < 1
+    maps.main([f"runs=[{run}]"])
+    assert f"{learnt:.3f}" in capsys.readouterr().out
+
+    volumes = folder / "final-tiny" / "multicoil_val"
+    words = [f"sets={{before: {run}}}", f"volumes={volumes}", f"logs={tmp_path}", "steps=2"]
+    probe_regions.main(words)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("before") and line.count("[") == 3
+
+    words = [f"start={run}", f"logs={tmp_path / 'provoked'}", "epochs=1", "epoch_fraction=1"]
+    provoked_failures.main([*words, "failures=[no number]"])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("no number") and " ended " in line and "step 1: " in line
+    monkeypatch.setitem(provoked_failures.FAILURES, "no number", (OURS, "loss is nan"))
+    with pytest.raises(SystemExit, match="not told as they should be: no number"):
+        provoked_failures.main([*words, "failures=[no number]"])
+
+    output = tmp_path / "results"
+    efficacy_report.main([f"folder={folder}", "size=tiny", f"output={output}", "name=tiny"])
+    table = (output / "tiny.md").read_text()
+    assert "| ours | 1 |" in table
+    assert all(name in table for name in AIMS)
+    assert (output / "tiny.png").stat().st_size > 10_000
+    pairs = pairs_of(read_rows(Report(folder=folder, size="tiny")), "control")
+    (control,) = pairs["control"]
+    assert control.change("ssim") == 0
+
+
+def test_what_is_not_known_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="none of control"):
+        Efficacy(recipes=("magic",))
+    with pytest.raises(ConfigError, match="size 7"):
+        Efficacy(size="7")
+    with pytest.raises(ConfigError, match="name runs"):
+        maps.main([])
+    with pytest.raises(ConfigError, match="name one set"):
+        probe_regions.main([])
+    with pytest.raises(ConfigError, match="names a run of stage 1"):
+        provoked_failures.main([])
+    with pytest.raises(ConfigError, match="magic: none of none, "):
+        provoked_failures.main(["failures=[magic]"])
+    with pytest.raises(ConfigError, match="has no rows"):
+        read_rows(Report(folder=tmp_path))

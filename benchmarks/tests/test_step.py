@@ -1,0 +1,256 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from banding_removal.config.settings import ConfigError, Settings
+from banding_removal.data.dataset import Batch, Example, collate
+from banding_removal.data.masks import MaskSampler, seeded_by_name
+from banding_removal.training.step import Players, accumulate_gradients, make_players
+from benchmarks import plain
+from benchmarks.operator_groups import (
+    COILS,
+    CONVOLUTION,
+    COPIES,
+    FOURIER,
+    LEARNING,
+    NORMS,
+    OTHER,
+    RESIZING,
+    group_of,
+    profiled,
+    seconds_by_group,
+)
+from benchmarks.step import Benchmark, main
+from benchmarks.step_variants import (
+    SIZES,
+    UnavailableError,
+    make_batch,
+    numerics_of,
+    prepare,
+)
+
+NETWORK: dict[str, Any] = {"cascades": 2, "chans": 4, "pools": 2, "sens_chans": 2}
+CPU = torch.device("cpu")
+
+
+def batch_of_two(height: int, width: int, coils: int = 3, target: int = 26) -> Batch:
+    """Upright and transposed, each with a mask and a number of centre lines of its own."""
+    generator = torch.Generator().manual_seed(height)
+    examples = []
+    for number, acs_lines in enumerate((4, 7)):
+        name = f"volume{number}"
+        mask = MaskSampler(kind="magic", accelerations=(4,), acs=(acs_lines,)).draw(
+            width, seeded_by_name(name), offset=number
+        )
+        kspace = torch.randn(coils, height, width, dtype=torch.complex128, generator=generator)
+        image = torch.rand(1, target, target, dtype=torch.float64, generator=generator)
+        examples.append(
+            Example(
+                measured=1e-4 * kspace[..., torch.from_numpy(mask.columns)],
+                mask=torch.from_numpy(mask.columns)[None, None],
+                acs_lines=mask.acs_lines,
+                target=3e-4 * image,
+                data_range=4e-4,
+                rotated=bool(number),
+                name=name,
+                slice_index=0,
+            )
+        )
+    return collate(examples)
+
+
+def both_formulations() -> tuple[Settings, Players, plain.PlainPlayers]:
+    """The project's players and plain ones with the same weights, in double precision."""
+    torch.manual_seed(0)
+    settings = Settings(
+        device="cpu", adversary="shallow", adversary_chans=6, **NETWORK, **numerics_of("ours")
+    )
+    players = make_players(settings, CPU)
+    assert players.adversary is not None
+    for network in (players.predictor, players.adversary):
+        network.double()
+        for weight in network.parameters():  # none of them 0 or 1, whose place would not matter
+            weight.data += 0.05 * torch.randn_like(weight)
+    own = plain.PlainPlayers.of(
+        plain.PlainPredictor(**NETWORK).double(), plain.ShallowAdversary(6).double()
+    )
+    assert own.adversary is not None
+    plain.copy_weights(players.predictor, own.predictor)
+    plain.copy_weights(players.adversary, own.adversary)
+    return settings, players, own
+
+
+def difference(value: Tensor, expected: Tensor) -> float:
+    assert value.dtype == expected.dtype == torch.float64
+    scale = expected.norm()  # 0 in the first cascade's data consistency: there x is k
+    return float((value - expected).norm() / torch.where(scale > 0, scale, 1.0))
+
+
+def biases_before_instance_norms(predictor: nn.Module) -> set[Tensor]:
+    """Instance norm takes them away: their gradients are rounding."""
+    blocks = [[*module] for module in predictor.modules() if isinstance(module, plain.ConvBlock)]
+    convolutions = [layer for block in blocks for layer in block if isinstance(layer, nn.Conv2d)]
+    return {layer.bias for layer in convolutions if layer.bias is not None}
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (37, 41), (48, 29)])
+def test_the_plain_step_computes_what_the_projects_own_does(height: int, width: int) -> None:
+    settings, players, own = both_formulations()
+    assert players.adversary is not None and own.adversary is not None
+    batch = batch_of_two(height, width)
+
+    with torch.no_grad():
+        image = players.predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
+        assert difference(own.reconstruct(batch), image) < 1e-10
+
+    figures = accumulate_gradients(settings, players, [batch], epoch=1, together=1)
+    losses = plain.backward(own, batch)
+    for name, loss in losses.items():
+        assert float(loss) == pytest.approx(figures[name], rel=1e-10), name
+
+    without_effect = biases_before_instance_norms(own.predictor)
+    assert len(without_effect) == 3 * 2 * (2 * NETWORK["pools"] + 1)
+    compared = 0
+    for theirs, mine in (
+        (players.predictor, own.predictor),
+        (players.adversary, own.adversary),
+    ):
+        for weight, (name, plain_weight) in zip(
+            theirs.parameters(), mine.named_parameters(), strict=True
+        ):
+            if plain_weight in without_effect:
+                continue
+            assert weight.grad is not None and plain_weight.grad is not None, name
+            assert difference(plain_weight.grad, weight.grad) < 1e-9, name
+            compared += 1
+    assert compared > 60
+
+
+def test_a_plain_step_in_float32_lowers_the_loss_of_both_players() -> None:
+    batch = make_batch(SIZES["tiny"])
+    torch.manual_seed(0)
+    predictor = plain.PlainPredictor(cascades=1, chans=2, pools=2, sens_chans=2)
+    players = plain.PlainPlayers.of(predictor, plain.ShallowAdversary(4))
+    losses = [plain.train_step(players, batch) for _ in range(20)]
+    assert losses[-1]["loss"] < losses[0]["loss"]
+    assert losses[-1]["adversary_orientation"] < losses[0]["adversary_orientation"]
+
+
+def test_weights_of_another_network_are_not_copied() -> None:
+    with pytest.raises(AssertionError, match=r"\(4, 2\) is no \(2, 4\)"):
+        plain.copy_weights(nn.Linear(2, 4), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtypes", "shapes", "group"),
+    [
+        (
+            "aten::convolution_backward",
+            ["float"] * 3,
+            [[1, 18, 64, 64], [18, 2, 3, 3]],
+            CONVOLUTION,
+        ),
+        ("ConvolutionBackwardBackward0", [], [], CONVOLUTION),
+        ("aten::conv2d", ["float"] * 2, [[1, 1, 64, 64], [1, 1, 7, 7]], LEARNING),
+        ("aten::avg_pool2d", ["float"], [[1, 1, 320, 320]], LEARNING),
+        ("aten::max_pool2d_with_indices", ["float"], [[1, 18, 64, 64]], RESIZING),
+        ("aten::roll", ["c10::complex<float>"], [[1, 15, 64, 64]], FOURIER),
+        ("aten::mul_", ["c10::complex<float>", "float"], [[1, 15, 64, 64], [1]], COILS),
+        ("aten::mul", ["float", "float"], [[1, 15, 64, 64, 2], [64, 1]], COILS),
+        ("aten::mul", ["float", "float"], [[1, 18, 64, 64], [1, 18, 1, 1]], NORMS),
+        ("aten::mul", ["float", "float"], [[1, 1, 12, 4096], [1, 1, 12, 4096]], NORMS),
+        ("aten::mul", ["float", "float"], [[1, 1, 64, 64], [1, 1, 64, 64]], LEARNING),
+        ("aten::_foreach_norm", [], [], LEARNING),
+        ("Optimizer.step#Adam.step", [], [], LEARNING),
+        ("aten::constant_pad_nd", ["float"], [[1, 2, 37, 41]], COPIES),
+        ("aten::view", ["float"], [[1, 2, 37, 41]], None),
+        ("autograd::engine::evaluate_function: ConvolutionBackward0", [], [], None),
+        ("NormAfterConvolutionBackward", [], [], None),  # a function of Python's
+    ],
+)
+def test_operators_are_told_apart_by_name_dtype_and_shape(
+    name: str, dtypes: list[str], shapes: list[list[int]], group: str | None
+) -> None:
+    assert group_of(name, dtypes, shapes) == group
+
+
+def test_an_operators_own_time_goes_to_the_outermost_group_and_kernels_to_their_operator() -> None:
+    def operator(name: str, start: float, length: float, number: int) -> dict[str, object]:
+        event = {"cat": "cpu_op", "tid": 1, "name": name, "ts": start, "dur": length}
+        return {**event, "args": {"External id": number, "Input Dims": [[1, 2, 8, 8]]}}
+
+    events = [
+        operator("autograd::engine::evaluate_function: ConvolutionBackward0", 0, 100, 1),
+        operator("aten::convolution_backward", 10, 80, 2),
+        operator("aten::copy_", 20, 30, 3),
+        operator("aten::_to_copy", 60, 10, 4),
+        operator("aten::cat", 200, 50, 5),
+    ]
+    seconds = seconds_by_group(events)
+    assert seconds[CONVOLUTION] == pytest.approx(70e-6)  # with the copy that it needs
+    assert seconds[COPIES] == pytest.approx(60e-6)  # a conversion of types is not its own
+    assert seconds[OTHER] == pytest.approx(20e-6)
+    kernel = {"cat": "kernel", "tid": 7, "name": "any", "ts": 500, "dur": 3}
+    seconds = seconds_by_group([*events, {**kernel, "args": {"External id": 3}}])
+    assert seconds[CONVOLUTION] == pytest.approx(3e-6)
+    assert sum(seconds.values()) == pytest.approx(3e-6)
+
+
+def test_a_step_is_profiled_by_group() -> None:
+    layer = nn.Conv2d(2, 8, 3)
+    optimizer = torch.optim.Adam(layer.parameters())
+
+    def step() -> None:
+        images = torch.fft.fftshift(torch.randn(1, 2, 64, 64, dtype=torch.complex64))
+        layer((images * images.conj()).abs()).relu().sum().backward()
+        optimizer.step()
+
+    seconds = profiled(step, CPU)
+    for group in (CONVOLUTION, FOURIER, COILS, NORMS, LEARNING):
+        assert seconds[group] > 0, group
+
+
+def test_the_benchmark_prints_its_table_and_goes_on_where_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "step.jsonl"
+    run: dict[str, Any] = {
+        "size": "tiny",
+        "device": "cpu",
+        "threads": 1,
+        "repeats": 1,
+        "out": out,
+        "steps": 1,
+    }
+    main(Benchmark(variants=("plain", "ours"), stages=("pretrain",), breakdown=False, **run))
+    first = capsys.readouterr().out.splitlines()
+    assert [line.split(" s")[0].rsplit(" ", 1)[0] for line in first[:2]] == [
+        "timing 1: pretrain plain",
+        "timing 1: pretrain ours",
+    ]
+    assert first[-2].split()[:2] == ["pretrain", "plain"]
+    assert first[-1].split()[:2] == ["pretrain", "ours"]
+    main(Benchmark(variants=("plain",), stages=("pretrain",), **run))
+    again = capsys.readouterr().out.splitlines()
+    assert again[0] == "breakdown 1: pretrain plain"  # the timing is there
+    assert "convolution" in again[-2] and again[-1].count("%") == 8
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["kind"] for row in rows] == ["timing", "timing", "breakdown"]
+    assert rows[0]["parameters"] == rows[1]["parameters"]
+    assert all(row["peak_mb"] > row["step_mb"] > 0 for row in rows[:2])
+
+
+def test_a_step_of_our_recipe_has_the_direct_term() -> None:
+    figures = prepare("ours-streaks", "adversarial", SIZES["tiny"], torch.device("cpu"))[0]()
+    assert isinstance(figures, dict) and "streaks" in figures
+    with pytest.raises(UnavailableError, match="stage 2"):
+        prepare("ours-streaks", "pretrain", SIZES["tiny"], torch.device("cpu"))
+
+
+def test_unknown_variants_are_refused() -> None:
+    with pytest.raises(ConfigError, match="mine: none of plain, "):
+        Benchmark(variants=("mine",))

@@ -1,0 +1,183 @@
+"""Phantom volumes as HDF5 files in the fastMRI knee layout, and data sets of them.
+
+write_volume(Path("file1000001.h5"), make_volume(DEMO, seed=0))
+write_dataset(Path("phantom"), DEMO, train_volumes=24, val_volumes=8, seed=0)
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from banding_removal.data.phantom.shapes import SLICE_RANGE_MM
+from banding_removal.data.phantom.slices import PhantomSpec, PhantomVolume, make_volume
+
+ACQUISITION = {"PD": "CORPD_FBK", "PDFS": "CORPDFS_FBK"}
+MANIFEST = "phantom.json"
+GENERATOR_VERSION = 1  # raise it when the same seed starts to give other volumes
+SPLITS = ("multicoil_train", "multicoil_val")
+FIRST_NUMBER = (1000001, 2000001)  # of the file names, per split
+
+# as in fastMRI, x is the readout and y the phase encode
+HEADER = """<?xml version="1.0" encoding="utf-8"?>
+<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">
+  <acquisitionSystemInformation>
+    <systemVendor>Phantom</systemVendor>
+    <systemModel>{system_model}</systemModel>
+    <systemFieldStrength_T>1.494</systemFieldStrength_T>
+    <receiverChannels>{coils}</receiverChannels>
+  </acquisitionSystemInformation>
+  <experimentalConditions>
+    <H1resonanceFrequency_Hz>63610038</H1resonanceFrequency_Hz>
+  </experimentalConditions>
+  <encoding>
+    <encodedSpace>{encoded_space}</encodedSpace>
+    <reconSpace>{recon_space}</reconSpace>
+    <encodingLimits>
+      <kspace_encoding_step_1>
+        <minimum>0</minimum><maximum>{maximum}</maximum><center>{center}</center>
+      </kspace_encoding_step_1>
+    </encodingLimits>
+    <trajectory>cartesian</trajectory>
+  </encoding>
+</ismrmrdHeader>
+"""
+
+
+def ismrmrd_header(volume: PhantomVolume) -> bytes:
+    """The volume's ISMRMRD XML header.
+
+    The acquired columns [left, right) of W follow from kspace_encoding_step_1 as in fastMRI:
+    left = W // 2 - center and right = left + maximum + 1.
+    """
+    spec = volume.spec
+    left, right = spec.acquired
+    slice_mm = 2 * SLICE_RANGE_MM / (spec.slices - 1)
+
+    def space(size: tuple[int, int]) -> str:
+        x, y = (f"{pixels * spec.pixel_mm:.6g}" for pixels in size)
+        return (
+            f"<matrixSize><x>{size[0]}</x><y>{size[1]}</y><z>1</z></matrixSize>"
+            f"<fieldOfView_mm><x>{x}</x><y>{y}</y><z>{slice_mm:.6g}</z></fieldOfView_mm>"
+        )
+
+    return HEADER.format(
+        system_model=volume.system_model,
+        coils=spec.coils,
+        encoded_space=space(spec.kspace_size),
+        recon_space=space(spec.target_size),
+        maximum=right - left - 1,
+        center=spec.kspace_size[1] // 2 - left,
+    ).encode()
+
+
+def write_volume(path: Path, volume: PhantomVolume) -> None:
+    """Write one volume in the fastMRI knee layout.
+
+    Datasets, not compressed: `kspace` complex64 (slice, coil, H, W), `reconstruction_rss` float32
+    (slice, h, w), `ismrmrd_header` bytes. Attributes: `acquisition`, `max` and `norm` (Frobenius)
+    of the target, `patient_id`.
+
+    The file appears complete or not at all: it is written under a hidden name in its folder and
+    then renamed. A killed run leaves at most that `.partial` file, which the next overwrites.
+
+    Args:
+        path: where; an existing file is replaced, the folder has to exist.
+        volume: what.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with h5py.File(partial, "w") as file:
+        file["kspace"] = volume.kspace
+        file["reconstruction_rss"] = volume.target
+        file["ismrmrd_header"] = ismrmrd_header(volume)
+        file.attrs["acquisition"] = ACQUISITION[volume.contrast]
+        file.attrs["max"] = float(volume.target.max())
+        file.attrs["norm"] = float(np.linalg.norm(volume.target.astype(np.float64)))
+        file.attrs["patient_id"] = hashlib.sha256(f"phantom {volume.seed}".encode()).hexdigest()
+    os.replace(partial, path)
+
+
+def volume_seeds(folder: Path, seed: int, *volumes: int) -> dict[Path, int]:
+    """File -> seed, for the number of volumes in each split; no two volumes share a seed."""
+    seeds = {}
+    for number, count in enumerate(volumes):
+        for index in range(count):
+            entropy = np.random.SeedSequence([seed, number, index])
+            name = f"file{FIRST_NUMBER[number] + index}.h5"
+            seeds[folder / SPLITS[number] / name] = int(entropy.generate_state(1, np.uint64)[0])
+    return seeds
+
+
+def claim_folder(folder: Path, spec: PhantomSpec, seed: int) -> None:
+    """Make sure that a folder holds volumes of this spec and seed, or none yet.
+
+    Raises:
+        FileExistsError: it holds other data, which are left alone.
+    """
+    manifest_path = folder / MANIFEST
+    manifest = {"generator": GENERATOR_VERSION, "seed": seed, "spec": asdict(spec)}
+    text = json.dumps(manifest, indent=2) + "\n"
+    if manifest_path.exists():
+        if manifest_path.read_text() != text:
+            raise FileExistsError(
+                f"{folder} holds a phantom of another specification, seed or generator version "
+                f"(see {manifest_path}); choose another folder or delete this one"
+            )
+        return
+    for split in SPLITS:
+        if (folder / split).exists():
+            raise FileExistsError(
+                f"{folder / split} exists, but {manifest_path} does not: these data are not a "
+                "phantom made here; choose another folder"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{MANIFEST}.partial"
+    partial.write_text(text)
+    os.replace(partial, manifest_path)
+
+
+def write_dataset(
+    folder: Path, spec: PhantomSpec, *, train_volumes: int, val_volumes: int, seed: int
+) -> list[Path]:
+    """Fill `<folder>/multicoil_train` and `<folder>/multicoil_val` with different volumes.
+
+    What is there already is skipped, so an interrupted run goes on where it stopped and a later
+    one may ask for more volumes. `<folder>/phantom.json` says what the folder holds.
+
+    Args:
+        folder: made if it does not exist.
+        spec: of every volume.
+        train_volumes: how many for training.
+        val_volumes: how many for validation.
+        seed: of the whole set, not negative.
+
+    Returns:
+        The files written by this call, in order.
+
+    Raises:
+        FileExistsError: the folder holds other data.
+        OSError: the disk has too little space.
+    """
+    seeds = volume_seeds(folder, seed, train_volumes, val_volumes)
+    claim_folder(folder, spec, seed)
+    for split in SPLITS:
+        (folder / split).mkdir(exist_ok=True)
+    missing = [path for path in seeds if not path.exists()]
+    # before hours of work
+    needed, free = len(missing) * spec.volume_bytes, shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            f"{folder} needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free"
+        )
+    for path in tqdm(missing, desc="phantom volumes", unit="volume", disable=None):  # bar on a tty
+        write_volume(path, make_volume(spec, seeds[path]))
+    return missing

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from banding_removal.config.recipes import with_recipe
-from banding_removal.config.settings import ConfigError, Settings, differences, from_words, plain
+from banding_removal.config.settings import Settings, differences, from_words, plain
+from banding_removal.errors import ConfigError
 from banding_removal.processes.exit_status import USER_ERRORS, RankError, exit_code, in_words
 from banding_removal.processes.signals import Stopped
 from banding_removal.processes.team import launch

@@ -30,7 +30,8 @@ from banding_removal.data.index import index_folder
 from banding_removal.data.masks import MaskSampler
 from banding_removal.data.phantom.files import write_dataset
 from banding_removal.data.phantom.slices import DEMO, REAL_SIZE, PhantomSpec
-from banding_removal.runs.build import choose_device, make_loader
+from banding_removal.runs.build import choose_device
+from banding_removal.training.loading import make_loader
 
 MASKS = MaskSampler(kind="magic", accelerations=(4,), acs=(16,))
 ORIENTATIONS = {"upright": 0.0, "transposed": 1.0}

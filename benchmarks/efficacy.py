@@ -26,9 +26,10 @@ from typing import Any, Literal
 import torch
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.settings import REPOSITORY, ConfigError, Settings, from_words
+from banding_removal.config.settings import REPOSITORY, Settings, from_words
 from banding_removal.data.index import index_folder
 from banding_removal.data.phantom.files import write_dataset
+from banding_removal.errors import ConfigError
 from banding_removal.evaluation.evaluate import SetResult, evaluate
 from banding_removal.evaluation.image_sets import path_set, reference_volumes
 from banding_removal.metrics.statistics import summarize

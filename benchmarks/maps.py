@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.settings import ConfigError, from_plain, from_words
+from banding_removal.config.settings import from_plain, from_words
 from banding_removal.data.hdf5 import open_file, own_dataset
 from banding_removal.data.operators import reduce, rss, to_image
+from banding_removal.errors import ConfigError
 from banding_removal.model.predictor import center_columns
 from banding_removal.runs.build import build_predictor, make_datasets
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint

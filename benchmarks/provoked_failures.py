@@ -17,8 +17,8 @@ from typing import Any
 
 from banding_removal.command_line import user_errors
 from banding_removal.config.recipes import ADVERSARY, OURS, PAPER
-from banding_removal.config.settings import REPOSITORY, ConfigError, Settings, from_words
-from banding_removal.processes.exit_status import RunFailedError
+from banding_removal.config.settings import REPOSITORY, Settings, from_words
+from banding_removal.errors import ConfigError, RunFailedError
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.runs.folder import latest_run
 from banding_removal.runs.log import read_records

@@ -14,44 +14,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from banding_removal.command_line import settings_of, user_errors
-from banding_removal.config.recipes import OURS, WORD
-from banding_removal.config.settings import REPOSITORY, ConfigError, Settings
-from banding_removal.data.filters import VolumeFilter
+from banding_removal.config.demo import AGAINST_ADVERSARY, PHANTOM, PRETRAINING, STAGE_2
+from banding_removal.config.recipes import WORD
+from banding_removal.config.settings import Settings
 from banding_removal.data.phantom.files import write_dataset
 from banding_removal.data.phantom.slices import DEMO
+from banding_removal.errors import ConfigError
 from banding_removal.evaluation.comparison import CompareSettings, compare
 from banding_removal.evaluation.table import overview
 from banding_removal.processes.team import launch
 from banding_removal.runs.resume import completed_run
 from banding_removal.training.loop import train
-
-PHANTOM = REPOSITORY / "datasets" / "phantom"
-
-# Stage 1 sees every slice in both orientations at once. It is long: against one that has not
-# settled, more of the same gains more than any means against banding costs.
-PRETRAINING = Settings(
-    name="demo",
-    data_path=PHANTOM,
-    nproc=1,
-    cascades=4,
-    chans=8,
-    pools=2,
-    sens_chans=4,
-    acs_lines=(10,),
-    epochs=12,
-    paired=True,
-    optimizer="muon",
-    lr=2e-2,
-    lr_drop_every=None,
-    lr_decay=0.7,
-    clip_grad_norm=1.0,
-    workers=1,
-    train_filter=VolumeFilter(),
-    val_filter=VolumeFilter(),
-)
-STAGE_2 = replace(PRETRAINING, **OURS, name="demo_stage_2", epochs=10)
-# With recipe=paper or recipe=adversary; the latter has two orientations a step, and half the steps.
-AGAINST_ADVERSARY = {"optimizer": "adam", "lr": 3e-4, "lr_decay": 0.0}
 
 
 def main(words: list[str]) -> None:

@@ -1,5 +1,7 @@
 """Comparison of this project with the golden numbers, one figure for each quantity.
 
+    python -m tests.golden_parity
+
 Errors are relative in the 2-norm, |ours - golden| / |golden|, against the golden float64 value
 where there is one; masks and orientations must agree exactly. In float32 the published code is
 itself up to 6e-5 away from its own float64 numbers (the sensitivity net divides by the RSS, which
@@ -481,3 +483,18 @@ def all_parities() -> Iterator[Parity]:
     for architecture in PUBLISHED:
         yield from adversaries_parity(architecture)
     yield from adversarial_loss_parity()
+
+
+def main() -> None:
+    """Print one line for each compared quantity."""
+    print(f"{'file':18} {'quantity':52} {'error':>9}  allowed")
+    failed = 0
+    for row in all_parities():
+        failed += row.error > row.tolerance
+        verdict = "" if row.error <= row.tolerance else "  <- too far"
+        print(f"{row.file:18} {row.quantity:52} {row.error:9.2g}  {row.tolerance:.1e}{verdict}")
+    print(f"{failed} too far" if failed else "all within what is allowed")
+
+
+if __name__ == "__main__":
+    main()

@@ -6,16 +6,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from banding_removal.config.settings import ConfigError, Settings
+from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import SliceDataset, collate
 from banding_removal.data.operators import crop_to_smaller
 from banding_removal.data.sampler import EpochSampler
+from banding_removal.errors import CheckpointError, ConfigError
 from banding_removal.losses.orientation import OrientationObjective, adversary_input, upright
 from banding_removal.model.classifiers import ARCHITECTURES, Architecture, build_adversary
 from banding_removal.processes.team import Team
 from banding_removal.reconstruction.orientations import reconstruct_both
-from banding_removal.runs.build import make_datasets, make_loader
-from banding_removal.runs.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
+from banding_removal.runs.build import make_datasets
+from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
+from banding_removal.training.loading import make_loader
 from banding_removal.training.loop import train
 from banding_removal.training.replay import PairStore
 from banding_removal.training.step import (

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from banding_removal.errors import CheckpointError
+from banding_removal.files import atomic_write
 from banding_removal.model.predictor import Predictor
 from banding_removal.runs.checkpoint import (
     Checkpoint,
-    CheckpointError,
-    atomic_write,
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,

@@ -6,7 +6,6 @@ import pytest
 
 from banding_removal.config.settings import (
     REPOSITORY,
-    ConfigError,
     Settings,
     describe,
     from_plain,
@@ -14,6 +13,7 @@ from banding_removal.config.settings import (
     plain,
 )
 from banding_removal.data.filters import VolumeFilter
+from banding_removal.errors import ConfigError
 
 
 def test_words_override_fields_of_every_type() -> None:

@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from banding_removal.config.settings import ConfigError, Settings, from_words
+from banding_removal.config.settings import Settings, from_words
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.data.index import Volume, VolumeError, read_volume
+from banding_removal.errors import CheckpointError, ConfigError
 from banding_removal.evaluation.evaluate import Evaluation, evaluate
 from banding_removal.evaluation.figure import draw
 from banding_removal.evaluation.image_sets import ImageSet, SliceImages, path_set, reference_volumes
@@ -29,7 +30,7 @@ from banding_removal.metrics.low_signal import volume_scale
 from banding_removal.metrics.statistics import mean_over_volumes, summarize
 from banding_removal.processes.team import Team
 from banding_removal.runs.build import build_predictor
-from banding_removal.runs.checkpoint import CheckpointError, load_checkpoint
+from banding_removal.runs.checkpoint import load_checkpoint
 from banding_removal.training.loop import train
 from banding_removal.training.validation import Validator
 from tests.fastmri_files import write_volume

@@ -6,8 +6,8 @@ import torch
 from scipy.ndimage import gaussian_filter, gaussian_laplace
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from banding_removal.losses.reconstruction import reconstruction_loss, ssim
-from banding_removal.metrics.image_quality import VolumeQuality, hfen
+from banding_removal.losses.reconstruction import reconstruction_loss
+from banding_removal.metrics.image_quality import VolumeQuality, hfen, ssim
 
 
 def volume(slices: int, height: int = 20, width: int = 24) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from banding_removal.config.settings import ConfigError, from_words
+from banding_removal.config.settings import from_words
 from banding_removal.data.header import parse_header
 from banding_removal.data.operators import center_crop, rss, to_image
 from banding_removal.data.phantom import files
@@ -28,6 +28,7 @@ from banding_removal.data.phantom.slices import (
     PhantomVolume,
     make_volume,
 )
+from banding_removal.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "make_phantom.py"

@@ -10,9 +10,8 @@ from banding_removal.data.index import read_volume
 from banding_removal.data.masks import MaskSampler
 from banding_removal.metrics.image_quality import Quality
 from banding_removal.pictures.curves import write_curves
-from banding_removal.pictures.grids import GAP, write_grid, write_raw_grid
+from banding_removal.pictures.grids import GAP, DisplaySlice, write_grid, write_raw_grid
 from banding_removal.runs.folder import new_run_folder, show_as_latest
-from banding_removal.training.validation import DisplaySlice
 from tests.fastmri_files import write_volume
 
 

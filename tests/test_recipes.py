@@ -5,10 +5,11 @@ from types import ModuleType
 import pytest
 
 from banding_removal.command_line import settings_of
+from banding_removal.config.demo import STAGE_2
 from banding_removal.config.recipes import PUBLISHED, RECIPES, with_recipe
-from banding_removal.config.settings import ConfigError, Settings
+from banding_removal.config.settings import Settings
+from banding_removal.errors import ConfigError
 from scripts import train, train_dev
-from scripts.demo import STAGE_2
 
 
 @pytest.mark.parametrize("name", RECIPES)

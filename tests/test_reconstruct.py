@@ -20,11 +20,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from banding_removal import __version__
-from banding_removal.config.settings import REPOSITORY, ConfigError, Settings, from_words, plain
+from banding_removal.config.settings import REPOSITORY, Settings, from_words, plain
 from banding_removal.data.dataset import SliceDataset, collate
 from banding_removal.data.index import VolumeError, read_volume
 from banding_removal.data.masks import MaskSampler
 from banding_removal.data.operators import center_crop, rss, to_image
+from banding_removal.errors import CheckpointError, ConfigError
 from banding_removal.model.predictor import Predictor
 from banding_removal.processes.exit_status import exit_code, in_words
 from banding_removal.processes.team import launch
@@ -39,12 +40,7 @@ from banding_removal.reconstruction.folder import (
 )
 from banding_removal.reconstruction.volume import images_of_volume, output_size, reconstruct_volume
 from banding_removal.runs.build import build_predictor
-from banding_removal.runs.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    load_checkpoint,
-    save_checkpoint,
-)
+from banding_removal.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tests.fastmri_files import make_kspace, write_volume
 
 CPU = torch.device("cpu")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from banding_removal.config.settings import ConfigError, Settings
-from banding_removal.processes.exit_status import RunFailedError
+from banding_removal.config.settings import Settings
+from banding_removal.errors import ConfigError, RunFailedError
 from banding_removal.runs.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
 from banding_removal.training import loop, step
 from banding_removal.training.loop import train

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from banding_removal.config.settings import ConfigError, Settings
+from banding_removal.config.settings import Settings
+from banding_removal.errors import ConfigError
 from banding_removal.processes.signals import Stopped
 from banding_removal.runs.folder import RunLock
 from banding_removal.runs.status import status

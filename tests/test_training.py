@@ -11,17 +11,18 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from banding_removal.config.settings import ConfigError, Settings
+from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import SliceDataset, collate
 from banding_removal.data.filters import VolumeFilter
 from banding_removal.data.index import VolumeError, read_volume
 from banding_removal.data.masks import MaskSampler
 from banding_removal.data.operators import rss, to_image
+from banding_removal.errors import CheckpointError, ConfigError
 from banding_removal.model.classifiers import Architecture
 from banding_removal.model.predictor import Predictor
 from banding_removal.processes.team import Team
 from banding_removal.runs.build import make_datasets
-from banding_removal.runs.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
+from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.training.loop import train
 from banding_removal.training.step import learning_rate, make_players, train_step
 from banding_removal.training.validation import Validator, choose_display_slices

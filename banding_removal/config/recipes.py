@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from banding_removal.config.settings import ConfigError, Settings
+from banding_removal.config.settings import Settings
+from banding_removal.errors import ConfigError
 
 WORD = "recipe="
 

@@ -13,6 +13,7 @@ from yaml import YAMLError
 
 from banding_removal.data.filters import VolumeFilter
 from banding_removal.data.masks import MaskKind, MaskSampler
+from banding_removal.errors import ConfigError
 from banding_removal.losses.orientation import Change, Target, View
 from banding_removal.model.classifiers import Architecture
 
@@ -25,10 +26,6 @@ _UNREADABLE = (YAMLError, ValueError, TypeError, IndexError, OverflowError, Recu
 
 # Settings of earlier versions that stand in checkpoints, whose weights do not depend on them.
 RETIRED = ("rollback_lowers",)
-
-
-class ConfigError(Exception):
-    """A setting that cannot be: unknown, of the wrong type, or out of range."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from banding_removal.config.settings import REPOSITORY, ConfigError
+from banding_removal.config.settings import REPOSITORY
 from banding_removal.data.filters import VolumeFilter
+from banding_removal.errors import ConfigError
 from banding_removal.evaluation.evaluate import Evaluation, SetResult, evaluate
 from banding_removal.evaluation.image_sets import (
     ImageSet,
@@ -18,10 +19,10 @@ from banding_removal.evaluation.measure import cropped
 from banding_removal.evaluation.remedies import blurred_across, dithered
 from banding_removal.evaluation.settings import choose_volumes
 from banding_removal.evaluation.table import markdown
+from banding_removal.files import atomic_write
 from banding_removal.metrics.low_signal import low_signal_regions
 from banding_removal.pictures.grids import Pixels, Row, grey, low_signal_part, write_page
 from banding_removal.runs.build import choose_device
-from banding_removal.runs.checkpoint import atomic_write
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,8 @@ import torch
 from banding_removal.data.index import VolumeError
 from banding_removal.data.operators import center_crop
 from banding_removal.evaluation.image_sets import ReferenceVolume, SliceImages
-from banding_removal.losses.reconstruction import WINDOW
 from banding_removal.metrics.banding import BandingOfSlice, banding_of_slice
-from banding_removal.metrics.image_quality import LOG_SIZE, VolumeQuality, hfen
+from banding_removal.metrics.image_quality import LOG_SIZE, WINDOW, VolumeQuality, hfen
 from banding_removal.metrics.probe import VolumeFigures
 from banding_removal.metrics.single_banding import SingleBandingOfSlice, single_banding_of_slice
 from banding_removal.metrics.statistics import summarize, summarize_single

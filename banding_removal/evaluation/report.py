@@ -9,12 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from banding_removal.config.settings import ConfigError
+from banding_removal.errors import ConfigError
 from banding_removal.evaluation.evaluate import Evaluation, SetResult
 from banding_removal.evaluation.figure import draw
 from banding_removal.evaluation.summary import Summary
 from banding_removal.evaluation.table import markdown
-from banding_removal.runs.checkpoint import atomic_write
+from banding_removal.files import atomic_write
 
 RESULTS = "results.json"
 KIND = "evaluation of banding_removal"  # tells our folders from others

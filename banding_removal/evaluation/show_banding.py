@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from banding_removal.config.settings import REPOSITORY, ConfigError
+from banding_removal.config.settings import REPOSITORY
 from banding_removal.data.dataset import SliceDataset
+from banding_removal.errors import ConfigError
 from banding_removal.reconstruction.orientations import reconstruct_both, write_orientation_grid
 from banding_removal.runs.build import build_predictor, choose_device, make_datasets
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint

@@ -7,9 +7,43 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from banding_removal.losses.reconstruction import ssim
-
 LOG_SIZE, LOG_SIGMA = 15, 1.5  # pixels; the filter of the high-frequency error norm
+WINDOW = 7
+# 1/49 as a float32 window holds it, in every precision: the published loss, to the last digit.
+WINDOW_WEIGHT = float(torch.tensor(1 / WINDOW**2, dtype=torch.float32))
+K1, K2 = 0.01, 0.03
+
+
+def ssim(image: Tensor, reference: Tensor, data_range: Tensor) -> Tensor:
+    """Structural similarity with a uniform 7x7 window, mean over the valid region.
+
+    Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity" (2004),
+    eq. 13, with k1 = 0.01, k2 = 0.03 and the sample covariance (factor 49/48), as scikit-image's
+    default. Symmetric in its two images.
+
+    Args:
+        image: real (B, 1, H, W), H and W at least 7.
+        reference: like `image`.
+        data_range: positive (B,), the unit of the images.
+
+    Returns:
+        (B,), 1 for equal images.
+    """
+    scale = data_range.view(-1, 1, 1, 1)
+    x, y = image / scale, reference / scale  # data range 1: values far from float32's smallest
+
+    def local_mean(z: Tensor) -> Tensor:
+        return F.avg_pool2d(z, WINDOW, stride=1, divisor_override=1) * WINDOW_WEIGHT
+
+    sample = WINDOW**2 / (WINDOW**2 - 1)
+    mean_x, mean_y = local_mean(x), local_mean(y)
+    var_x = sample * (local_mean(x * x) - mean_x * mean_x)
+    var_y = sample * (local_mean(y * y) - mean_y * mean_y)
+    cov = sample * (local_mean(x * y) - mean_x * mean_y)
+    c1, c2 = K1**2, K2**2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
+    structure = (2 * cov + c2) / (var_x + var_y + c2)
+    return (luminance * structure).mean(dim=(1, 2, 3))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from banding_removal.runs.checkpoint import atomic_write
+from banding_removal.files import atomic_write
 
 Panels = tuple[tuple[str, tuple[str, ...]], ...]
 

@@ -4,7 +4,9 @@ import io
 import math
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -16,10 +18,10 @@ from torch.nn import functional as F
 
 from banding_removal.data.dataset import Batch
 from banding_removal.data.operators import center_crop, rss, to_image
+from banding_removal.files import atomic_write
 from banding_removal.metrics.banding import BandingOfSlice
+from banding_removal.metrics.image_quality import Quality
 from banding_removal.metrics.low_signal import low_signal_regions
-from banding_removal.runs.checkpoint import atomic_write
-from banding_removal.training.validation import DisplaySlice
 
 GAP = 6  # pixels between pictures
 TEXT = 13  # font size
@@ -29,6 +31,30 @@ ZOOMED_PART = 0.4  # of height and width
 BACKGROUND, INK = 255, 0
 Pixels = NDArray[np.uint8]
 Row = tuple[dict[str, Pixels], str]  # titled pictures side by side, and the caption below them
+
+
+@dataclass(frozen=True, kw_only=True)
+class DisplaySlice:
+    """A validation slice: images (h, w), for the grid on the CPU, and its figures."""
+
+    name: str
+    slice_index: int
+    acquisition: str
+    target: Tensor
+    reconstruction: Tensor
+    zero_filled: Tensor
+    data_range: float  # largest target value of the volume
+    scale: float  # the unit of banding, the 99.5th percentile of the volume's targets
+    quality: Quality
+    other: Tensor | None = None  # reconstruction from phase encoding along y, upright
+    banding: BandingOfSlice | None = None
+
+    def to(self, device: torch.device) -> "DisplaySlice":
+        """The slice with its images on `device`."""
+        images: dict[str, Any] = {
+            key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **images)
 
 
 def write_grid(

@@ -2,20 +2,14 @@
 
 import traceback
 
-from banding_removal.config.settings import ConfigError
 from banding_removal.data.index import VolumeError
+from banding_removal.errors import CheckpointError, ConfigError, RunFailedError, RunInUseError
 from banding_removal.processes.signals import Stopped
-from banding_removal.runs.checkpoint import CheckpointError
-from banding_removal.runs.folder import RunInUseError
 
 FAILED = 1  # a bug, or a machine's failure
 USER_ERROR = 2  # what a user can mend: a path, a key, a file, a disk
 REQUEUE = 75  # stopped and saved: the same command goes on (EX_TEMPFAIL of sysexits.h)
 INTERRUPTED = 130  # as a shell reports Ctrl-C
-
-
-class RunFailedError(Exception):
-    """A run that fails again after all the rollbacks that it may have."""
 
 
 USER_ERRORS = (

@@ -25,7 +25,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.nn.parallel import DistributedDataParallel
 
-from banding_removal.config.settings import ConfigError
+from banding_removal.errors import ConfigError
 from banding_removal.processes.exit_status import FAILED, REQUEUE, RankError
 from banding_removal.processes.signals import SIGNALS, StopRequest
 from banding_removal.processes.watchdog import Watch

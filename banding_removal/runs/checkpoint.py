@@ -1,14 +1,10 @@
 """Checkpoints: written whole or not at all, read as data and never as code."""
 
-import contextlib
 import hashlib
 import io
 import logging
-import os
 import re
 import struct
-import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -16,6 +12,8 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from banding_removal.errors import CheckpointError
+from banding_removal.files import atomic_write
 from banding_removal.runs.safe_load import RefusedError, fits, load_plain
 
 log = logging.getLogger(__name__)
@@ -24,12 +22,7 @@ FORMAT = 3
 SEAL = b"sha256:"
 DIGEST = 64  # characters
 FOLDER = "checkpoints"
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 _NAME = re.compile(r"epoch(\d+)(?:_step(\d+))?\.pt")
-
-
-class CheckpointError(Exception):
-    """A checkpoint that is missing, damaged, or made for another model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,45 +69,6 @@ def restore_random_state(state: dict[str, Any]) -> None:
             torch.cuda.set_rng_state(state["cuda"])
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"the checkpoint's random state is none: {error!r}") from error
-
-
-@contextlib.contextmanager
-def naming_file(path: Path) -> Iterator[None]:
-    """Have errors of the body name a file: of the system's own, only those of opening one do."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-
-
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write a file so that it is there in full or, after any failure, unchanged.
-
-    Raises:
-        OSError: as the system says (disk full, no permission); nothing is left behind.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with naming_file(path), temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-
-
-def remove_leftovers(run_folder: Path) -> None:
-    """Remove what a process that was killed has left half written; nobody may be writing now."""
-    found = [path for path in run_folder.rglob(".*") if _TEMPORARY.fullmatch(path.name)]
-    for path in found:
-        path.unlink()
-    if found:
-        names = ", ".join(sorted({path.name.rpartition(".")[0][1:] for path in found}))
-        log.info("removed %d half-written file(s) of a killed process: %s", len(found), names)
 
 
 def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, keep: int) -> Path:

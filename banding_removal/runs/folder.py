@@ -9,14 +9,12 @@ from itertools import count
 from pathlib import Path
 from types import TracebackType
 
+from banding_removal.errors import RunInUseError
+
 LATEST = "run"
 LOCK = ".lock"
 # Processes whose launcher was killed end some seconds after it (see `processes.watchdog`).
 PATIENCE_S = 20.0
-
-
-class RunInUseError(Exception):
-    """Another process is writing to a run's folder."""
 
 
 class RunLock:

@@ -17,9 +17,9 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from banding_removal.files import atomic_write, naming_file
 from banding_removal.processes.exit_status import USER_ERRORS, in_words
 from banding_removal.processes.signals import Stopped
-from banding_removal.runs.checkpoint import atomic_write, naming_file
 
 log = logging.getLogger(__name__)
 

@@ -5,16 +5,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from banding_removal.config.settings import ConfigError, Settings, differences, from_plain, plain
+from banding_removal.config.settings import Settings, differences, from_plain, plain
+from banding_removal.errors import CheckpointError, ConfigError, RunInUseError
 from banding_removal.runs.checkpoint import (
     FOLDER,
     Checkpoint,
-    CheckpointError,
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
 )
-from banding_removal.runs.folder import PATIENCE_S, RunInUseError, RunLock, latest_run
+from banding_removal.runs.folder import PATIENCE_S, RunLock, latest_run
 
 log = logging.getLogger(__name__)
 

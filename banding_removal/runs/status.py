@@ -10,7 +10,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from banding_removal.config.settings import REPOSITORY, ConfigError
+from banding_removal.config.settings import REPOSITORY
+from banding_removal.errors import ConfigError
 from banding_removal.runs.checkpoint import FOLDER, list_checkpoints
 from banding_removal.runs.folder import LOCK
 from banding_removal.runs.log import METRICS, ending_of, read_records, read_rows

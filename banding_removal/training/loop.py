@@ -20,25 +20,19 @@ from tqdm import tqdm
 from banding_removal.config.settings import Settings, describe
 from banding_removal.data.dataset import Batch, Draw, SliceDataset, collate
 from banding_removal.data.sampler import EpochSampler
+from banding_removal.errors import RunInUseError
+from banding_removal.files import remove_leftovers
 from banding_removal.pictures.curves import write_curves
 from banding_removal.pictures.grids import write_grid, write_raw_grid
 from banding_removal.processes.team import Team
-from banding_removal.runs.build import batches_of, choose_device, make_datasets, make_loader
+from banding_removal.runs.build import choose_device, make_datasets
 from banding_removal.runs.checkpoint import (
     Checkpoint,
     list_checkpoints,
     load_checkpoint,
-    remove_leftovers,
     restore_random_state,
 )
-from banding_removal.runs.folder import (
-    LOCK,
-    RunInUseError,
-    RunLock,
-    latest_run,
-    new_run_folder,
-    show_as_latest,
-)
+from banding_removal.runs.folder import LOCK, RunLock, latest_run, new_run_folder, show_as_latest
 from banding_removal.runs.log import (
     METRICS,
     MetricsWriter,
@@ -48,6 +42,7 @@ from banding_removal.runs.log import (
     read_rows,
 )
 from banding_removal.runs.resume import Start, find_start, report_changes
+from banding_removal.training.loading import batches_of, make_loader
 from banding_removal.training.report import (
     epoch_line,
     grid_header,

@@ -2,7 +2,8 @@
 
 import torch
 
-from banding_removal.config.settings import ConfigError, Settings
+from banding_removal.config.settings import Settings
+from banding_removal.errors import ConfigError
 
 
 def uses_bfloat16(settings: Settings, device: torch.device) -> bool:

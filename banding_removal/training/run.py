@@ -10,7 +10,7 @@ from torch import Tensor
 
 from banding_removal.config.settings import Settings, plain
 from banding_removal.data.dataset import SliceDataset
-from banding_removal.processes.exit_status import RunFailedError
+from banding_removal.errors import RunFailedError
 from banding_removal.processes.signals import Stopped
 from banding_removal.processes.team import Team
 from banding_removal.runs.checkpoint import Checkpoint, random_state, save_checkpoint

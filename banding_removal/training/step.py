@@ -13,18 +13,14 @@ from torch.nn.parallel import DistributedDataParallel
 from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import Batch, joined
 from banding_removal.data.operators import crop_to_smaller
+from banding_removal.errors import CheckpointError
 from banding_removal.losses.orientation import OrientationObjective, Verdict, upright
 from banding_removal.losses.reconstruction import finite, reconstruction_loss
 from banding_removal.losses.streaks import streak_term
 from banding_removal.model.predictor import Predictor
 from banding_removal.processes.team import Team
 from banding_removal.runs.build import build_adversary_of, build_predictor
-from banding_removal.runs.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    load_optimizer,
-    load_weights,
-)
+from banding_removal.runs.checkpoint import Checkpoint, load_optimizer, load_weights
 from banding_removal.training.memory import Recomputation
 from banding_removal.training.muon import Muon
 from banding_removal.training.precision import uses_bfloat16

@@ -6,7 +6,6 @@ Several processes divide the volumes among them and get the same figures as one.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,34 +21,11 @@ from banding_removal.metrics.image_quality import Quality, VolumeQuality
 from banding_removal.metrics.low_signal import volume_scale
 from banding_removal.metrics.statistics import summarize
 from banding_removal.model.predictor import Predictor
+from banding_removal.pictures.grids import DisplaySlice
 from banding_removal.processes.team import Team
-from banding_removal.runs.build import batches_of, make_loader
+from banding_removal.training.loading import batches_of, make_loader
 
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DisplaySlice:
-    """A validation slice: images (h, w), for the grid on the CPU, and its figures."""
-
-    name: str
-    slice_index: int
-    acquisition: str
-    target: Tensor
-    reconstruction: Tensor
-    zero_filled: Tensor
-    data_range: float  # largest target value of the volume
-    scale: float  # the unit of banding, the 99.5th percentile of the volume's targets
-    quality: Quality
-    other: Tensor | None = None  # reconstruction from phase encoding along y, upright
-    banding: BandingOfSlice | None = None
-
-    def to(self, device: torch.device) -> "DisplaySlice":
-        """The slice with its images on `device`."""
-        images: dict[str, Any] = {
-            key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, **images)
 
 
 @dataclass(frozen=True, kw_only=True)

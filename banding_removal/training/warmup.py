@@ -11,8 +11,9 @@ from collections import deque
 
 import torch
 
-from banding_removal.config.settings import ConfigError, Settings
+from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import SliceDataset
+from banding_removal.errors import ConfigError
 from banding_removal.losses.reconstruction import finite
 from banding_removal.processes.team import Team
 from banding_removal.reconstruction.orientations import reconstruct_both

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from banding_removal.config.recipes import OURS
-from banding_removal.config.settings import ConfigError
+from banding_removal.errors import ConfigError
 from benchmarks import efficacy, efficacy_report, maps, probe_regions, provoked_failures
 from benchmarks.efficacy import BEFORE, Efficacy
 from benchmarks.efficacy_report import AIMS, Report, pairs_of, read_rows

@@ -29,8 +29,9 @@ import h5py
 import torch
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.settings import REPOSITORY, ConfigError, from_words
+from banding_removal.config.settings import REPOSITORY, from_words
 from banding_removal.data.phantom.files import write_dataset
+from banding_removal.errors import ConfigError
 from banding_removal.runs.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
 from banding_removal.runs.log import read_rows
 from tests.faults.driver import PAUSED

@@ -31,7 +31,8 @@ import torch
 from banding_removal.config.settings import REPOSITORY
 from banding_removal.data.phantom.files import write_dataset
 from banding_removal.data.phantom.slices import DEMO
-from banding_removal.runs.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
+from banding_removal.errors import CheckpointError
+from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.runs.log import read_rows
 from tests.faults.driver import FAULT
 

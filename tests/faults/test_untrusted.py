@@ -16,17 +16,10 @@ import pytest
 import torch
 
 from banding_removal.command_line import settings_of
-from banding_removal.config.settings import (
-    REPOSITORY,
-    ConfigError,
-    Settings,
-    from_plain,
-    from_words,
-    plain,
-)
+from banding_removal.config.settings import REPOSITORY, Settings, from_plain, from_words, plain
+from banding_removal.errors import CheckpointError, ConfigError
 from banding_removal.runs.checkpoint import (
     Checkpoint,
-    CheckpointError,
     load_checkpoint,
     load_optimizer,
     restore_random_state,

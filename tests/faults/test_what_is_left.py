@@ -14,13 +14,14 @@ from torch import Tensor
 
 from banding_removal.config.settings import Settings
 from banding_removal.data.operators import rss
+from banding_removal.errors import RunInUseError
 from banding_removal.model.predictor import Predictor
-from banding_removal.runs.build import batches_of
 from banding_removal.runs.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
-from banding_removal.runs.folder import RunInUseError, RunLock
+from banding_removal.runs.folder import RunLock
 from banding_removal.runs.log import MetricsWriter, ending_of, logging_to, read_records, read_rows
 from banding_removal.runs.resume import find_start
 from banding_removal.runs.status import status
+from banding_removal.training.loading import batches_of
 from banding_removal.training.loop import train
 from banding_removal.training.validation import ValidationResult, Validator
 

@@ -1,0 +1,51 @@
+"""Files written whole or not at all."""
+
+import contextlib
+import logging
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
+
+
+@contextlib.contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Have errors of the body name a file: of the system's own, only those of opening one do."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write a file so that it is there in full or, after any failure, unchanged.
+
+    Raises:
+        OSError: as the system says (disk full, no permission); nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with naming_file(path), temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def remove_leftovers(run_folder: Path) -> None:
+    """Remove what a process that was killed has left half written; nobody may be writing now."""
+    found = [path for path in run_folder.rglob(".*") if _TEMPORARY.fullmatch(path.name)]
+    for path in found:
+        path.unlink()
+    if found:
+        names = ", ".join(sorted({path.name.rpartition(".")[0][1:] for path in found}))
+        log.info("removed %d half-written file(s) of a killed process: %s", len(found), names)

@@ -1,0 +1,55 @@
+"""Steps on a GPU give what they give on the CPU; skipped where there is none."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from banding_removal.config.settings import Settings
+from banding_removal.model import unet
+from banding_removal.training.step import accumulate_gradients, make_players, train_step
+from benchmarks.step_variants import SIZES, make_batch
+from benchmarks.tests.test_step import batch_of_two, both_formulations
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+GPU = torch.device("cuda")
+
+
+def gradients_on(device: torch.device) -> tuple[dict[str, float], list[Tensor]]:
+    """Figures of a step of both players, and their gradients, in double precision."""
+    settings, players, _ = both_formulations()
+    settings = replace(settings, streak_weight=0.1)
+    assert players.adversary is not None
+    networks = [players.predictor.to(device), players.adversary.to(device)]
+    batch = batch_of_two(37, 41).to(device)
+    figures = accumulate_gradients(settings, players, [batch], epoch=1, together=1)
+    weights = [weight for network in networks for weight in network.parameters()]
+    return figures, [weight.grad.cpu() for weight in weights if weight.grad is not None]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_losses_and_gradients_are_those_of_the_cpu(
+    layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, references = gradients_on(torch.device("cpu"))
+    monkeypatch.setattr(unet, "_layout", lambda _: layout)  # float32 and bfloat16 have their own
+    figures, gradients = gradients_on(GPU)
+    assert figures == pytest.approx(expected, rel=1e-6)
+    assert len(gradients) == len(references) > 60
+    largest = max(float(reference.abs().max()) for reference in references)
+    for gradient, reference in zip(gradients, references, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-6, atol=1e-8 * largest)
+
+
+def test_bfloat16_is_float32_but_for_rounding() -> None:
+    size = SIZES["tiny"]
+    batch = make_batch(size).to(GPU)
+    figures = []
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        settings = Settings(cascades=2, chans=4, pools=2, sens_chans=4, precision=precision)
+        players = make_players(settings, GPU)
+        figures.append(train_step(settings, players, [batch], epoch=1))
+    for name in ("loss", "grad_norm"):
+        assert figures[1][name] == pytest.approx(figures[0][name], rel=0.05), name

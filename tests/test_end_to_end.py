@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from banding_removal.config.recipes import OURS
-from tests.fastmri_files import write_volume
+from tests.support.fastmri_files import write_volume
+from tests.support.runs import SCRIPTS
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
 STREAK_WEIGHT = f"streak_weight: float = {OURS['streak_weight']}"
 TOY_MODEL = ("cascades=1", "chans=2", "pools=1", "sens_chans=2", "device=cpu", "workers=1")
 

@@ -3,8 +3,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from banding_removal.model.classifiers import Architecture
-from tests import golden_parity
-from tests.golden_parity import PREDICTORS, Parity
+from tests.support import golden_parity
+from tests.support.golden_parity import PREDICTORS, Parity
 
 
 def check(rows: list[Parity]) -> None:

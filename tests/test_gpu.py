@@ -17,8 +17,7 @@ from banding_removal.reconstruction.folder import ReconstructSettings, reconstru
 from banding_removal.runs.build import make_datasets
 from banding_removal.training.loop import train
 from banding_removal.training.step import make_players, train_step
-from tests.test_end_to_end import SCRIPTS
-from tests.test_training import read_metrics
+from tests.support.runs import SCRIPTS, read_metrics
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from banding_removal.losses.low_signal_view import low_signal_view
+from banding_removal.metrics.low_signal_view import low_signal_view
 
 Target = Literal["uncertain", "flipped"]
 Change = Literal["everything", "streaks"]

@@ -48,8 +48,8 @@ from banding_removal.runs.checkpoint import (
     save_checkpoint,
     seal,
 )
-from tests.fastmri_files import write_volume
 from tests.faults import mutations
+from tests.support.fastmri_files import write_volume
 
 CASES = {
     "volume bytes": 2500,

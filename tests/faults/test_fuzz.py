@@ -11,7 +11,6 @@ import pytest
 
 from banding_removal.data.apart import LostError, each_apart
 from banding_removal.data.index import Volume, VolumeError, index_folder, read_volumes
-from tests.fastmri_files import write_volume
 from tests.faults.fuzz import (
     CASES,
     FuzzSettings,
@@ -21,6 +20,7 @@ from tests.faults.fuzz import (
     mutated_file,
     run_kind,
 )
+from tests.support.fastmri_files import write_volume
 
 QUICK = {
     "volume bytes": 60,

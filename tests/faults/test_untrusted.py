@@ -30,7 +30,7 @@ from banding_removal.runs.folder import latest_run
 from banding_removal.runs.safe_load import RefusedError, fits, load_plain
 from banding_removal.training.loop import train
 from tests.faults.bounds import memory_below
-from tests.test_checkpoint import Exploit, checkpoint_of, tiny_predictor
+from tests.support.checkpoints import Exploit, checkpoint_of, tiny_predictor
 
 MEMORY = 256 << 20  # bytes that refusing a file may take at most
 

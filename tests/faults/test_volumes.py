@@ -25,10 +25,10 @@ from banding_removal.evaluation.settings import EvaluateSettings, evaluate_files
 from banding_removal.reconstruction.files import Origin, difference
 from banding_removal.training.loop import train
 from banding_removal.training.run import Run, save
-from tests.fastmri_files import HEADER, make_kspace, write_volume
 from tests.faults.bounds import memory_below
 from tests.faults.mutations import BOMB, ENTITY
-from tests.test_training import weights_of
+from tests.support.fastmri_files import HEADER, make_kspace, write_volume
+from tests.support.runs import weights_of
 
 SHAPE = (4, 3, 32, 28)  # of the k-space that write_volume makes
 TARGET = (4, 24, 24)

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from banding_removal.losses.low_signal_view import low_signal_view
 from banding_removal.losses.orientation import OrientationObjective, adversary_input
+from banding_removal.metrics.low_signal_view import low_signal_view
 from banding_removal.model.classifiers import build_adversary
 
 
@@ -46,10 +46,7 @@ def test_streaks_of_a_percent_stand_out_in_the_view() -> None:
     streaked = image + 0.01 * torch.randn(96, 1, generator=generator).double()
     share = {}
     for view in ("image", "low_signal"):
-        plain, banded = (
-            adversary_input(x, torch.zeros(1), view)  # type: ignore[arg-type]
-            for x in (image, streaked)
-        )
+        plain, banded = (adversary_input(x, torch.zeros(1), view) for x in (image, streaked))
         share[view] = float((banded - plain).square().mean())
     assert share["image"] < 0.01
     assert share["low_signal"] > 0.3

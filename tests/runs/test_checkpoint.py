@@ -8,41 +8,15 @@ import torch
 
 from banding_removal.errors import CheckpointError
 from banding_removal.files import atomic_write
-from banding_removal.model.predictor import Predictor
 from banding_removal.runs.checkpoint import (
-    Checkpoint,
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
     load_weights,
-    random_state,
     restore_random_state,
     save_checkpoint,
 )
-
-
-def tiny_predictor(chans: int = 2) -> Predictor:
-    return Predictor(cascades=1, chans=chans, pools=1, sens_chans=2)
-
-
-def checkpoint_of(predictor: Predictor, epoch: int, batches: int = 0) -> Checkpoint:
-    optimizer = torch.optim.Adam(predictor.parameters())
-    return Checkpoint(
-        epoch=epoch,
-        step=10 * epoch + batches,
-        batches=batches,
-        sums={"loss": 0.5},
-        predictor=predictor.state_dict(),
-        optimizer=optimizer.state_dict(),
-        adversary=None,
-        adversary_optimizer=None,
-        rng=[random_state()],
-        history=[{"epoch": epoch, "val_ssim": 0.5}],
-        start={"ssim": 0.5},
-        events=[{"step": 3, "why": "a loss is nan"}],
-        settings={"lr": 1e-3},
-        volumes={"training": ["a.h5"], "validation": []},
-    )
+from tests.support.checkpoints import Exploit, checkpoint_of, tiny_predictor
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
@@ -148,14 +122,6 @@ def test_torch_reads_a_checkpoint_as_any_other_file(tmp_path: Path) -> None:
     assert torch.load(path, weights_only=True)["epoch"] == 1
 
 
-class Exploit:
-    def __init__(self, victim: Path) -> None:
-        self.victim = victim
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return Path.touch, (str(self.victim),)
-
-
 @pytest.mark.parametrize("how", ["pickle", "torch"])
 def test_a_checkpoint_with_code_is_refused_and_nothing_runs(tmp_path: Path, how: str) -> None:
     path, victim = tmp_path / "evil.pt", tmp_path / "victim"
@@ -189,7 +155,7 @@ FILL_THE_DISK = """
 import resource, signal, sys
 from pathlib import Path
 from banding_removal.runs.checkpoint import CheckpointError, save_checkpoint
-from tests.test_checkpoint import checkpoint_of, tiny_predictor
+from tests.support.checkpoints import checkpoint_of, tiny_predictor
 # No file may grow beyond this: writing more fails as on a full disk.
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
@@ -208,7 +174,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_no_rubbish(tmp_path: Pat
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     )
     assert "cannot write" in run.stdout
     assert "Earlier checkpoints are intact" in run.stdout

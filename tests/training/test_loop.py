@@ -1,15 +1,12 @@
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from skimage.metrics import structural_similarity
-from torch import Tensor
 
 from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import SliceDataset, collate
@@ -19,29 +16,14 @@ from banding_removal.data.masks import MaskSampler
 from banding_removal.data.operators import rss, to_image
 from banding_removal.errors import CheckpointError, ConfigError
 from banding_removal.model.classifiers import Architecture
-from banding_removal.model.predictor import Predictor
 from banding_removal.processes.team import Team
 from banding_removal.runs.build import make_datasets
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.training.loop import train
 from banding_removal.training.step import learning_rate, make_players, train_step
 from banding_removal.training.validation import Validator, choose_display_slices
-from tests.fastmri_files import write_volume
-
-
-def weights_of(folder: Path) -> dict[str, Tensor]:
-    return load_checkpoint(find_checkpoint(folder)).predictor
-
-
-def assert_same_weights(a: Path, b: Path) -> None:
-    first, second = weights_of(a), weights_of(b)
-    assert first.keys() == second.keys()
-    for key, value in first.items():
-        assert torch.equal(value, second[key]), key
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+from tests.support.fastmri_files import write_volume
+from tests.support.runs import ZeroFilled, assert_same_weights, read_metrics, weights_of
 
 
 @pytest.mark.parametrize("adversary", [None, "simple"])
@@ -290,13 +272,6 @@ def test_over_the_last_part_of_a_run_the_learning_rate_falls_to_zero(settings: S
 def test_a_device_that_is_not_there_is_refused(settings: Settings, device: str) -> None:
     with pytest.raises(ConfigError, match="device"):
         train(replace(settings, device=device))
-
-
-class ZeroFilled(Predictor):
-    """The zero-filled RSS, as a predictor."""
-
-    def forward(self, masked_kspace: Tensor, mask: Tensor, acs_lines: Tensor) -> Tensor:  # noqa: ARG002
-        return rss(to_image(masked_kspace))
 
 
 def test_validation_figures_are_means_over_volumes_and_groups_as_scikit_image_has_them(

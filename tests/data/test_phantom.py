@@ -30,7 +30,7 @@ from banding_removal.data.phantom.slices import (
 )
 from banding_removal.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "make_phantom.py"
 SMALL = replace(
     DEMO, kspace_size=(64, 64), target_size=(64, 64), coils=4, acquired=(2, 61), slices=5

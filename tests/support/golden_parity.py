@@ -1,6 +1,6 @@
 """Comparison of this project with the golden numbers, one figure for each quantity.
 
-    python -m tests.golden_parity
+    python -m tests.support.golden_parity
 
 Errors are relative in the 2-norm, |ours - golden| / |golden|, against the golden float64 value
 where there is one; masks and orientations must agree exactly. In float32 the published code is
@@ -40,9 +40,9 @@ from banding_removal.metrics.image_quality import VolumeQuality
 from banding_removal.model.classifiers import ARCHITECTURES, Architecture, Ensemble, build_adversary
 from banding_removal.model.predictor import Predictor
 from banding_removal.training.step import learning_rate
-from tests.fastmri_files import write_volume
+from tests.support.fastmri_files import write_volume
 
-FOLDER = Path(__file__).parent / "golden"
+FOLDER = Path(__file__).parents[1] / "golden"
 PUBLISHED = [name for name in ARCHITECTURES if name != "patch"]  # the grid is ours
 FLOAT64_TOLERANCE = 1e-9
 FLOAT32_TOLERANCE = 5e-5

@@ -12,7 +12,7 @@ from banding_removal.metrics.image_quality import Quality
 from banding_removal.pictures.curves import write_curves
 from banding_removal.pictures.grids import GAP, DisplaySlice, write_grid, write_raw_grid
 from banding_removal.runs.folder import new_run_folder, show_as_latest
-from tests.fastmri_files import write_volume
+from tests.support.fastmri_files import write_volume
 
 
 def display_slice(size: tuple[int, int], seed: int = 0) -> DisplaySlice:

@@ -20,8 +20,8 @@ from banding_removal.pictures.grids import low_signal_part
 from banding_removal.processes.team import Team
 from banding_removal.training.report import epoch_line
 from banding_removal.training.validation import Validator
-from tests.fastmri_files import write_volume
-from tests.test_training import ZeroFilled
+from tests.support.fastmri_files import write_volume
+from tests.support.runs import ZeroFilled
 
 CPU = torch.device("cpu")
 MASKS = MaskSampler(kind="magic", accelerations=(4,), acs=(12,))

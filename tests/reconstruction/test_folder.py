@@ -41,7 +41,7 @@ from banding_removal.reconstruction.folder import (
 from banding_removal.reconstruction.volume import images_of_volume, output_size, reconstruct_volume
 from banding_removal.runs.build import build_predictor
 from banding_removal.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from tests.fastmri_files import make_kspace, write_volume
+from tests.support.fastmri_files import make_kspace, write_volume
 
 CPU = torch.device("cpu")
 TRAINED = Settings(

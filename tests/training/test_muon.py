@@ -11,7 +11,7 @@ from banding_removal.errors import CheckpointError
 from banding_removal.runs.checkpoint import load_optimizer
 from banding_removal.training.loop import train
 from banding_removal.training.muon import ADAM_PART, MOMENTUM, Muon, orthogonal
-from tests.test_training import assert_same_weights, read_metrics
+from tests.support.runs import assert_same_weights, read_metrics
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 72), (1, 72, 8), (5, 1, 9), (2, 16, 16)])

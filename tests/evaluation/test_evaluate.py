@@ -33,10 +33,10 @@ from banding_removal.runs.build import build_predictor
 from banding_removal.runs.checkpoint import load_checkpoint
 from banding_removal.training.loop import train
 from banding_removal.training.validation import Validator
-from tests.fastmri_files import write_volume
+from tests.support.fastmri_files import write_volume
 
 CPU = torch.device("cpu")
-SCRIPT = Path(__file__).parent.parent / "scripts" / "evaluate.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
 
 
 @pytest.fixture

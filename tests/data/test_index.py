@@ -11,7 +11,7 @@ import pytest
 import banding_removal.data.index
 from banding_removal.data.header import parse_header
 from banding_removal.data.index import VolumeError, index_folder, read_volume, read_volumes
-from tests.fastmri_files import HEADER, make_kspace, write_volume
+from tests.support.fastmri_files import HEADER, make_kspace, write_volume
 
 XML = HEADER.format(
     scanner=" Aera ",

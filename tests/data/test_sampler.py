@@ -14,7 +14,7 @@ from banding_removal.data.index import read_volume
 from banding_removal.data.masks import MaskSampler
 from banding_removal.data.sampler import EpochSampler
 from banding_removal.training.loading import make_loader
-from tests.fastmri_files import write_volume
+from tests.support.fastmri_files import write_volume
 
 MASKS = MaskSampler(kind="quadrature", accelerations=(4,), acs=(4,))
 VOLUMES = [

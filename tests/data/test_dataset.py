@@ -22,7 +22,7 @@ from banding_removal.data.handles import HandleCache
 from banding_removal.data.index import VolumeError, read_volume
 from banding_removal.data.masks import MaskSampler, seeded_by_name
 from banding_removal.data.sampler import EpochSampler
-from tests.fastmri_files import make_kspace, write_volume
+from tests.support.fastmri_files import make_kspace, write_volume
 
 QUADRATURE = MaskSampler(kind="quadrature", accelerations=(4,), acs=(4,))
 EQUISPACED = MaskSampler(kind="equispaced", accelerations=(4,), acs=(4,))

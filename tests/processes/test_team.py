@@ -27,12 +27,10 @@ from banding_removal.runs.build import make_datasets
 from banding_removal.runs.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
 from banding_removal.training import loop
 from banding_removal.training.loop import train
-from tests import distributed_jobs as jobs
-from tests.distributed_jobs import Plain
-from tests.fastmri_files import write_volume
-from tests.test_training import assert_same_weights, read_metrics
-
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+from tests.support import distributed_jobs as jobs
+from tests.support.distributed_jobs import Plain
+from tests.support.fastmri_files import write_volume
+from tests.support.runs import SCRIPTS, assert_same_weights, read_metrics
 
 
 @pytest.fixture(autouse=True)

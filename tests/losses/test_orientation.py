@@ -28,8 +28,8 @@ from banding_removal.training.step import (
     step_optimizers,
 )
 from banding_removal.training.warmup import warm_up
-from tests.fastmri_files import write_volume
-from tests.test_training import assert_same_weights, read_metrics, weights_of
+from tests.support.fastmri_files import write_volume
+from tests.support.runs import assert_same_weights, read_metrics, weights_of
 
 
 def tiny_adversary(members: int = 1) -> nn.Module:
@@ -488,8 +488,8 @@ def test_consecutive_part_epochs_see_every_slice_equally_often(
 
 def test_every_stage_two_script_fits_its_stage_one(tmp_path: Path) -> None:
     for name in ("train", "train_dev"):
-        text = (Path(__file__).parent.parent / "scripts" / f"{name}.py").read_text()
-        first = (Path(__file__).parent.parent / "scripts" / f"pre{name}.py").read_text()
+        text = (Path(__file__).parents[2] / "scripts" / f"{name}.py").read_text()
+        first = (Path(__file__).parents[2] / "scripts" / f"pre{name}.py").read_text()
         assert f'after="pre{name}"' in text
         cascades = next(line for line in text.splitlines() if "cascades=" in line)
         assert cascades in first

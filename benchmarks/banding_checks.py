@@ -1,11 +1,11 @@
-"""What the banding figures say where the truth is known, at matrices 96, 128 and 320.
+"""The banding metrics on pairs with streaks of known strength, at matrices 96, 128 and 320.
 
     python -m benchmarks.banding_checks
-    python -m benchmarks.banding_checks checks.png      (a picture of them at 128, with its figures)
+    python -m benchmarks.banding_checks checks.png      (a picture of the pairs at 128 x 128)
 
 Pairs of reconstructions are made from the phantom's targets: streaks of a known rms are added along
-x in one and along y in the other; then what is not banding, and what hides it. Means over the
-low-signal pixels of all slices; time per pair with one thread.
+x in one and along y in the other; then changes that are not banding, and changes that hide it.
+Means over the low-signal pixels of all slices; time per pair with one thread.
 """
 
 import sys
@@ -23,7 +23,7 @@ from banding_removal.data.phantom.slices import DEMO, MEDIUM, REAL_SIZE, Phantom
 from banding_removal.metrics.banding import banding_of_slice
 from banding_removal.metrics.low_signal import low_signal_regions, volume_scale
 from banding_removal.metrics.statistics import RegionSummary, summarize
-from banding_removal.metrics.streaks import rms_percent, streak_energies
+from banding_removal.metrics.streaks import signed_rms_percent, streak_energies
 from banding_removal.pictures.grids import Row, grey, low_signal_part, write_page
 
 Floats = NDArray[np.floating]
@@ -33,7 +33,7 @@ Change = Callable[[Floats, float, np.random.Generator], Pair]
 SPECS = {
     96: replace(DEMO, slices=8),
     128: replace(MEDIUM, slices=8),
-    320: replace(REAL_SIZE, slices=8, coils=6),  # fewer coils, to take less time
+    320: replace(REAL_SIZE, slices=8, coils=6),  # fewer coils than a real knee: faster
 }
 VOLUMES = 6
 BEFORE = 0.01  # rms of the streaks that are then hidden, as a fraction of q
@@ -124,25 +124,26 @@ def measure(targets: Sequence[Floats], change: Change) -> tuple[RegionSummary, f
 
 
 def print_anatomy(spec: PhantomSpec, targets: Sequence[Floats]) -> None:
-    """How much noise-free anatomy is left in the streak energies, which the pair cancels."""
+    """Print how much noise-free anatomy is left in the streak energies; the pair cancels it."""
     pixels, along_x, along_y = [], [], []
     for seed, target in enumerate(targets):
         clean = make_volume(replace(spec, noise=(1e-9, 1e-9)), seed).target.astype(np.float64)
-        found = streak_energies({"clean": clean}, target, volume_scale(target))
-        for item in found[1:-1]:  # the ends hold no anatomy
-            energy = item.low_signal.energies[0]
+        q = volume_scale(target)
+        for image, reference in zip(clean[1:-1], target[1:-1], strict=True):  # anatomy alone
+            item = streak_energies({"clean": image}, reference, q)
+            energy = item.low_signal.energies["clean"]
             pixels.append(item.low_signal.pixels / target[0].size)
             along_x.append(energy.h)
             along_y.append(energy.v)
     print(
         f"  low-signal pixels: {np.mean(pixels):.0%} of the image; noise-free anatomy in them: "
-        f"{rms_percent(float(np.mean(along_x))):.2f} % of q along x, "
-        f"{rms_percent(float(np.mean(along_y))):.2f} % along y"
+        f"{signed_rms_percent(float(np.mean(along_x))):.2f} % of q along x, "
+        f"{signed_rms_percent(float(np.mean(along_y))):.2f} % along y"
     )
 
 
 def draw(path: Path) -> None:
-    """Write each pair of one slice, low signal enlarged, its figures below."""
+    """Write each pair of one slice, its low signal enlarged and its metrics below, as PNG."""
     rng = np.random.default_rng(0)
     volume = make_volume(SPECS[128], 3).target.astype(np.float64)
     q, target = volume_scale(volume), volume[len(volume) // 2]
@@ -163,7 +164,8 @@ def draw(path: Path) -> None:
             zooms[f"{name}: along x"] = grey(torch.from_numpy(r_x)[part], 0, 0.3 * q)
             zooms["along y".ljust(7 + len(zooms))] = grey(torch.from_numpy(r_y)[part], 0, 0.3 * q)
             captions.append(
-                f"{name}: B {region.contribution:.2f} dB, excess {region.excess:.2f} %, "
+                f"{name}: B {region.contribution:.2f} dB, "
+                f"signed excess {region.signed_excess:.2f} %, "
                 f"along {region.along:.1f}, across {region.across:.1f} dB"
             )
         rows.append((zooms, "   |   ".join(captions)))
@@ -181,7 +183,7 @@ def main(words: Sequence[str]) -> None:
         print(f"\n{size} x {size}, {VOLUMES} volumes of {spec.slices} slices")
         print_anatomy(spec, targets)
         print(
-            f"  {'':22} {'B dB':>6} {'95 % interval':>15} {'excess %':>9} {'signed':>7} "
+            f"  {'':22} {'B dB':>6} {'95 % interval':>15} {'signed excess %':>16} "
             f"{'along':>6} {'across':>6} {'AUC':>5} {'ms':>6}"
         )
         for name, change in CHECKS.items():
@@ -189,7 +191,7 @@ def main(words: Sequence[str]) -> None:
             b = found.contribution
             print(
                 f"  {name:22} {b.value:6.2f} {b.low:7.2f} {b.high:7.2f} "
-                f"{found.excess.value:9.2f} {found.signed_excess.value:7.2f} "
+                f"{found.signed_excess.value:16.2f} "
                 f"{found.along.value:6.2f} {found.across.value:6.2f} {found.auc.value:5.2f} "
                 f"{milliseconds:6.1f}",
                 flush=True,

@@ -151,10 +151,10 @@ def _of_run(run: Path) -> dict[str, Any]:
 
 def _figures(result: SetResult) -> dict[str, float | None]:
     """All figures of a set, and those of the first and last slices of its volumes."""
-    figures = {name: figure.value for name, figure in result.overall.figures.items()}
+    figures = {name: metric.value for name, metric in result.overall.metrics.items()}
     ends = [volume.slices[place].banding for volume in result.volumes for place in (0, -1)]
     summary = summarize([banding for banding in ends if banding is not None]).low_signal
-    for name in ("contribution", "excess", "along", "across"):
+    for name in ("contribution", "signed_excess", "along", "across"):
         figures[f"ends.{name}"] = getattr(summary, name).value
     return {name: None if math.isnan(value) else value for name, value in figures.items()}
 

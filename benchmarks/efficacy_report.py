@@ -79,7 +79,9 @@ class Aim:
     def __str__(self) -> str:
         if self.low == -self.high:
             return f"within {self.high:g}"
-        return f"<= {self.high:g}" if math.isinf(self.low) else f">= {self.low:g}"
+        if math.isinf(self.low):
+            return f"<= {self.high:g}"
+        return f">= {self.low:g}" if math.isinf(self.high) else f"{self.low:g} to {self.high:g}"
 
 
 def _of(name: str) -> Callable[[Pair], float]:
@@ -91,7 +93,7 @@ def _change(name: str) -> Callable[[Pair], float]:
 
 
 def _excess_cut(pair: Pair) -> float:
-    name = "low_signal.excess"
+    name = "low_signal.signed_excess"
     return 100 * (1 - pair.of(name) / _figure(pair.control, name))
 
 
@@ -102,7 +104,7 @@ def _nmse(pair: Pair) -> float:
 
 AIMS = {
     "B (dB)": Aim(_of("low_signal.contribution"), -0.5, 0.5),
-    "excess cut (%)": Aim(_excess_cut, low=60),
+    "excess cut (%)": Aim(_excess_cut, 60, 140),
     "along (dB)": Aim(_change("low_signal.along"), high=-1.5),
     "across (dB)": Aim(_change("low_signal.across"), high=0.3),
     "B background (dB)": Aim(_of("background.contribution"), -0.7, 0.7),

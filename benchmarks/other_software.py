@@ -1,12 +1,12 @@
-"""Reconstructions that this project did not make, evaluated beside a checkpoint.
+"""Reconstructions by other software, evaluated beside a checkpoint.
 
     python -m benchmarks.other_software checkpoint=logs/pretrain
     python -m benchmarks.other_software volumes=8 probe=true
 
 Zero-filled images (NumPy) and, where the `bart` command is installed (Uecker et al., the BART
 toolbox; Debian's package `bart`), ESPIRiT maps with an L1-wavelet penalty. Volumes are undersampled
-along either axis with the checkpoint's masks, reconstructed slice by slice, written as fastMRI
-files to a temporary folder, and evaluated as any user's files are.
+along either axis with the checkpoint's masks, reconstructed slice by slice, written to a temporary
+folder as fastMRI files, and evaluated as a user's own files are.
 """
 
 import shutil
@@ -39,7 +39,7 @@ class OtherSettings:
     checkpoint: Path = REPOSITORY / "logs" / "run"
     data: Path = REPOSITORY / "datasets" / "phantom" / "multicoil_val"
     logs: Path = REPOSITORY / "logs"
-    volumes: int = 4  # the first so many
+    volumes: int = 4  # number of volumes, the first ones
     wavelet: float = 0.02  # weight of the L1-wavelet penalty: best SSIM on noisy phantom slices
     iterations: int = 60
     probe: bool = False
@@ -89,7 +89,7 @@ def bart(settings: OtherSettings, example: Example) -> Image:
 def write_set(
     folder: Path, dataset: SliceDataset, reconstruct: Callable[[Example], Image], name: str
 ) -> None:
-    """Files of all volumes in both orientations, `<folder>/x` and `<folder>/y`, upright."""
+    """Write all volumes in both orientations, `<folder>/x` and `<folder>/y`, upright."""
     for axis, source in (("x", dataset.with_rotation(0)), ("y", dataset.with_rotation(1))):
         (folder / axis).mkdir(parents=True)
         images: dict[str, list[Image]] = {}
@@ -103,7 +103,7 @@ def write_set(
 
 
 def main(settings: OtherSettings) -> None:
-    """Reconstruct, evaluate, print the tables."""
+    """Reconstruct, evaluate and print the tables."""
     trained = from_plain(load_checkpoint(find_checkpoint(settings.checkpoint)).settings)
     files = index_folder(settings.data, cache_folder=settings.logs / "index")[: settings.volumes]
     dataset = SliceDataset(
@@ -116,7 +116,7 @@ def main(settings: OtherSettings) -> None:
     if shutil.which("bart"):
         methods["ESPIRiT, L1-wavelet (BART)"] = lambda example: bart(settings, example)
     else:
-        print("the command bart is not installed: without ESPIRiT")
+        print("the command bart is not installed: ESPIRiT is left out")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "volumes").mkdir()

@@ -1,10 +1,11 @@
-"""Where does the probe find the orientation? Its accuracy when it may look at a part of the pixels.
+"""Where does the probe find the orientation? Its accuracy when it sees a part of the pixels.
 
     python -m benchmarks.probe_regions 'sets={control: logs/control, ours: logs/ours}' volumes=...
 
-Fresh classifiers (`banding_removal/metrics/probe.py`) for each set (as of scripts/evaluate.py) and
-for each of: all pixels; the target's flat low-signal pixels, where banding is measured; all others.
-The rest is zero in both images, for training and test alike.
+New classifiers (`banding_removal/metrics/probe.py`) are trained for each set (as those of
+scripts/evaluate.py) and for each of: all pixels; the target's flat low-signal pixels, where banding
+is measured; all others. Pixels that are not seen are zero in both images, in training and test.
+`view=low_signal` shows the classifiers the image's low-signal texture instead of the image.
 """
 
 import sys
@@ -22,32 +23,34 @@ from banding_removal.evaluation.measure import cropped
 from banding_removal.evaluation.settings import choose_volumes
 from banding_removal.metrics.low_signal import low_signal_regions
 from banding_removal.metrics.probe import Pair, probe
+from banding_removal.metrics.probe_classifier import View
 from banding_removal.runs.build import choose_device
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeRegions:
-    """What is probed."""
+    """What is probed, and how."""
 
     sets: dict[str, Path] = field(default_factory=dict)  # as of scripts/evaluate.py
     volumes: Path = REPOSITORY / "datasets" / "phantom" / "multicoil_val"
     filter: VolumeFilter = field(default_factory=VolumeFilter)
     slices: tuple[int | None, int | None] = (None, None)
     logs: Path = REPOSITORY / "logs"
-    steps: int = 300  # of each classifier
+    steps: int = 300  # optimiser steps of each classifier
+    view: View = "image"  # what a classifier sees of an image
     device: str = "auto"
     seed: int = 0
 
 
 def main(words: list[str]) -> None:
-    """Print a line for each set."""
+    """Train the classifiers and print a line for each set."""
     settings = from_words(ProbeRegions(), words)
     if not settings.sets:
         raise ConfigError("name one set or more: 'sets={pretrained: logs/pretrain}'")
     device = choose_device(settings.device)
     files = choose_volumes(settings)
     scales = {reference.name: reference.scale for reference in reference_volumes(files)}
-    print("balanced accuracy by what is seen (95 % interval over volumes)")
+    print("balanced accuracy by what the classifier sees (95 % intervals over volumes)")
     print(f"{'set':16} {'all':>22} {'low signal':>22} {'the rest':>22}")
     for name, path in settings.sets.items():
         pairs: list[Pair] = []
@@ -66,7 +69,13 @@ def main(words: list[str]) -> None:
             seen = pairs
             if masks is not None:
                 seen = [replace(p, seen=mask) for p, mask in zip(pairs, masks, strict=True)]
-            found = probe(seen, steps=settings.steps, seed=settings.seed, device=device)
+            found = probe(
+                seen,
+                view=settings.view,
+                steps=settings.steps,
+                seed=settings.seed,
+                device=device,
+            )
             cells.append(f"{found.balanced_accuracy!s:>22}")
         print(" ".join(cells), flush=True)
 

@@ -192,18 +192,18 @@ def _chosen(slices: Sequence[SliceImages], scales: Mapping[str, float], count: i
 
 
 def _overall(result: SetResult) -> str:
-    figures = result.overall.figures
+    metrics = result.overall.metrics
     names = {
         "SSIM": ("ssim", ".4f", ""),
         "NMSE": ("nmse", ".4f", ""),
         "banding": ("low_signal.contribution", ".2f", " dB"),
-        "excess": ("low_signal.excess", ".2f", " %"),
+        "signed excess": ("low_signal.signed_excess", ".2f", " %"),
         "along": ("low_signal.along", ".1f", " dB"),
         "across": ("low_signal.across", ".1f", " dB"),
     }
     parts = []
     for title, (key, form, unit) in names.items():
-        found = figures[key]
+        found = metrics[key]
         interval = f" [{found.low:{form}}, {found.high:{form}}]"
         parts.append(f"{title} {found.value:{form}}{unit}{interval}")
     return "   ".join(parts)

@@ -1,14 +1,21 @@
-"""Figures of named sets of reconstructions: image quality, banding, and the orientation probe.
+"""Metrics of named sets of reconstructions: image quality, banding, and the orientation probes.
 
     evaluation = evaluate([ImageSet(...), ImageSet(...)], reference_volumes(files))
-    evaluation.sets[0].overall.figures["low_signal.contribution"]    # value, 95 % interval, reason
+    evaluation.sets[0].overall.metrics["low_signal.contribution"]    # value, 95 % interval, reason
 
-Image quality (`metrics.image_quality`: nmse, psnr, ssim, mse, hfen) is that of phase encoding along
-x, as in validation; `ssim_y` and so on that of the other orientation. Banding is that of `banding`,
-in three regions: `low_signal.excess`, `background.excess`, `anatomy.excess`. Sets with one
-orientation have the weaker `single.low_signal.excess` of `single_banding` alone; the others have
-it, too, so that like can be compared with like. `probe.auc` is of the classifiers of `probe`. A
-figure that cannot be measured is NaN, with the reason. All intervals come from resampling volumes.
+Names of metrics, as they also stand in results.json and the CSV files:
+
+* `ssim`, `nmse`, `psnr`, `mse`, `hfen` (`metrics.image_quality`): with phase encoding along x, as
+  in validation; `ssim_y` and so on: along y;
+* `low_signal.contribution`, `.signed_excess`, `.along`, `.across`, `.auc` (`metrics.banding`), and
+  the same of `background` and `anatomy`;
+* `single.low_signal.contribution`, `.signed_excess`: weaker, from phase encoding along x alone;
+  sets with both orientations have them, too, so that like can be compared with like;
+* `probe.balanced_accuracy`, `.auc`, `.paired` (`metrics.probe`): of classifiers that see the image;
+  `probe_low_signal.*`: of classifiers that see its low-signal texture alone.
+
+A metric that cannot be measured is NaN, with the reason. All intervals are those of
+`metrics.bootstrap`.
 """
 
 from collections import defaultdict
@@ -20,6 +27,7 @@ from tqdm import tqdm
 
 from banding_removal.evaluation.image_sets import ImageSet, ReferenceVolume
 from banding_removal.evaluation.measure import (
+    PROBES,
     VolumeResult,
     VolumeSums,
     cropped,
@@ -27,7 +35,7 @@ from banding_removal.evaluation.measure import (
     warnings_of,
 )
 from banding_removal.evaluation.summary import Summary, summary_of
-from banding_removal.metrics.probe import MIN_SIDE, Pair, VolumeFigures, probe
+from banding_removal.metrics.probe import MIN_SIDE, Pair, VolumeProbe, probe
 
 GROUPINGS = ("acquisition", "scanner", "group")
 
@@ -38,7 +46,7 @@ class SetResult:
 
     name: str
     origin: str
-    scale_factor: float  # least squares: times this, the images are nearest to the targets
+    scale_factor: float  # brings the images nearest to the targets (least squares)
     warnings: tuple[str, ...]
     overall: Summary
     groups: dict[str, dict[str, Summary]]  # by acquisition, scanner, group (both), then by value
@@ -60,14 +68,14 @@ def evaluate(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> Evaluation:
-    """All figures of all sets.
+    """All metrics of all sets.
 
     Args:
-        sets: with different names, each of the same slices of these volumes.
+        sets: with different names, each with the same slices of these volumes.
         volumes: references; the names of the sets' images refer to them.
-        probe_steps: optimiser steps of each classifier of the probe; None: no probe.
-        device: where the probe is trained.
-        seed: of probe and resampling.
+        probe_steps: optimiser steps of each classifier of both probes; None: no probes.
+        device: where the probes are trained.
+        seed: of probes and resampling.
 
     Raises:
         ValueError: names are not distinct or not known, sets have different slices, or shapes of
@@ -84,7 +92,7 @@ def evaluate(
         result = _evaluate_set(image_set, references, probe_steps, device, seed)
         if results and _places(result) != _places(results[0]):
             raise ValueError(
-                f"sets {results[0].name!r} and {result.name!r} are of different slices: "
+                f"sets {results[0].name!r} and {result.name!r} have different slices: "
                 f"{len(_places(results[0]))} and {len(_places(result))}"
             )
         results.append(result)
@@ -102,37 +110,15 @@ def _evaluate_set(
     device: torch.device | str,
     seed: int,
 ) -> SetResult:
-    """Measure each slice as it comes; only the pairs for the probe are kept, as float32."""
-    sums: dict[str, VolumeSums] = {}
-    pairs: list[Pair] = []
-    why_no_pairs = ""
-    for given in tqdm(image_set.slices, desc=image_set.name, leave=False, mininterval=1):
-        if given.volume not in references:
-            raise ValueError(f"set {image_set.name!r}: {given.volume} is not among the volumes")
-        images = cropped(given, image_set.name)
-        if images.volume not in sums:
-            sums[images.volume] = VolumeSums.of(references[images.volume])
-        sums[images.volume].add(images)
-        if images.r_y is None:
-            why_no_pairs = images.why_no_r_y
-        elif probe_steps is not None:
-            pairs.append(
-                Pair(
-                    volume=images.volume,
-                    slice_index=images.slice_index,
-                    r_x=images.r_x,
-                    r_y=images.r_y,
-                )
-            )
-    if not sums:
-        raise ValueError(f"set {image_set.name!r} has no slices")
-
+    sums, pairs, why_no_pairs = _measure(image_set, references, keep_pairs=probe_steps is not None)
     why_no_probe = _why_no_probe(pairs, probe_steps, why_no_pairs)
-    probed: dict[str, VolumeFigures] = {}
+    probed: dict[str, dict[str, VolumeProbe]] = defaultdict(dict)  # by volume, then by probe
     if probe_steps is not None and not why_no_probe:
-        found = probe(pairs, steps=probe_steps, seed=seed, device=device)
-        probed = {volume.volume: volume for volume in found.volumes}
-    volumes = [part.result(probed.get(name)) for name, part in sums.items()]
+        for name, view in PROBES.items():
+            found = probe(pairs, view=view, steps=probe_steps, seed=seed, device=device)
+            for volume in found.volumes:
+                probed[volume.volume][name] = volume
+    volumes = [part.result(probed[name]) for name, part in sums.items()]
 
     def summary(members: Sequence[VolumeResult]) -> Summary:
         return summary_of(members, why_no_pairs=why_no_pairs, why_no_probe=why_no_probe, seed=seed)
@@ -140,8 +126,8 @@ def _evaluate_set(
     groups: dict[str, dict[str, Summary]] = {}
     for grouping in GROUPINGS:
         members: dict[str, list[VolumeResult]] = defaultdict(list)
-        for volume in volumes:
-            members[getattr(volume.reference, grouping)].append(volume)
+        for result in volumes:
+            members[getattr(result.reference, grouping)].append(result)
         groups[grouping] = {value: summary(members[value]) for value in sorted(members)}
     return SetResult(
         name=image_set.name,
@@ -154,8 +140,42 @@ def _evaluate_set(
     )
 
 
+def _measure(
+    image_set: ImageSet, references: Mapping[str, ReferenceVolume], *, keep_pairs: bool
+) -> tuple[dict[str, VolumeSums], list[Pair], str]:
+    """Measure each slice as it comes; the float32 pairs for the probes are all that is kept.
+
+    Returns:
+        Sums by volume, the pairs, and why slices lack the other orientation (empty: none does).
+    """
+    sums: dict[str, VolumeSums] = {}
+    pairs: list[Pair] = []
+    why_no_pairs = ""
+    for given in tqdm(image_set.slices, desc=image_set.name, leave=False, mininterval=1):
+        if given.volume not in references:
+            raise ValueError(f"set {image_set.name!r}: {given.volume} is not among the volumes")
+        images = cropped(given, image_set.name)
+        if images.volume not in sums:
+            sums[images.volume] = VolumeSums.of(references[images.volume])
+        sums[images.volume].add(images)
+        if images.r_y is None:
+            why_no_pairs = images.why_no_r_y
+        elif keep_pairs:
+            pairs.append(
+                Pair(
+                    volume=images.volume,
+                    slice_index=images.slice_index,
+                    r_x=images.r_x,
+                    r_y=images.r_y,
+                )
+            )
+    if not sums:
+        raise ValueError(f"set {image_set.name!r} has no slices")
+    return sums, pairs, why_no_pairs
+
+
 def _why_no_probe(pairs: Sequence[Pair], probe_steps: int | None, why_no_pairs: str) -> str:
-    """Why the probe has nothing to work with; empty where it has."""
+    """Why the probes cannot run; empty if they can."""
     if probe_steps is None:
         return "turned off"
     if not pairs:

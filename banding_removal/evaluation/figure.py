@@ -1,4 +1,4 @@
-"""An evaluation as one picture: figures with intervals, and banding against image quality."""
+"""An evaluation as one picture: metrics with intervals, and banding against image quality."""
 
 import io
 import math
@@ -7,41 +7,41 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
+from matplotlib.figure import Figure
 
 from banding_removal.evaluation.evaluate import Evaluation, SetResult
-from banding_removal.evaluation.summary import Figure
+from banding_removal.evaluation.summary import Metric
 
-# figure, title, value without banding or error; None: only the differences matter, no bars
+# metric, title, value without banding or error (None: only differences matter, no bars)
 PANELS: tuple[tuple[str, str, float | None], ...] = (
     ("low_signal.contribution", "banding B, dB (none: 0)", 0.0),
-    ("low_signal.excess", "streaks, rms, % of signal (none: 0)", 0.0),
-    ("background.excess", "streaks in the background, %", 0.0),
+    ("low_signal.signed_excess", "signed excess, rms, % of signal (none: 0)", 0.0),
+    ("background.signed_excess", "signed excess in the background, %", 0.0),
     ("probe.balanced_accuracy", "probe accuracy (none: 0.5)", 0.5),
+    ("probe_low_signal.balanced_accuracy", "probe accuracy, low signal (none: 0.5)", 0.5),
     ("ssim", "SSIM", None),
     ("nmse", "NMSE", 0.0),
     ("hfen", "HFEN", 0.0),
 )
-COLUMNS = 4
+ROWS, COLUMNS = 3, 3
 NAME_WIDTH = 22  # characters of a set's name on a line
 MARKERS = "osD^vPX*<>"
 
 
 def draw(evaluation: Evaluation) -> bytes:
     """The picture as PNG."""
-    # whatever a set is called, its name is no formula
+    # a set's name may contain $ signs, which are not formulas
     with mpl.rc_context({"text.parse_math": False}):
-        canvas = _canvas(evaluation.sets)
         buffer = io.BytesIO()
-        canvas.savefig(buffer, format="png", dpi=90)
+        _picture(evaluation.sets).savefig(buffer, format="png", dpi=90)
     return buffer.getvalue()
 
 
-def _canvas(sets: tuple[SetResult, ...]) -> Canvas:
+def _picture(sets: tuple[SetResult, ...]) -> Figure:
     rows_of_names = sum(len(_wrapped(result.name).splitlines()) for result in sets)
-    height = 2 * (1.5 + 0.32 * max(rows_of_names, 3))
-    canvas = Canvas(figsize=(16, height), layout="constrained")
-    axes = canvas.subplots(2, COLUMNS).flatten().tolist()
+    height = ROWS * (1.5 + 0.32 * max(rows_of_names, 3))
+    figure = Figure(figsize=(14, height), layout="constrained")
+    axes = figure.subplots(ROWS, COLUMNS).flatten().tolist()
     for i, (axis, (name, title, origin)) in enumerate(zip(axes, PANELS, strict=False)):
         _panel(axis, sets, name, origin)
         axis.set_title(title, fontsize=11)
@@ -49,28 +49,28 @@ def _canvas(sets: tuple[SetResult, ...]) -> Canvas:
             axis.set_yticklabels([])
     _scatter(axes[-1], sets)
     overall = sets[0].overall
-    canvas.suptitle(
+    figure.suptitle(
         f"{overall.volumes} volumes, {overall.slices} slices; 95 % intervals over volumes"
     )
-    return canvas
+    return figure
 
 
 def _panel(axis: Axes, sets: tuple[SetResult, ...], name: str, origin: float | None) -> None:
-    """A row a set, the first on top."""
+    """One metric: a row for each set, the first on top."""
     for row, result in enumerate(sets):
-        figure = result.overall.figures[name]
-        if not math.isfinite(figure.value):
-            text = "infinite" if math.isinf(figure.value) else "not measurable"
+        metric = result.overall.metrics[name]
+        if not math.isfinite(metric.value):
+            text = "infinite" if math.isinf(metric.value) else "not measurable"
             axis.text(
                 0.03, row, text, transform=axis.get_yaxis_transform(), va="center", color="0.4"
             )
             continue
         if origin is not None:
-            axis.barh(row, figure.value - origin, left=origin, height=0.6, color=_color(row))
+            axis.barh(row, metric.value - origin, left=origin, height=0.6, color=_color(row))
         axis.errorbar(
-            figure.value,
+            metric.value,
             row,
-            xerr=_errors(figure),
+            xerr=_errors(metric),
             fmt=MARKERS[row % len(MARKERS)] if origin is None else ".",  # a bar of 0 shows, too
             color=_color(row) if origin is None else "black",
             capsize=4,
@@ -81,16 +81,16 @@ def _panel(axis: Axes, sets: tuple[SetResult, ...], name: str, origin: float | N
     axis.set_ylim(len(sets) - 0.4, -0.6)
     axis.locator_params(axis="x", nbins=5)
     axis.margins(x=0.1)
-    if name.startswith("probe."):
+    if name.endswith("balanced_accuracy"):
         axis.set_xlim(0, 1.03)
     axis.grid(axis="x", alpha=0.3)
 
 
 def _scatter(axis: Axes, sets: tuple[SetResult, ...]) -> None:
-    """Banding against SSIM: what was removed, and at what price."""
+    """SSIM against banding: what was removed, and at what cost."""
     for row, result in enumerate(sets):
-        banding = result.overall.figures["low_signal.contribution"]
-        ssim = result.overall.figures["ssim"]
+        banding = result.overall.metrics["low_signal.contribution"]
+        ssim = result.overall.metrics["ssim"]
         if math.isfinite(banding.value) and math.isfinite(ssim.value):
             axis.errorbar(
                 banding.value,
@@ -109,15 +109,15 @@ def _scatter(axis: Axes, sets: tuple[SetResult, ...]) -> None:
     axis.margins(0.1)
     axis.grid(alpha=0.3)
     if axis.get_legend_handles_labels()[0]:
-        # beside the panel: nothing lies under it
+        # beside the panel, where it hides nothing
         axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
 
 
-def _errors(figure: Figure) -> Any:
+def _errors(metric: Metric) -> Any:
     """Distances to the ends of the interval, (2, 1); None where there is none."""
-    if math.isnan(figure.low):
+    if math.isnan(metric.low):
         return None
-    return [[max(0.0, figure.value - figure.low)], [max(0.0, figure.high - figure.value)]]
+    return [[max(0.0, metric.value - metric.low)], [max(0.0, metric.high - metric.value)]]
 
 
 def _wrapped(name: str) -> str:

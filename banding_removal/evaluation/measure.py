@@ -1,52 +1,52 @@
-"""Figures of one slice and of one volume of a set of reconstructions; `evaluate` adds them up."""
+"""Metrics of each slice and volume of a set of reconstructions; `evaluate` summarises them."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from banding_removal.data.index import VolumeError
 from banding_removal.data.operators import center_crop
 from banding_removal.evaluation.image_sets import ReferenceVolume, SliceImages
-from banding_removal.metrics.banding import BandingOfSlice, banding_of_slice
+from banding_removal.metrics.banding import BandingOfSlice, RegionBanding, banding_of_slice
 from banding_removal.metrics.image_quality import LOG_SIZE, WINDOW, VolumeQuality, hfen
-from banding_removal.metrics.probe import VolumeFigures
-from banding_removal.metrics.single_banding import SingleBandingOfSlice, single_banding_of_slice
-from banding_removal.metrics.statistics import summarize, summarize_single
+from banding_removal.metrics.probe import VolumeProbe
+from banding_removal.metrics.probe_classifier import View
+from banding_removal.metrics.statistics import REGIONS, BandingSummary, summarize
 
-REGIONS = ("low_signal", "background", "anatomy")
 QUALITY = ("nmse", "psnr", "ssim", "mse", "hfen")
-OF_SLICE = ("contribution", "power", "excess", "signed_excess")
+OF_SLICE = ("contribution", "power", "signed_excess")
 OF_PAIR = (*OF_SLICE, "along", "across")
-SINGLE_SUMMARY = ("contribution", "excess", "signed_excess")
+SINGLE_SUMMARY = ("contribution", "signed_excess")
 PAIR_SUMMARY = (*SINGLE_SUMMARY, "along", "across", "auc")
+PROBES: dict[str, View] = {"probe": "image", "probe_low_signal": "low_signal"}  # by name
 PROBE = ("balanced_accuracy", "auc", "paired")
 SCALE_TOLERANCE = 1.2  # a factor beyond which images are in another unit than the target
 
 
 @dataclass(frozen=True, kw_only=True)
 class SliceResult:
-    """One slice: all figures by name; reasons by region (`low_signal`, `single.low_signal`)."""
+    """One slice: all metrics by name; reasons by region (`low_signal`, `single.low_signal`)."""
 
     volume: str
     slice_index: int
-    figures: dict[str, float]
+    metrics: dict[str, float]
     reasons: dict[str, str]
     banding: BandingOfSlice | None  # None with one orientation
-    single: SingleBandingOfSlice
+    single: BandingOfSlice  # from phase encoding along x alone: weaker
 
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeResult:
-    """One volume: image quality, least-squares scale factor, banding and probe, by name."""
+    """One volume: image quality, least-squares scale factor, banding and probes, by name."""
 
     reference: ReferenceVolume
     slices: tuple[SliceResult, ...]
-    figures: dict[str, float]
-    probe: VolumeFigures | None
+    metrics: dict[str, float]
+    probes: dict[str, VolumeProbe]  # by name, see PROBES
 
 
 @dataclass(kw_only=True)
@@ -59,88 +59,111 @@ class VolumeSums:
     slices: list[SliceResult] = field(default_factory=list)
     target_by_image: float = 0.0  # sum of t r over both orientations
     image_energy: float = 0.0  # sum of r^2
-    turned_error: float = 0.0  # of r_y, were it not upright
+    turned_error: float = 0.0  # error of r_y's transpose: less than r_y's if that is not upright
     paired: int = 0
     identical: int = 0
 
     @classmethod
     def of(cls, reference: ReferenceVolume) -> "VolumeSums":
         """Empty sums."""
-        # float32, as a batch has it: the figures are validation's to the last digit
-        start = float(np.float32(reference.data_range))
+        # float32, as in a batch: the metrics equal validation's to the last digit
+        data_range = float(np.float32(reference.data_range))
         return cls(
             reference=reference,
-            x=VolumeQuality(data_range=start),
-            y=VolumeQuality(data_range=start),
+            x=VolumeQuality(data_range=data_range),
+            y=VolumeQuality(data_range=data_range),
         )
 
     def add(self, images: SliceImages) -> None:
-        """Measure a slice that `cropped` has seen to."""
-        target, reasons, figures = images.target, dict[str, str](), dict[str, float]()
-        data_range = torch.tensor([self.x.data_range])
-        for suffix, image, quality in (("", images.r_x, self.x), ("_y", images.r_y, self.y)):
-            if image is None:
-                figures |= {f"{name}{suffix}": math.nan for name in QUALITY}
-                continue
-            found = quality.add(image[None, None], target[None, None], data_range)
-            figures |= {f"{name}{suffix}": value for name, value in vars(found).items()}
-            figures[f"hfen{suffix}"] = (
-                float(hfen(image[None, None], target[None, None]))
-                if min(target.shape) >= LOG_SIZE
-                else math.nan
+        """Measure a slice, as `cropped` returns it."""
+        r_x, r_y, target = images.r_x, images.r_y, images.target
+
+        def banding_with(other: Tensor | None) -> BandingOfSlice:
+            return banding_of_slice(
+                r_x,
+                other,
+                target,
+                scale=self.reference.scale,
+                volume=images.volume,
+                slice_index=images.slice_index,
             )
-            r, t = image.double(), target.double()
-            self.target_by_image += float((r * t).sum())
-            self.image_energy += float(r.square().sum())
-            if suffix and r.shape[0] == r.shape[1]:
-                self.turned_error += float((r.T - t).square().sum())
-        q = self.reference.scale
-        where: dict[str, Any] = {"volume": images.volume, "slice_index": images.slice_index}
-        single = single_banding_of_slice(images.r_x, target, scale=q, **where)
-        banding = None
-        if images.r_y is not None:
+
+        metrics, reasons = self._quality(r_x, target, ""), dict[str, str]()
+        metrics |= self._quality(r_y, target, "_y")
+        single, banding = banding_with(None), None
+        if r_y is not None:
             self.paired += 1
-            self.identical += torch.equal(images.r_x, images.r_y)
-            banding = banding_of_slice(images.r_x, images.r_y, target, scale=q, **where)
+            self.identical += torch.equal(r_x, r_y)
+            banding = banding_with(r_y)
         for prefix, item, names in (("", banding, OF_PAIR), ("single.", single, OF_SLICE)):
             for region in REGIONS:
-                measured = getattr(item, region, None)
+                measured: RegionBanding | None = getattr(item, region, None)
                 key = f"{prefix}{region}"
                 reasons[key] = images.why_no_r_y if measured is None else measured.reason
-                for name in names:
-                    figures[f"{key}.{name}"] = getattr(measured, name, math.nan)
-        result = SliceResult(
-            figures=figures, reasons=reasons, banding=banding, single=single, **where
+                metrics |= {f"{key}.{name}": getattr(measured, name, math.nan) for name in names}
+        self.slices.append(
+            SliceResult(
+                volume=images.volume,
+                slice_index=images.slice_index,
+                metrics=metrics,
+                reasons=reasons,
+                banding=banding,
+                single=single,
+            )
         )
-        self.slices.append(result)
+
+    def _quality(self, image: Tensor | None, target: Tensor, suffix: str) -> dict[str, float]:
+        """Quality of one orientation (suffix "_y": along y), added to the sums; NaN of none."""
+        if image is None:
+            return {f"{name}{suffix}": math.nan for name in QUALITY}
+        r, t = image.double(), target.double()
+        self.target_by_image += float((r * t).sum())
+        self.image_energy += float(r.square().sum())
+        if suffix and r.shape[0] == r.shape[1]:
+            self.turned_error += float((r.T - t).square().sum())
+        quality = self.y if suffix else self.x
+        pair = (image[None, None], target[None, None])
+        found = vars(quality.add(*pair, torch.tensor([quality.data_range])))
+        large_enough = min(target.shape) >= LOG_SIZE
+        found = {**found, "hfen": float(hfen(*pair)) if large_enough else math.nan}
+        return {f"{name}{suffix}": value for name, value in found.items()}
 
     @property
     def scale_factor(self) -> float:
-        """Least squares: times this, the images are nearest to the target."""
+        """The factor that brings the images nearest to the target (least squares)."""
         return self.target_by_image / self.image_energy if self.image_energy > 0 else math.nan
 
-    def result(self, probed: VolumeFigures | None) -> VolumeResult:
-        """The figures of the volume, with those of the probe on it."""
-        figures = {"scale_factor": self.scale_factor}
+    def result(self, probes: Mapping[str, VolumeProbe]) -> VolumeResult:
+        """The metrics of the volume, with those of the probes on it."""
+        metrics = {"scale_factor": self.scale_factor}
         for suffix, quality in (("", self.x), ("_y", self.y)):
             found = vars(quality.result()) if quality.slices else {}
-            figures |= {f"{name}{suffix}": found.get(name, math.nan) for name in QUALITY}
-            figures[f"hfen{suffix}"] = _mean_of_known(
-                [item.figures[f"hfen{suffix}"] for item in self.slices]
+            metrics |= {f"{name}{suffix}": found.get(name, math.nan) for name in QUALITY}
+            metrics[f"hfen{suffix}"] = _mean_of_known(
+                [item.metrics[f"hfen{suffix}"] for item in self.slices]
             )
-        # The values alone are wanted: one draw.
+        # Only the values are needed, not the intervals: one draw.
         pairs = summarize([s.banding for s in self.slices if s.banding], resamples=1)
-        singles = summarize_single([s.single for s in self.slices], resamples=1)
+        singles = summarize([s.single for s in self.slices], resamples=1)
         for region in REGIONS:
-            for name in PAIR_SUMMARY:
-                figures[f"{region}.{name}"] = getattr(getattr(pairs, region), name).value
-            for name in SINGLE_SUMMARY:
-                figures[f"single.{region}.{name}"] = getattr(getattr(singles, region), name).value
-        for name in PROBE:
-            figures[f"probe.{name}"] = getattr(probed, name, math.nan)
+            metrics |= _values(pairs, region, "", PAIR_SUMMARY)
+            metrics |= _values(singles, region, "single.", SINGLE_SUMMARY)
+        for probe in PROBES:
+            found_here = probes.get(probe)
+            metrics |= {f"{probe}.{name}": getattr(found_here, name, math.nan) for name in PROBE}
         return VolumeResult(
-            reference=self.reference, slices=tuple(self.slices), figures=figures, probe=probed
+            reference=self.reference,
+            slices=tuple(self.slices),
+            metrics=metrics,
+            probes=dict(probes),
         )
+
+
+def _values(
+    summary: BandingSummary, region: str, prefix: str, names: Sequence[str]
+) -> dict[str, float]:
+    found = getattr(summary, region)
+    return {f"{prefix}{region}.{name}": getattr(found, name).value for name in names}
 
 
 def _mean_of_known(values: Sequence[float]) -> float:
@@ -149,7 +172,7 @@ def _mean_of_known(values: Sequence[float]) -> float:
 
 
 def cropped(images: SliceImages, set_name: str) -> SliceImages:
-    """The images checked, and cropped to the smaller height and width of target and images.
+    """The images, checked and cropped to the smallest height and width of target and images.
 
     Raises:
         ValueError: they are not real (h, w), or r_x and r_y differ in shape.
@@ -190,14 +213,15 @@ def scale_factor(sums: Mapping[str, VolumeSums]) -> float:
 
 
 def warnings_of(sums: Mapping[str, VolumeSums]) -> Iterator[str]:
-    """Mistakes that figures would hide: another unit, copies for pairs, images not upright."""
+    """Mistakes that metrics would hide: another unit, copies as pairs, images not upright."""
     whole = scale_factor(sums)
     factors = [whole, *(part.scale_factor for part in sums.values())]
     if not all(1 / SCALE_TOLERANCE <= factor <= SCALE_TOLERANCE for factor in factors):
         low, high = min(factors[1:]), max(factors[1:])
         yield (
-            f"the images are in another unit than the targets: nearest to these times {whole:.4g} "
-            f"({low:.4g} to {high:.4g} by volume); nothing was rescaled"
+            "the images are in another unit than the targets: a factor of "
+            f"{whole:.4g} ({low:.4g} to {high:.4g} by volume) brings them nearest; nothing was "
+            "rescaled"
         )
     paired = sum(part.paired for part in sums.values())
     if paired and paired == sum(part.identical for part in sums.values()):

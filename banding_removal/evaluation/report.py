@@ -17,20 +17,20 @@ from banding_removal.evaluation.table import markdown
 from banding_removal.files import atomic_write
 
 RESULTS = "results.json"
-KIND = "evaluation of banding_removal"  # tells our folders from others
+KIND = "evaluation of banding_removal"  # by which `claim_output` knows its own folders
 
 
 def claim_output(folder: Path) -> None:
-    """Make a folder for the results; one of an earlier evaluation may be written over.
+    """Make the folder for the results; those of an earlier evaluation may be overwritten.
 
     Raises:
-        ConfigError: it holds something else, or is a file.
+        ConfigError: the folder holds something else, or is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output {folder} is a file")
     if folder.is_dir() and any(folder.iterdir()) and not _is_ours(folder / RESULTS):
         raise ConfigError(
-            f"output {folder} is not empty and holds no evaluation; name another folder"
+            f"output {folder} holds something else than an evaluation; name another folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -49,11 +49,11 @@ def write_report(folder: Path, evaluation: Evaluation, settings: Mapping[str, An
     """Write all files, each whole or not at all; returns the text of table.md.
 
     Args:
-        folder: that `claim_output` made.
+        folder: as made by `claim_output`.
         evaluation: to write.
-        settings: plain values for results.json: how it was made.
+        settings: how the evaluation was made: plain values for results.json.
     """
-    # first, so that a folder that holds anything is known as an evaluation's
+    # written first: `claim_output` recognises the folder by it, even if writing stops here
     content = json.dumps(as_json(evaluation, settings), indent=1, allow_nan=False)
     atomic_write(folder / RESULTS, content.encode())
     atomic_write(folder / "slices.csv", _csv(_slice_rows(evaluation)))
@@ -65,7 +65,7 @@ def write_report(folder: Path, evaluation: Evaluation, settings: Mapping[str, An
 
 
 def as_json(evaluation: Evaluation, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """All but the slices (slices.csv) as plain values; what is not finite is null."""
+    """Everything but the slices (they are in slices.csv) as plain values; NaN and Inf are null."""
     return {
         "kind": KIND,
         "format": 1,
@@ -89,7 +89,7 @@ def _set_as_json(result: SetResult) -> dict[str, Any]:
             {
                 **asdict(volume.reference),
                 "slices": len(volume.slices),
-                "figures": {name: _known(value) for name, value in volume.figures.items()},
+                "figures": {name: _known(value) for name, value in volume.metrics.items()},
             }
             for volume in result.volumes
         ],
@@ -97,14 +97,14 @@ def _set_as_json(result: SetResult) -> dict[str, Any]:
 
 
 def _summary_as_json(summary: Summary) -> dict[str, Any]:
-    figures = {}
-    for name, figure in summary.figures.items():
-        numbers = {key: _known(getattr(figure, key)) for key in ("value", "low", "high")}
-        figures[name] = {**numbers, **({"reason": figure.reason} if figure.reason else {})}
+    metrics = {}
+    for name, metric in summary.metrics.items():
+        numbers = {key: _known(getattr(metric, key)) for key in ("value", "low", "high")}
+        metrics[name] = {**numbers, **({"reason": metric.reason} if metric.reason else {})}
     return {
         "volumes": summary.volumes,
         "slices": summary.slices,
-        "figures": figures,
+        "figures": metrics,
         "measured": {region: asdict(item) for region, item in summary.measured.items()},
     }
 
@@ -123,7 +123,7 @@ def _slice_rows(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
                     "slice": item.slice_index,
                     "acquisition": volume.reference.acquisition,
                     "scanner": volume.reference.scanner,
-                    **item.figures,
+                    **item.metrics,
                     **{f"{region}.reason": reason for region, reason in item.reasons.items()},
                 }
 
@@ -137,12 +137,12 @@ def _volume_rows(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
                 "slices": len(volume.slices),
                 "acquisition": volume.reference.acquisition,
                 "scanner": volume.reference.scanner,
-                **volume.figures,
+                **volume.metrics,
             }
 
 
 def _csv(rows: Iterator[dict[str, Any]]) -> bytes:
-    """Rows of the same keys; a cell that is not known is empty, full precision elsewhere."""
+    """Rows with the same keys, in full precision; a cell that is NaN is empty."""
     listed = list(rows)
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(listed[0]), lineterminator="\n")

@@ -1,4 +1,4 @@
-"""From paths to an evaluation's files: settings, and the way there."""
+"""Settings of an evaluation, and the way from its paths to its files."""
 
 import logging
 from dataclasses import dataclass, field
@@ -18,27 +18,27 @@ log = logging.getLogger(__name__)
 
 
 class VolumeChoice(Protocol):
-    """What `choose_volumes` reads in settings."""
+    """The settings that `choose_volumes` reads."""
 
     @property
     def volumes(self) -> Path:
-        """Folder of files with targets."""
+        """Folder of HDF5 files with targets."""
 
     @property
     def filter(self) -> VolumeFilter:
-        """Conditions on them."""
+        """Which of the volumes are used."""
 
     @property
     def slices(self) -> tuple[int | None, int | None]:
-        """Of each volume, [first, stop)."""
+        """Of each volume, [first, stop); None: from its first, to its last."""
 
     @property
     def logs(self) -> Path:
-        """The index is kept there."""
+        """Folder where the index of the volumes is kept."""
 
     @property
     def seed(self) -> int:
-        """Of a filter's random fraction."""
+        """Seed of the filter's random fraction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +52,10 @@ class EvaluateSettings:
     slices: tuple[int | None, int | None] = (None, None)  # of each volume, [first, stop)
     output: Path = REPOSITORY / "logs" / "evaluation"
     logs: Path = REPOSITORY / "logs"  # the index of the volumes is kept there
-    probe: bool = True  # train classifiers: about a minute a set
-    probe_steps: int = 300  # of each classifier
+    probe: bool = True  # train the classifiers of both probes: about two minutes a set
+    probe_steps: int = 300  # optimiser steps of each classifier
     device: str = "auto"
-    seed: int = 0  # of probe, resampling and filter.fraction
+    seed: int = 0  # of probes, resampling and filter.fraction
 
     def __post_init__(self) -> None:
         if self.probe_steps < 1 or self.seed < 0:
@@ -63,12 +63,12 @@ class EvaluateSettings:
 
 
 def evaluate_files(settings: EvaluateSettings) -> str:
-    """Evaluate and write the files; returns the tables.
+    """Evaluate the sets and write the files; returns the tables.
 
     Raises:
-        ConfigError: no set is named, a path is missing, or filters leave nothing.
+        ConfigError: no set is named, a path is missing, or filters leave no volume.
         CheckpointError: a checkpoint cannot be used.
-        VolumeError: volumes or reconstructions that cannot be used; all are named.
+        VolumeError: volumes or reconstructions cannot be used; all are named.
         FileNotFoundError: the folder of volumes is missing or empty.
         FloatingPointError: a reconstruction is not finite.
     """
@@ -93,12 +93,12 @@ def evaluate_files(settings: EvaluateSettings) -> str:
 
 
 def choose_volumes(settings: VolumeChoice) -> list[Volume]:
-    """The volumes that the settings choose, each with at least one slice.
+    """The volumes that pass the filter and have at least one of the chosen slices.
 
     Raises:
-        ConfigError: filters or slices leave nothing.
+        ConfigError: filter or slices leave no volume.
         FileNotFoundError: the folder is missing or empty.
-        VolumeError: files in it that cannot be used; all are named.
+        VolumeError: files in it cannot be used; all are named.
     """
     files = index_folder(settings.volumes, cache_folder=settings.logs / "index")
     try:
@@ -107,7 +107,7 @@ def choose_volumes(settings: VolumeChoice) -> list[Volume]:
         raise ConfigError(str(error)) from error
     kept = [file for file in files if range(file.slices)[slice(*settings.slices)]]
     if not kept:
-        raise ConfigError(f"slices {settings.slices} leave nothing of {len(files)} volumes")
+        raise ConfigError(f"none of {len(files)} volumes has any of the slices {settings.slices}")
     if len(kept) < len(files):
         log.warning("%d volumes have none of these slices", len(files) - len(kept))
     return kept

@@ -1,43 +1,34 @@
 """Means over the volumes of a set or of a group in it, with 95 % intervals and reasons."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from banding_removal.evaluation.measure import (
     PAIR_SUMMARY,
     PROBE,
+    PROBES,
     QUALITY,
-    REGIONS,
     SINGLE_SUMMARY,
     VolumeResult,
 )
+from banding_removal.metrics.bootstrap import Estimate, Resampled, mean_over_volumes
 from banding_removal.metrics.probe import summarize_volumes
-from banding_removal.metrics.statistics import (
-    BandingSummary,
-    Resampled,
-    SingleBandingSummary,
-    mean_over_volumes,
-    summarize,
-    summarize_single,
-)
+from banding_removal.metrics.statistics import REGIONS, RegionSummary, summarize
 
 FEW = "no interval: fewer than two volumes"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A figure and its 95 % interval; `reason` says why any of them is not finite."""
+class Metric(Estimate):
+    """A metric and its 95 % interval; `reason` says why any of the three is not finite."""
 
-    value: float
-    low: float
-    high: float
     reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """On how much the banding figures of a region rest."""
+    """How many slices and volumes the banding metrics of a region rest on."""
 
     slices: int
     volumes: int
@@ -47,11 +38,11 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Means over volumes; figures by name, regions as `low_signal` and `single.low_signal`."""
+    """Means over volumes; metrics by name, regions as `low_signal` and `single.low_signal`."""
 
     volumes: int
     slices: int
-    figures: dict[str, Figure]
+    metrics: dict[str, Metric]
     measured: dict[str, Measured]
 
 
@@ -61,16 +52,16 @@ def summary_of(
     """The summary of some volumes.
 
     Args:
-        volumes: of a set, or of a group in it; one at least.
+        volumes: of a set, or of a group in it; at least one.
         why_no_pairs: why slices lack the other orientation; empty where none does.
-        why_no_probe: why no volume has figures of the probe; empty where there are.
+        why_no_probe: why no volume has metrics of the probes; empty where there are.
         seed: of the resampling.
     """
     slices = [item for volume in volumes for item in volume.slices]
     pairs = summarize([item.banding for item in slices if item.banding], seed=seed)
-    singles = summarize_single([item.single for item in slices], seed=seed)
+    singles = summarize([item.single for item in slices], seed=seed)
     unpaired = sum(item.banding is None for item in slices)
-    figures = _quality(volumes, why_no_pairs, seed)
+    metrics = _quality(volumes, why_no_pairs, seed)
     measured = {}
     for region in REGIONS:
         for prefix, summary, names, missing in (
@@ -78,21 +69,23 @@ def summary_of(
             ("single.", singles, SINGLE_SUMMARY, {}),
         ):
             key = f"{prefix}{region}"
-            measured[key] = _measured(summary, region, missing)
+            found = getattr(summary, region)
+            measured[key] = _measured(found, missing)
             for name in names:
-                estimate = getattr(getattr(summary, region), name)
-                reason = _why(estimate.value, estimate.low, measured[key])
-                figures[f"{key}.{name}"] = Figure(**vars(estimate), reason=reason)
-    figures |= _probe(volumes, why_no_probe, seed)
-    return Summary(volumes=len(volumes), slices=len(slices), figures=figures, measured=measured)
+                estimate = getattr(found, name)
+                reason = _why(estimate, measured[key])
+                metrics[f"{key}.{name}"] = Metric(**vars(estimate), reason=reason)
+    for probe in PROBES:
+        metrics |= _probe(volumes, probe, why_no_probe, seed)
+    return Summary(volumes=len(volumes), slices=len(slices), metrics=metrics, measured=measured)
 
 
-def _quality(volumes: Sequence[VolumeResult], why_no_pairs: str, seed: int) -> dict[str, Figure]:
+def _quality(volumes: Sequence[VolumeResult], why_no_pairs: str, seed: int) -> dict[str, Metric]:
     """Image quality: means over volumes, as in validation."""
-    figures = {}
+    metrics = {}
     for suffix in ("", "_y"):
         for name in QUALITY:
-            values = {v.reference.name: v.figures[f"{name}{suffix}"] for v in volumes}
+            values = {v.reference.name: v.metrics[f"{name}{suffix}"] for v in volumes}
             estimate = mean_over_volumes(values, seed=seed)
             reason = ""
             if math.isinf(estimate.value):
@@ -103,14 +96,11 @@ def _quality(volumes: Sequence[VolumeResult], why_no_pairs: str, seed: int) -> d
                 reason = why_no_pairs if suffix and why_no_pairs else reason
             elif math.isnan(estimate.low):
                 reason = FEW
-            figures[f"{name}{suffix}"] = Figure(**vars(estimate), reason=reason)
-    return figures
+            metrics[f"{name}{suffix}"] = Metric(**vars(estimate), reason=reason)
+    return metrics
 
 
-def _measured(
-    summary: BandingSummary | SingleBandingSummary, region: str, missing: dict[str, int]
-) -> Measured:
-    found = getattr(summary, region)
+def _measured(found: RegionSummary, missing: Mapping[str, int]) -> Measured:
     return Measured(
         slices=found.slices,
         volumes=found.volumes,
@@ -119,30 +109,29 @@ def _measured(
     )
 
 
-def _why(value: float, low: float, measured: Measured) -> str:
-    """Why a banding figure or its interval is not known; empty where both are."""
-    if not math.isnan(low):
+def _why(estimate: Estimate, measured: Measured) -> str:
+    """Why a banding metric or its interval is not known; empty where both are."""
+    if not math.isnan(estimate.low):
         return ""
-    if not math.isnan(value):
+    if not math.isnan(estimate.value):
         return "no interval: fewer than two slices"
     if measured.slices:
         return "the targets have no texture"
     return "; ".join(f"{reason} ({n} slices)" for reason, n in measured.reasons.items())
 
 
-def _probe(volumes: Sequence[VolumeResult], why_not: str, seed: int) -> dict[str, Figure]:
-    """The probe's figures on these volumes, told by classifiers trained on all of the set."""
-    found = [volume.probe for volume in volumes if volume.probe is not None]
+def _probe(
+    volumes: Sequence[VolumeResult], probe: str, why_not: str, seed: int
+) -> dict[str, Metric]:
+    """Metrics of one probe on these volumes; its classifiers were trained on the whole set."""
+    found = [volume.probes[probe] for volume in volumes if probe in volume.probes]
     if not found:
-        why_not = why_not or "one orientation only"
-        nothing = Figure(value=math.nan, low=math.nan, high=math.nan, reason=why_not)
-        return {f"probe.{name}": nothing for name in PROBE}
+        nothing = Metric(value=math.nan, reason=why_not or "one orientation only")
+        return {f"{probe}.{name}": nothing for name in PROBE}
     result = summarize_volumes(found, seed=seed)
-    figures = {}
+    metrics = {}
     for name in PROBE:
-        item = getattr(result, name)
-        reason = FEW if math.isnan(item.low) else ""
-        figures[f"probe.{name}"] = Figure(
-            value=item.estimate, low=item.low, high=item.high, reason=reason
-        )
-    return figures
+        estimate = getattr(result, name)
+        reason = FEW if math.isnan(estimate.low) else ""
+        metrics[f"{probe}.{name}"] = Metric(**vars(estimate), reason=reason)
+    return metrics

@@ -4,31 +4,31 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from banding_removal.evaluation.evaluate import Evaluation, SetResult
-from banding_removal.evaluation.measure import REGIONS
-from banding_removal.evaluation.summary import Figure
+from banding_removal.evaluation.summary import Metric
+from banding_removal.metrics.statistics import REGIONS
 
 NOT_MEASURABLE = "n/a"
 
-Column = tuple[str, str, str]  # figure, title, format
+Column = tuple[str, str, str]  # metric, title, format
 COLUMNS: tuple[Column, ...] = (
     ("ssim", "SSIM", ".4f"),
     ("nmse", "NMSE", ".4f"),
     ("psnr", "PSNR (dB)", ".2f"),
     ("hfen", "HFEN", ".3f"),
     ("low_signal.contribution", "B (dB)", ".2f"),
-    ("low_signal.excess", "excess (%)", ".3f"),
+    ("low_signal.signed_excess", "signed excess (%)", ".3f"),
     ("low_signal.along", "along (dB)", ".2f"),
     ("low_signal.across", "across (dB)", ".2f"),
     ("low_signal.auc", "AUC", ".3f"),
     ("probe.balanced_accuracy", "probe accuracy", ".3f"),
+    ("probe_low_signal.balanced_accuracy", "probe accuracy, low signal", ".3f"),
 )
 SINGLE_COLUMNS: tuple[Column, ...] = (
     ("contribution", "weaker: B, x alone (dB)", ".2f"),
-    ("excess", "weaker: excess, x alone (%)", ".3f"),
+    ("signed_excess", "weaker: signed excess, x alone (%)", ".3f"),
 )
 REGION_COLUMNS: tuple[Column, ...] = (
     ("contribution", "B (dB)", ".2f"),
-    ("excess", "excess (%)", ".3f"),
     ("signed_excess", "signed excess (%)", ".3f"),
     ("along", "along (dB)", ".2f"),
     ("across", "across (dB)", ".2f"),
@@ -38,35 +38,42 @@ PROBE_COLUMNS: tuple[Column, ...] = (
     ("probe.balanced_accuracy", "accuracy", ".3f"),
     ("probe.auc", "AUC", ".3f"),
     ("probe.paired", "paired", ".3f"),
+    ("probe_low_signal.balanced_accuracy", "low signal: accuracy", ".3f"),
+    ("probe_low_signal.auc", "low signal: AUC", ".3f"),
+    ("probe_low_signal.paired", "low signal: paired", ".3f"),
 )
 NOTES = """\
-Means with 95 % intervals from resampling volumes (too narrow below about ten). SSIM, NMSE, PSNR and
-HFEN: means over volumes, of phase encoding along x. B, excess, along, across, AUC: banding in flat
-low-signal pixels, over slices, from the pair of orientations; without banding B 0, excess 0, along
-and across alike, AUC 0.5. No single one is enough: noise lowers B, blur lowers the excess, texture
-across lowers both and raises `across`. Probe: how often a fresh classifier tells the orientation of
-held-out images; 0.5 without banding. Weaker, x alone: estimates of B and excess from phase encoding
-along x and the target, to be compared with each other only."""
+Means with 95 % intervals from resampling volumes (too narrow below about ten volumes).
+SSIM, NMSE, PSNR, HFEN: means over volumes, with phase encoding along x.
+B, signed excess, along, across, AUC: banding in flat low-signal pixels, means over slices, from the
+pair of orientations. Without banding, B and signed excess are 0, along and across are equal, and
+AUC is 0.5. A negative B or signed excess means over-corrected, which is as wrong as banding. No
+single metric is enough: noise lowers B, blur lowers the excess, texture across lowers both and
+raises `across`.
+Probe: how often a newly trained classifier identifies the orientation of held-out images; 0.5
+without banding. Low signal: the same for a classifier that sees the dark texture alone.
+Weaker, x alone: estimates of B and signed excess from phase encoding along x and the target;
+compare them with each other only."""
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """The tables: sets, regions, probe, then by acquisition and by scanner.
+    """The tables: sets, regions, probes, then by acquisition and by scanner.
 
-    The weaker figures from one orientation are shown where a set has nothing else. A column that is
-    not known of any set is left out; the reason stands at the end.
+    The weaker metrics from one orientation are shown if a set has nothing else. A column for which
+    no set has a value is left out; the reasons stand at the end.
     """
     sets = evaluation.sets
     single = _single_columns(sets)
     columns = _columns(sets)
     in_regions = REGION_COLUMNS + tuple((f"single.{name}", t, form) for name, t, form in single)
-    by_set = [((s.name,), s.overall.figures) for s in sets]
+    by_set = [((s.name,), s.overall.metrics) for s in sets]
     parts = [overview(evaluation), NOTES]
     parts += ["## Regions", _table(("set", "region"), in_regions, list(_by_region(sets)))]
-    if any(not math.isnan(figures["probe.auc"].value) for _, figures in by_set):
+    if any(not math.isnan(metrics["probe.auc"].value) for _, metrics in by_set):
         parts += ["## Probe", _table(("set",), PROBE_COLUMNS, by_set)]
     for grouping in ("acquisition", "scanner"):
         rows = [
-            ((s.name, value, str(summary.volumes)), summary.figures)
+            ((s.name, value, str(summary.volumes)), summary.metrics)
             for value in sets[0].groups[grouping]
             for s in sets
             for summary in [s.groups[grouping][value]]
@@ -79,12 +86,12 @@ def markdown(evaluation: Evaluation) -> str:
 
 
 def overview(evaluation: Evaluation) -> str:
-    """The first table, one row a set, with warnings above it."""
+    """The first table, one row for each set, with warnings above it."""
     sets = evaluation.sets
     overall = sets[0].overall
     parts = [f"# Evaluation on {overall.volumes} volumes, {overall.slices} slices"]
     parts += [f"**Warning**, {s.name}: {warning}" for s in sets for warning in s.warnings]
-    parts.append(_table(("set",), _columns(sets), [((s.name,), s.overall.figures) for s in sets]))
+    parts.append(_table(("set",), _columns(sets), [((s.name,), s.overall.metrics) for s in sets]))
     return "\n\n".join(parts)
 
 
@@ -94,39 +101,39 @@ def _columns(sets: Sequence[SetResult]) -> tuple[Column, ...]:
 
 
 def _single_columns(sets: Sequence[SetResult]) -> tuple[Column, ...]:
-    """The weaker figures, where a set has nothing else."""
-    known = [s.overall.figures["low_signal.contribution"].value for s in sets]
+    """The weaker metrics, if a set has nothing else."""
+    known = [s.overall.metrics["low_signal.contribution"].value for s in sets]
     return SINGLE_COLUMNS if any(math.isnan(value) for value in known) else ()
 
 
-def _by_region(sets: Sequence[SetResult]) -> Iterator[tuple[tuple[str, str], dict[str, Figure]]]:
-    """Figures of a region without its name: `contribution`, `single.contribution`."""
+def _by_region(sets: Sequence[SetResult]) -> Iterator[tuple[tuple[str, str], dict[str, Metric]]]:
+    """Metrics of a region, named without it: `contribution`, `single.contribution`."""
     for result in sets:
         for region in REGIONS:
-            figures = {
-                name.replace(f"{region}.", ""): figure
-                for name, figure in result.overall.figures.items()
+            metrics = {
+                name.replace(f"{region}.", ""): metric
+                for name, metric in result.overall.metrics.items()
                 if name.startswith((f"{region}.", f"single.{region}."))
             }
-            yield (result.name, region.replace("_", " ")), figures
+            yield (result.name, region.replace("_", " ")), metrics
 
 
 def _table(
     heads: Sequence[str],
     columns: Sequence[Column],
-    rows: Sequence[tuple[Sequence[str], Mapping[str, Figure]]],
+    rows: Sequence[tuple[Sequence[str], Mapping[str, Metric]]],
 ) -> str:
-    """A Markdown table, padded to be read on a console, too."""
+    """A Markdown table, padded so that it can also be read on a console."""
     columns = [
         column
         for column in columns
-        if any(not math.isnan(figures[column[0]].value) for _, figures in rows)
+        if any(not math.isnan(metrics[column[0]].value) for _, metrics in rows)
     ]
     cells = [[*heads, *(title for _, title, _ in columns)]]
-    for labels, figures in rows:
-        # a bar would end the cell
+    for labels, metrics in rows:
+        # an unescaped bar would end the cell
         names = [label.replace("|", "\\|") for label in labels]
-        cells.append([*names, *(_cell(figures[name], form) for name, _, form in columns)])
+        cells.append([*names, *(_cell(metrics[name], form) for name, _, form in columns)])
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = [
         " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in cells
@@ -135,28 +142,28 @@ def _table(
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def _cell(figure: Figure, form: str) -> str:
-    if math.isnan(figure.value):
+def _cell(metric: Metric, form: str) -> str:
+    if math.isnan(metric.value):
         return NOT_MEASURABLE
-    value = format(figure.value, form)
-    if math.isnan(figure.low):
+    value = format(metric.value, form)
+    if math.isnan(metric.low):
         return value
-    return f"{value} [{format(figure.low, form)}, {format(figure.high, form)}]"
+    return f"{value} [{format(metric.low, form)}, {format(metric.high, form)}]"
 
 
 def _reasons(sets: Sequence[SetResult]) -> Iterator[str]:
-    """A line for each reason, with the figures of a set that it keeps from being known."""
+    """A line for each reason, with the metrics of a set that are not measurable because of it."""
     for result in sets:
-        figures = result.overall.figures
-        prefixes: dict[str, set[str]] = {}  # region -> reasons of all its figures
-        for name, figure in figures.items():
-            reason = figure.reason if math.isnan(figure.value) else ""
+        metrics = result.overall.metrics
+        prefixes: dict[str, set[str]] = {}  # region -> reasons of all its metrics
+        for name, metric in metrics.items():
+            reason = metric.reason if math.isnan(metric.value) else ""
             prefixes.setdefault(name.rpartition(".")[0], set()).add(reason)
         by_reason: dict[str, dict[str, None]] = {}
-        for name, figure in figures.items():
-            if math.isnan(figure.value):
+        for name, metric in metrics.items():
+            if math.isnan(metric.value):
                 prefix = name.rpartition(".")[0]
-                together = prefix and len(prefixes[prefix]) == 1
-                by_reason.setdefault(figure.reason, {})[prefix if together else name] = None
+                whole_region = prefix and len(prefixes[prefix]) == 1
+                by_reason.setdefault(metric.reason, {})[prefix if whole_region else name] = None
         for reason, parts in by_reason.items():
             yield f"- {result.name}: {', '.join(f'`{part}`' for part in parts)}: {reason}"

@@ -11,10 +11,16 @@ from banding_removal.metrics.image_quality import ssim
 def reconstruction_loss(
     prediction: Tensor, target: Tensor, data_range: Tensor, l1_weight: float = 0.01
 ) -> tuple[Tensor, Tensor]:
-    """Loss (1 - SSIM) + l1_weight * L1, mean over the batch, and the SSIM in it.
+    """(1 - SSIM) + l1_weight * L1, mean over the batch.
 
-    Both images, real (B, 1, H, W) and (B, 1, h, w), are centre-cropped to the smaller of the two
-    sizes; `data_range` is (B,). L1 is in the data's own unit, as in the paper's runs.
+    Args:
+        prediction: real (B, 1, H, W); both images are centre-cropped to the smaller of each side.
+        target: real (B, 1, h, w).
+        data_range: (B,), the largest value of each volume, in the images' unit.
+        l1_weight: of L1, which is in the images' own unit, as in the paper's runs.
+
+    Returns:
+        The loss and the SSIM in it (detached), both scalars.
     """
     prediction, target = crop_to_smaller(prediction, target)
     similarity = ssim(prediction, target, data_range).mean()

@@ -1,4 +1,4 @@
-"""Image quality of whole volumes, NMSE, PSNR, SSIM, as fastMRI reports them; HFEN of slices."""
+"""Image quality: NMSE, PSNR and SSIM of whole volumes, as fastMRI reports them; HFEN of slices."""
 
 import math
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LOG_SIZE, LOG_SIGMA = 15, 1.5  # pixels; the filter of the high-frequency error norm
+LOG_SIZE, LOG_SIGMA = 15, 1.5  # pixels; Laplacian of Gaussian of the high-frequency error norm
 WINDOW = 7
-# 1/49 as a float32 window holds it, in every precision: the published loss, to the last digit.
+# 1/49 rounded to float32, in every precision: equals the published loss to the last digit.
 WINDOW_WEIGHT = float(torch.tensor(1 / WINDOW**2, dtype=torch.float32))
 K1, K2 = 0.01, 0.03
 
 
 def ssim(image: Tensor, reference: Tensor, data_range: Tensor) -> Tensor:
-    """Structural similarity with a uniform 7x7 window, mean over the valid region.
+    """Structural similarity with a uniform 7 x 7 window, mean over the valid region.
 
     Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity" (2004),
-    eq. 13, with k1 = 0.01, k2 = 0.03 and the sample covariance (factor 49/48), as scikit-image's
+    eq. 13, with k1 = 0.01, k2 = 0.03 and the sample covariance (factor 49/48): scikit-image's
     default. Symmetric in its two images.
 
     Args:
@@ -48,7 +48,7 @@ def ssim(image: Tensor, reference: Tensor, data_range: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """Figures of a slice or a volume; NMSE is NaN where the target is all zero."""
+    """Metrics of a slice or a volume; NMSE is NaN where the target is all zero."""
 
     nmse: float
     psnr: float  # dB
@@ -58,12 +58,11 @@ class Quality:
 
 @dataclass(kw_only=True)
 class VolumeQuality:
-    """Sums over the slices of one volume, from which its figures follow.
+    """Sums over the slices of one volume, from which its metrics follow.
 
     With t the target, x the reconstruction, L the data range of the volume:
     NMSE = sum (x - t)^2 / sum t^2, PSNR = 10 log10(L^2 / mean (x - t)^2), SSIM = mean over slices.
-    Only sums are kept, so memory does not grow with the volume, and parts computed by several
-    processes add up exactly.
+    Only sums are kept, so memory does not grow with the volume.
     """
 
     data_range: float
@@ -74,7 +73,7 @@ class VolumeQuality:
     slices: int = 0
 
     def add(self, prediction: Tensor, target: Tensor, data_range: Tensor) -> Quality:
-        """Add one slice, real (1, 1, h, w) each and (1,); its own figures are returned."""
+        """Add one slice, real (1, 1, h, w) each, data_range (1,); returns its own metrics."""
         x, t = prediction.double(), target.double()
         part = VolumeQuality(
             data_range=self.data_range,
@@ -89,7 +88,7 @@ class VolumeQuality:
         return part.result()
 
     def result(self) -> Quality:
-        """The figures of all slices so far."""
+        """The metrics of all slices so far."""
         mse = self.error / self.pixels
         return Quality(
             nmse=self.error / self.energy if self.energy > 0 else math.nan,
@@ -100,11 +99,11 @@ class VolumeQuality:
 
 
 def hfen(prediction: Tensor, target: Tensor) -> Tensor:
-    """High-frequency error norm, ||LoG * x - LoG * t||_2 / ||LoG * t||_2: blur shows.
+    """High-frequency error norm, ||LoG * x - LoG * t||_2 / ||LoG * t||_2: sensitive to blur.
 
-    LoG is a 15x15 Laplacian of Gaussian, sigma 1.5 pixels, of zero sum. Ravishankar & Bresler, "MR
-    Image Reconstruction from Highly Undersampled k-Space Data by Dictionary Learning" (2011); here
-    without padding, so that a border of 7 pixels does not count.
+    LoG is a 15 x 15 Laplacian of Gaussian, sigma 1.5 pixels, that sums to zero. Ravishankar &
+    Bresler, "MR Image Reconstruction from Highly Undersampled k-Space Data by Dictionary Learning"
+    (2011); here without padding, so that a border of 7 pixels does not count.
 
     Args:
         prediction: real (B, 1, h, w), at least 15 x 15.
@@ -114,7 +113,7 @@ def hfen(prediction: Tensor, target: Tensor) -> Tensor:
         (B,) float64; NaN where the target has no texture.
 
     Raises:
-        ValueError: shapes differ, or the images are smaller than the filter.
+        ValueError: shapes differ, are not (B, 1, h, w), or the images are smaller than the filter.
     """
     if prediction.shape != target.shape or target.ndim != 4 or target.shape[1] != 1:
         raise ValueError(
@@ -136,5 +135,5 @@ def _edges(image: Tensor) -> Tensor:
     gaussian = torch.exp(-r2 / (2 * LOG_SIGMA**2))
     kernel = (r2 - 2 * LOG_SIGMA**2) / LOG_SIGMA**4 * gaussian / gaussian.sum()
     kernel = kernel - kernel.mean()
-    # what is constant gives zero to the last digit only if it is taken away before
+    # A constant image gives exactly zero only if the constant is subtracted first.
     return F.conv2d(image - image[..., :1, :1], kernel[None, None]).flatten(1)

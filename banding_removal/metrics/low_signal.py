@@ -1,29 +1,28 @@
-"""Flat low-signal pixels of a target, background and anatomy apart: where banding is measured.
+"""Flat low-signal pixels of a target, where banding is measured: background and anatomy.
 
 Banding is strongest where signal is low, and only where the image is flat do the filters of
-`streaks` see it rather than anatomy. The widths here say what is flat to those filters, and are in
-pixels at any matrix as they are. A blur that follows the anatomy (sigma 5 instead of 2 pixels at
-320) no longer sees the edges that the filters see: noise-free phantom anatomy then leaves streaks
-along y of 0.46 % of q (root mean square), instead of 0.25 %. In pixels it is 0.80 % at 96 and
-0.70 % at 128, more because the same knee is less flat there: what the pair of orientations has to
-cancel. Low-signal pixels are 33 %, 38 % and 49 % of these images.
+`streaks` see banding rather than anatomy. All widths are in pixels, for any matrix: the filters
+decide what is flat, and their size is fixed. (A blur that scales with the anatomy, sigma 5 instead
+of 2 pixels at 320 x 320, misses edges that the filters see: noise-free phantom anatomy then leaves
+streaks along y of 0.46 % of q rms, instead of 0.25 %. With 2 pixels it leaves 0.80 % at 96 x 96 and
+0.70 % at 128 x 128, where the same knee is less flat. The pair of orientations cancels this
+remainder.) Low-signal pixels are 33 %, 38 % and 49 % of these images.
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
+
+from banding_removal.metrics.filters import gaussian_blur, percentile
 
 Image = Tensor | NDArray[np.floating]
-Scale = float | Sequence[float] | Tensor | None  # q, one for all slices or one each
 
 PERCENTILE = 99.5  # of the target: the unit q
-BORDER = 4  # pixels left out at the image's border: the filters never see beyond it
+BORDER = 4  # pixels left out at the image's border, which the filters cannot reach
 BLUR = 2.0  # pixels, standard deviation of the Gaussian that the mask is made with
 LOW_SIGNAL = 0.3  # of q
 FLAT = 0.02  # of q per pixel
@@ -41,45 +40,48 @@ class Regions(NamedTuple):
 
 
 def volume_scale(target: Image) -> float:
-    """q: the 99.5th percentile of a volume's target, real (slice, h, w), in its unit.
+    """q, the unit of all banding metrics: the 99.5th percentile of a volume's target.
 
-    The unit of the figures. The slices at the ends of a volume hold nothing but noise; their own
-    percentile is a noise level and their mask empty. They show banding best, so give every slice
-    its volume's q. In the phantom, a slice's own is 0.5 to 1.4 times the volume's where there is
-    anatomy, 0.1 to 0.3 times where there is none.
+    Use one q for all slices of a volume. The slices at its ends hold only noise and show banding
+    best; their own percentile is a noise level, with which no pixel counts as low signal. In the
+    phantom, a slice's own percentile is 0.5 to 1.4 times the volume's where there is anatomy, and
+    0.1 to 0.3 times where there is none.
+
+    Args:
+        target: real (slice, h, w), in any unit; q is in the same unit.
     """
     return float(percentile(as_real("target", target).reshape(1, -1), PERCENTILE))
 
 
-def low_signal_regions(target: Image, scale: Scale = None) -> Regions:
-    """Flat low-signal pixels of a target: G < 0.3 and |grad G| < 0.02, a 4-pixel border left out.
+def low_signal_regions(target: Image, scale: float | None = None) -> Regions:
+    """Flat low-signal pixels of a target: G < 0.3 and |grad G| < 0.02, without a 4-pixel border.
 
-    G is t / q after a Gaussian blur, sigma 2 pixels; its gradient, per pixel, is that of central
-    differences. Where there is no signal, RSS images have a floor f of noise, f^2 = coils sigma^2,
-    and signal s adds to it in squares, G^2 = f^2 + s^2. So background is G^2 < 2 f^2: less signal
-    than noise; f is the 5th percentile of G. Of pure noise, 0.1 % or less is taken for anatomy,
-    already with one coil. Without any air, the darkest tissue counts as background; with a floor
-    above 0.3 q no pixel is left.
+    G is t / q after a Gaussian blur (sigma 2 pixels); its gradient is that of central differences.
+
+    Background is where there is less signal than noise. RSS images have a noise floor f with
+    f^2 = coils * sigma^2, and a signal s adds to it in squares: G^2 = f^2 + s^2. So background is
+    G^2 < 2 f^2, with f the 5th percentile of G. Of pure noise, at most 0.1 % counts as anatomy,
+    even with one coil. In an image without air, the darkest tissue counts as background. With a
+    floor above 0.3 q there are no low-signal pixels.
 
     Args:
-        target: real (h, w) or (B, h, w), array or tensor.
-        scale: q, one for all or one each; None: each slice's own.
+        target: real (h, w).
+        scale: q, in the target's unit; None: the slice's own.
 
     Returns:
         Masks of the target's shape, on its device.
 
     Raises:
-        ValueError: the target is not real or has another number of axes, or `scale` does not fit.
+        ValueError: the target is not real or not (h, w).
     """
     t = as_real("target", target)
-    if t.ndim not in (2, 3):
-        raise ValueError(f"target must be (h, w) or (B, h, w), not {tuple(t.shape)}")
-    batch = t.reshape(-1, *t.shape[-2:])
-    inner = inner_regions(batch / scales(batch, scale)[:, None, None])
-    height, width = t.shape[-2:]
-    masks = inner.new_zeros((3, len(batch), height, width))
-    masks[..., BORDER : height - BORDER, BORDER : width - BORDER] = inner
-    return Regions(*masks.reshape(3, *t.shape))
+    if t.ndim != 2:
+        raise ValueError(f"target must be (h, w), not {tuple(t.shape)}")
+    inner = inner_regions(t[None] / unit(t, scale))[:, 0]
+    height, width = t.shape
+    masks = inner.new_zeros((3, height, width))
+    masks[:, BORDER : height - BORDER, BORDER : width - BORDER] = inner
+    return Regions(*masks)
 
 
 def inner_regions(target: Tensor) -> Tensor:
@@ -105,26 +107,11 @@ def _without_border(image: Tensor, pixels: int) -> Tensor:
     return image[..., pixels : height - pixels, pixels : width - pixels]
 
 
-def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """Gaussian cut at 3 sigma (pixels), the border repeated: (B, h, w) -> same shape."""
-    radius = round(3 * sigma)
-    offsets = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
-    weights = torch.exp(-(offsets**2) / (2 * sigma**2))
-    weights = weights / weights.sum()
-    padded = F.pad(image[:, None], (radius,) * 4, mode="replicate")
-    along_x = F.conv2d(padded, weights.view(1, 1, 1, -1))
-    return F.conv2d(along_x, weights.view(1, 1, -1, 1))[:, 0]
-
-
-def percentile(values: Tensor, percent: float) -> Tensor:
-    """Percentile with linear interpolation, (B, n) -> (B,); `torch.quantile` has a size limit."""
-    if values.shape[1] == 0:
-        return values.new_full((len(values),), math.nan)
-    ordered = values.sort(dim=1).values
-    place = percent / 100 * (values.shape[1] - 1)
-    below = math.floor(place)
-    above = min(below + 1, values.shape[1] - 1)
-    return torch.lerp(ordered[:, below], ordered[:, above], place - below)
+def unit(target: Tensor, scale: float | None) -> Tensor:
+    """The unit q as a tensor like `target` (h, w): `scale`, or the slice's own percentile."""
+    if scale is None:
+        return percentile(target.reshape(1, -1), PERCENTILE)[0]
+    return target.new_tensor(float(scale))
 
 
 def unit_of_slices(target: Tensor, data_range: Tensor) -> Tensor:
@@ -135,18 +122,12 @@ def unit_of_slices(target: Tensor, data_range: Tensor) -> Tensor:
     return torch.maximum(percentile(target.flatten(1), PERCENTILE), LEAST_SCALE * data_range)
 
 
-def scales(target: Tensor, scale: Scale) -> Tensor:
-    """The unit q of each slice of `target`, (B, h, w) -> (B,)."""
-    if scale is None:
-        return percentile(target.flatten(1), PERCENTILE)
-    q = torch.as_tensor(scale, dtype=target.dtype, device=target.device)
-    if q.shape not in ((), (len(target),)):
-        raise ValueError(f"scale must be one number or one for each of {len(target)} slices")
-    return q.expand(len(target))
-
-
 def as_real(name: str, image: Image) -> Tensor:
-    """A real array or tensor as a float64 tensor on its device."""
+    """A real array or tensor as a float64 tensor on its device.
+
+    Raises:
+        ValueError: the image is complex.
+    """
     if isinstance(image, Tensor):
         if image.is_complex():
             raise ValueError(f"{name} is complex; take its magnitude")

@@ -1,4 +1,4 @@
-"""The low-signal view: what is seen of an image that is windowed down until its noise is visible.
+"""The low-signal view: the image as a reader sees it who lowers the window until noise shows.
 
 Banding is 1 or 2 % of an image's range. A reader sees it by lowering the window until bright tissue
 saturates; a network that is given the image over its standard deviation hardly sees it. With x the
@@ -10,20 +10,15 @@ upright image, q its 99.5th percentile and blur_s a Gaussian of s pixels:
     level = sqrt(blur_4(w h^2) / (blur_4(w) + 0.001)) + 0.003 q
     view  = w h / level
 
-All dark regions, air or anatomy, get the same contrast, and bright tissue fades to zero. The signal
-limit is that of the measure (`low_signal`).
+All dark regions, air or anatomy, have the same contrast, and bright tissue fades to zero. The limit
+of 0.3 q is the one that banding is measured with (`low_signal`).
 """
 
 import torch
 from torch import Tensor
 
-from banding_removal.metrics.low_signal import (
-    BLUR,
-    LOW_SIGNAL,
-    PERCENTILE,
-    gaussian_blur,
-    percentile,
-)
+from banding_removal.metrics.filters import gaussian_blur, percentile
+from banding_removal.metrics.low_signal import BLUR, LOW_SIGNAL, PERCENTILE
 
 LIMIT_WIDTH = 0.04  # of q: over which w falls at the signal limit
 LEVEL_BLUR = 4.0  # pixels, over which the texture's local level is taken
@@ -32,17 +27,17 @@ LEAST_LEVEL = 3e-3  # of q: texture below it is not amplified further
 
 
 def low_signal_view(image: Tensor) -> Tensor:
-    """The image's low-signal texture at the same contrast everywhere.
+    """The image's low-signal texture, at the same contrast everywhere.
 
-    The weight w and the level are constants for the gradient: the view can be changed by changing
-    the texture, not by making a region brighter or noisier.
+    The weight w and the level are constants for the gradient: only a change of texture changes the
+    view; making a region brighter or noisier does not.
 
     Args:
-        image: real (B, 1, h, w), any unit; float32 at least is used within.
+        image: real (B, 1, h, w), any unit. Half precision is computed in float32.
 
     Returns:
-        (B, 1, h, w), without unit: texture over its local level. The same for `a * image` with a >
-        0; of an image that is transposed, the transposed view. An empty image gives zeros.
+        (B, 1, h, w), float32 or float64, without unit: texture over its local level. The same for
+        `a * image` with a > 0; for a transposed image, the transposed view; zeros for an empty one.
     """
     x = image[:, 0].to(torch.promote_types(image.dtype, torch.float32))
     with torch.no_grad():

@@ -21,7 +21,7 @@ PANELS: Panels = (
 )
 BANDING_PANELS: Panels = (
     ("banding (dB)", ("val_banding",)),
-    ("banding, excess (% of q)", ("val_banding_excess",)),
+    ("banding, signed excess (% of q)", ("val_banding_signed_excess",)),
     ("streaks over the target's (dB)", ("val_banding_along", "val_banding_across")),
 )
 ADVERSARY_PANELS: Panels = (

@@ -50,7 +50,7 @@ def status(folder: Path) -> str:
         lines.append("no figures yet")
     if validated:
         last = validated[-1]
-        figures = ("ssim", "nmse", "banding", "banding_excess")
+        figures = ("ssim", "nmse", "banding", "banding_signed_excess")
         known = [f"{key} {last[key]:.4g}" for key in figures if last.get(key) is not None]
         lines.append(f"validation after epoch {last['epoch']}: {', '.join(known)}")
     saved = list_checkpoints(folder)

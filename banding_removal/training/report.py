@@ -45,8 +45,10 @@ def validation_in_words(row: dict[str, Any]) -> str:
     )
     if math.isnan(row["val_banding"]):
         return f"{text}  banding not measurable"
+    # runs of earlier versions have the excess without its sign
+    excess = row.get("val_banding_signed_excess", row.get("val_banding_excess", math.nan))
     return (
-        f"{text}  banding {row['val_banding']:.2f} dB  excess {row['val_banding_excess']:.2f} %  "
+        f"{text}  banding {row['val_banding']:.2f} dB  signed excess {excess:.2f} %  "
         f"along/across {row['val_banding_along']:.1f}/{row['val_banding_across']:.1f} dB"
     )
 

@@ -242,7 +242,7 @@ def _banding_figures(slices: Sequence[BandingOfSlice]) -> dict[str, float]:
         "banding": region.contribution.value,
         "banding_low": region.contribution.low,
         "banding_high": region.contribution.high,
-        "banding_excess": region.excess.value,
+        "banding_signed_excess": region.signed_excess.value,
         "banding_along": region.along.value,
         "banding_across": region.across.value,
         "banding_background": summary.background.contribution.value,

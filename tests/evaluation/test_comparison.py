@@ -81,14 +81,14 @@ def test_sets_and_remedies_are_compared_in_a_picture_and_a_table(
     found = compare(settings)
     names = ["streaky", "clean", "streaky, dithered", "streaky, blurred"]
     assert [result.name for result in found.evaluation.sets] == names
-    figures = {r.name: r.overall.figures for r in found.evaluation.sets}
-    assert figures["streaky"]["low_signal.excess"].value == pytest.approx(1.0, rel=0.15)
+    figures = {r.name: r.overall.metrics for r in found.evaluation.sets}
+    assert figures["streaky"]["low_signal.signed_excess"].value == pytest.approx(1.0, rel=0.15)
     assert figures["clean"]["low_signal.contribution"].value == 0
     # Each remedy shows in the figures as what it is.
     dither, blur = figures["streaky, dithered"], figures["streaky, blurred"]
     b = figures["streaky"]["low_signal.contribution"].value
     assert dither["low_signal.contribution"].value < b
-    assert dither["low_signal.excess"].value == pytest.approx(1.0, rel=0.2)
+    assert dither["low_signal.signed_excess"].value == pytest.approx(1.0, rel=0.2)
     assert dither["nmse"].value > figures["streaky"]["nmse"].value
     assert blur["low_signal.along"].value < 0
     table = found.table.read_text()

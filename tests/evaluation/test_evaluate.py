@@ -27,7 +27,7 @@ from banding_removal.evaluation.table import markdown
 from banding_removal.metrics.banding import banding_of_slice
 from banding_removal.metrics.image_quality import VolumeQuality, hfen
 from banding_removal.metrics.low_signal import volume_scale
-from banding_removal.metrics.statistics import mean_over_volumes, summarize
+from banding_removal.metrics.statistics import summarize
 from banding_removal.processes.team import Team
 from banding_removal.runs.build import build_predictor
 from banding_removal.runs.checkpoint import load_checkpoint
@@ -116,7 +116,7 @@ def open_folder(path: Path, files: Sequence[Volume], name: str = "streaky") -> I
     return path_set(name, path, files, slice_range=(None, None), device=CPU)
 
 
-def test_figures_are_those_computed_by_hand(files: list[Volume]) -> None:
+def test_metrics_are_those_computed_by_hand(files: list[Volume]) -> None:
     slices = streaky_slices(files)
     result = evaluated(files, image_set(slices)).sets[0]
     by_hand, qualities, edges = [], {}, {}
@@ -145,24 +145,24 @@ def test_figures_are_those_computed_by_hand(files: list[Volume]) -> None:
 
     assert [item.banding for volume in result.volumes for item in volume.slices] == by_hand
     summary = summarize(by_hand)
-    figures = result.overall.figures
+    metrics = result.overall.metrics
     for region in ("low_signal", "background"):
-        for name in ("contribution", "excess", "signed_excess", "along", "across", "auc"):
+        for name in ("contribution", "signed_excess", "along", "across", "auc"):
             expected = getattr(getattr(summary, region), name)
-            figure = figures[f"{region}.{name}"]
-            assert (figure.value, figure.low, figure.high) == (
+            metric = metrics[f"{region}.{name}"]
+            assert (metric.value, metric.low, metric.high) == (
                 expected.value,
                 expected.low,
                 expected.high,
             )
-    assert figures["low_signal.contribution"].value > 3  # the streaks are seen
+    assert metrics["low_signal.contribution"].value > 3  # the streaks are seen
     for name in ("ssim", "nmse", "psnr", "mse"):
         expected_mean = np.mean([getattr(quality, name) for quality in qualities.values()])
-        assert figures[name].value == pytest.approx(expected_mean, rel=1e-12)
-    assert figures["hfen"].value == pytest.approx(np.mean(list(edges.values())), rel=1e-12)
+        assert metrics[name].value == pytest.approx(expected_mean, rel=1e-12)
+    assert metrics["hfen"].value == pytest.approx(np.mean(list(edges.values())), rel=1e-12)
 
 
-def test_a_folder_of_files_gives_the_figures_of_the_same_images_in_memory(
+def test_a_folder_of_files_gives_the_metrics_of_the_same_images_in_memory(
     tmp_path: Path, files: list[Volume]
 ) -> None:
     slices = streaky_slices(files)
@@ -175,11 +175,11 @@ def test_a_folder_of_files_gives_the_figures_of_the_same_images_in_memory(
 
 def test_slices_in_another_order_give_the_same_banding_and_probe(files: list[Volume]) -> None:
     slices = streaky_slices(files)
-    first = evaluated(files, image_set(slices), probe_steps=2).sets[0].overall.figures
-    second = evaluated(files, image_set(slices[::-1]), probe_steps=2).sets[0].overall.figures
-    for name, figure in first.items():
-        if not math.isnan(figure.value):
-            assert second[name].value == pytest.approx(figure.value, rel=1e-9), name
+    first = evaluated(files, image_set(slices), probe_steps=2).sets[0].overall.metrics
+    second = evaluated(files, image_set(slices[::-1]), probe_steps=2).sets[0].overall.metrics
+    for name, metric in first.items():
+        if not math.isnan(metric.value):
+            assert second[name].value == pytest.approx(metric.value, rel=1e-9), name
 
 
 def test_larger_reconstructions_are_cropped_about_their_centre(files: list[Volume]) -> None:
@@ -200,29 +200,41 @@ def test_larger_reconstructions_are_cropped_about_their_centre(files: list[Volum
 def test_the_target_as_a_set_has_no_error_and_no_banding(files: list[Volume]) -> None:
     slices = [replace(s, r_x=s.target, r_y=s.target) for s in streaky_slices(files)]
     evaluation = evaluated(files, image_set(slices), probe_steps=2)
-    figures = evaluation.sets[0].overall.figures
-    assert figures["nmse"].value == 0
-    assert figures["low_signal.contribution"].value == 0
-    assert figures["low_signal.excess"].value == 0
-    assert figures["probe.balanced_accuracy"].value == 0.5
-    assert math.isinf(figures["psnr"].value)
-    assert "equals its target" in figures["psnr"].reason
+    metrics = evaluation.sets[0].overall.metrics
+    assert metrics["nmse"].value == 0
+    assert metrics["low_signal.contribution"].value == 0
+    assert metrics["low_signal.signed_excess"].value == 0
+    assert metrics["probe.balanced_accuracy"].value == 0.5
+    assert metrics["probe_low_signal.balanced_accuracy"].value == 0.5
+    assert math.isinf(metrics["psnr"].value)
+    assert "equals its target" in metrics["psnr"].reason
     assert "identical" in evaluation.sets[0].warnings[0]
     assert draw(evaluation)
 
 
-def test_one_orientation_has_the_weaker_figures_and_the_reason_alone(
+def test_one_orientation_has_the_weaker_metrics_and_the_reason_alone(
     tmp_path: Path, files: list[Volume]
 ) -> None:
     slices = streaky_slices(files)
     folder = open_folder(write_folder(tmp_path / "other", slices, orientations="x"), files, "x")
     both, single = evaluated(files, image_set(slices), folder, probe_steps=2).sets
-    for name in ("low_signal.contribution", "background.excess", "probe.auc", "ssim_y"):
-        assert math.isnan(single.overall.figures[name].value)
-        assert "no folder y" in single.overall.figures[name].reason
-        assert not math.isnan(both.overall.figures[name].value)
-    for name in ("ssim", "nmse", "single.low_signal.contribution", "single.low_signal.excess"):
-        assert single.overall.figures[name] == both.overall.figures[name]
+    for name in (
+        "low_signal.contribution",
+        "background.signed_excess",
+        "probe.auc",
+        "probe_low_signal.auc",
+        "ssim_y",
+    ):
+        assert math.isnan(single.overall.metrics[name].value)
+        assert "no folder y" in single.overall.metrics[name].reason
+        assert not math.isnan(both.overall.metrics[name].value)
+    for name in (
+        "ssim",
+        "nmse",
+        "single.low_signal.contribution",
+        "single.low_signal.signed_excess",
+    ):
+        assert single.overall.metrics[name] == both.overall.metrics[name]
     text = markdown(Evaluation(sets=(both, single)))
     assert "weaker: B, x alone" in text
     assert "- x: `nmse_y`" in text
@@ -231,27 +243,18 @@ def test_one_orientation_has_the_weaker_figures_and_the_reason_alone(
 
 
 def test_intervals_contain_their_values(files: list[Volume]) -> None:
-    figures = evaluated(files, image_set(streaky_slices(files)), probe_steps=2).sets[0].overall
+    metrics = evaluated(files, image_set(streaky_slices(files)), probe_steps=2).sets[0].overall
     widths = []
-    for name, figure in figures.figures.items():
-        if not math.isnan(figure.low):
-            assert figure.low <= figure.value + 1e-12, name
-            assert figure.value <= figure.high + 1e-12, name
-            widths.append(figure.high - figure.low)
+    for name, metric in metrics.metrics.items():
+        if not math.isnan(metric.low):
+            assert metric.low <= metric.value + 1e-12, name
+            assert metric.value <= metric.high + 1e-12, name
+            widths.append(metric.high - metric.low)
     assert len(widths) > 20
     assert max(widths) > 0
 
 
-def test_the_interval_of_a_mean_is_that_of_drawing_volumes_again() -> None:
-    estimate = mean_over_volumes({"a": 0.0, "b": 1.0, "c": math.nan}, resamples=4000)
-    assert (estimate.value, estimate.low, estimate.high) == (0.5, 0.0, 1.0)
-    alone = mean_over_volumes({"a": 0.3})
-    assert alone.value == 0.3
-    assert math.isnan(alone.low)
-    assert math.isnan(mean_over_volumes({"a": math.nan}).value)
-
-
-def test_groups_have_the_figures_of_their_volumes_alone(files: list[Volume]) -> None:
+def test_groups_have_the_metrics_of_their_volumes_alone(files: list[Volume]) -> None:
     slices = streaky_slices(files)
     result = evaluated(files, image_set(slices), probe_steps=2).sets[0]
     assert {k: list(v) for k, v in result.groups.items()} == {
@@ -264,12 +267,12 @@ def test_groups_have_the_figures_of_their_volumes_alone(files: list[Volume]) -> 
     alone = evaluated(part, image_set([s for s in slices if s.volume in names])).sets[0]
     group = result.groups["acquisition"]["CORPDFS_FBK"]
     assert (group.volumes, group.slices) == (2, 6)
-    for name, figure in alone.overall.figures.items():
-        if not name.startswith("probe."):
-            assert group.figures[name] == figure
-    of_volumes = [v.figures["probe.auc"] for v in result.volumes if v.reference.name in names]
-    assert group.figures["probe.auc"].value == pytest.approx(np.mean(of_volumes))
-    single = result.groups["acquisition"]["CORPD_FBK"].figures["probe.auc"]
+    for name, metric in alone.overall.metrics.items():
+        if not name.startswith("probe"):
+            assert group.metrics[name] == metric
+    of_volumes = [v.metrics["probe.auc"] for v in result.volumes if v.reference.name in names]
+    assert group.metrics["probe.auc"].value == pytest.approx(np.mean(of_volumes))
+    single = result.groups["acquisition"]["CORPD_FBK"].metrics["probe.auc"]
     assert math.isnan(single.low)
     assert "fewer than two volumes" in single.reason
 
@@ -282,7 +285,7 @@ def test_images_in_another_unit_are_reported_and_not_rescaled(files: list[Volume
     assert good.scale_factor == pytest.approx(1, abs=0.02)
     assert bad.scale_factor == pytest.approx(good.scale_factor / 10, rel=1e-6)
     assert "another unit" in bad.warnings[0]
-    assert bad.overall.figures["nmse"].value > 50
+    assert bad.overall.metrics["nmse"].value > 50
     assert "**Warning**, tenfold" in markdown(Evaluation(sets=(good, bad)))
 
 
@@ -348,7 +351,7 @@ def test_images_in_memory_that_are_not_usable_are_named(files: list[Volume]) -> 
     bad = replace(slices[4], r_x=torch.full_like(slices[4].r_x, torch.nan))
     with pytest.raises(FloatingPointError, match=r"set 'streaky': v1\.h5 slice 1: .*along x"):
         evaluated(files, image_set([*slices[:4], bad]))
-    with pytest.raises(ValueError, match=r"different slices: 9 and 8"):
+    with pytest.raises(ValueError, match=r"have different slices: 9 and 8"):
         evaluated(files, image_set(slices), image_set(slices[1:], "fewer"))
     with pytest.raises(ValueError, match="different names"):
         evaluated(files, image_set(slices), image_set(slices))
@@ -379,13 +382,13 @@ def test_written_files_parse_and_agree(tmp_path: Path, files: list[Volume]) -> N
     text = (tmp_path / "out" / "results.json").read_text()
     content = json.loads(text, parse_constant=refuse)
     first, second = content["sets"]
-    for name, figure in evaluation.sets[0].overall.figures.items():
+    for name, metric in evaluation.sets[0].overall.metrics.items():
         written = first["overall"]["figures"][name]
-        if math.isnan(figure.value):
+        if math.isnan(metric.value):
             assert written["value"] is None
             assert written["reason"]
         else:
-            assert written["value"] == figure.value
+            assert written["value"] == metric.value
     assert second["overall"]["figures"]["low_signal.auc"]["reason"] == "not made (9 slices)"
     assert second["overall"]["measured"]["low_signal"]["reasons"] == {"not made": 9}
 
@@ -398,7 +401,7 @@ def test_written_files_parse_and_agree(tmp_path: Path, files: list[Volume]) -> N
     )
     powers = [float(r["low_signal.power"]) for r in rows if r["set"] == "streaky"]
     assert 100 * math.sqrt(np.mean(powers)) == pytest.approx(
-        first["overall"]["figures"]["low_signal.excess"]["value"]
+        first["overall"]["figures"]["low_signal.signed_excess"]["value"]
     )
     assert {r["low_signal.contribution"] for r in rows if r["set"] == "a|b"} == {""}
     assert {r["low_signal.reason"] for r in rows if r["set"] == "a|b"} == {"not made"}
@@ -430,7 +433,7 @@ def test_a_folder_with_something_else_is_not_written_into(
     (folder / "results.json").write_text('{"kind": "something else"}')
     for content in ('{"kind": "something else"}', "no JSON", "[]"):
         (folder / "results.json").write_text(content)
-        with pytest.raises(ConfigError, match="holds no evaluation"):
+        with pytest.raises(ConfigError, match="holds something else than an evaluation"):
             claim_output(folder)
     (folder / "results.json").unlink()
     write_report(folder, evaluated(files, image_set(streaky_slices(files))), {})
@@ -449,7 +452,7 @@ def test_a_picture_is_drawn_of_any_number_of_sets(files: list[Volume]) -> None:
         assert all((edge == 255).all() for edge in (pixels[:, :2], pixels[:, -2:], pixels[-2:]))
 
 
-def test_a_checkpoint_has_the_figures_of_its_validation(settings: Settings) -> None:
+def test_a_checkpoint_has_the_metrics_of_its_validation(settings: Settings) -> None:
     run = train(settings)
     data = settings.data_path / "multicoil_val"
     filtered = settings.val_filter
@@ -469,16 +472,16 @@ def test_a_checkpoint_has_the_figures_of_its_validation(settings: Settings) -> N
     for volume in result.volumes:
         expected = validation.volumes[volume.reference.name]
         for name in ("ssim", "nmse", "psnr", "mse"):
-            assert volume.figures[name] == getattr(expected, name)
+            assert volume.metrics[name] == getattr(expected, name)
     for name in ("ssim", "nmse", "psnr"):
-        mean = result.overall.figures[name].value
+        mean = result.overall.metrics[name].value
         assert mean == pytest.approx(validation.figures[name], rel=1e-12)
         assert mean == pytest.approx(checkpoint.history[-1][f"val_{name}"], rel=1e-12)
         for group, summary in result.groups["group"].items():
             expected_of_group = validation.figures[f"{name}/{group}"]
-            assert summary.figures[name].value == pytest.approx(expected_of_group, rel=1e-12)
+            assert summary.metrics[name].value == pytest.approx(expected_of_group, rel=1e-12)
     for key, name in (("banding", "contribution"), ("banding_across", "across")):
-        assert result.overall.figures[f"low_signal.{name}"].value == pytest.approx(
+        assert result.overall.metrics[f"low_signal.{name}"].value == pytest.approx(
             validation.figures[key], rel=1e-6, nan_ok=True
         )
 
@@ -491,9 +494,9 @@ def test_files_undersampled_by_the_scanner_have_one_orientation(
     mask[10:18] = True
     file = read_volume(write_volume(tmp_path / "accelerated.h5", mask=mask))
     (result,) = evaluated([file], open_folder(run, [file])).sets
-    reason = result.overall.figures["low_signal.contribution"].reason
+    reason = result.overall.metrics["low_signal.contribution"].reason
     assert "undersampled by the scanner" in reason
-    assert not math.isnan(result.overall.figures["ssim"].value)
+    assert not math.isnan(result.overall.metrics["ssim"].value)
 
 
 def words_for(tmp_path: Path, sets: str) -> list[str]:
@@ -512,8 +515,11 @@ def test_words_choose_volumes_and_slices(tmp_path: Path, files: list[Volume]) ->
     more = ("slices=[1,null]", "filter.acquisitions=[CORPDFS_FBK]", "probe=false")
     text = evaluate_files(from_words(EvaluateSettings(), [*words, *more]))
     assert text.startswith("# Evaluation on 2 volumes, 4 slices")
-    assert "probe`: turned off" in text
-    for wrong, says in (("slices=[7,9]", "leave nothing"), ("filter.magnet=3", "filters leave")):
+    assert "`probe`, `probe_low_signal`: turned off" in text
+    for wrong, says in (
+        ("slices=[7,9]", "none of 3 volumes has any of the slices"),
+        ("filter.magnet=3", "filters leave"),
+    ):
         with pytest.raises(ConfigError, match=says):
             evaluate_files(from_words(EvaluateSettings(), [*words, wrong]))
     with pytest.raises(ConfigError, match="name one set or more"):

@@ -74,7 +74,7 @@ def test_banding_figures_are_those_of_both_orientations_of_every_slice(
     low = summarize(slices).low_signal
     assert low.slices > 0
     assert result.figures["banding"] == low.contribution.value
-    assert result.figures["banding_excess"] == low.excess.value
+    assert result.figures["banding_signed_excess"] == low.signed_excess.value
     assert result.figures["banding_along"] == low.along.value
     assert result.figures["banding_across"] == low.across.value
     groups = {volume.group for volume in phantom.volumes}

@@ -145,10 +145,8 @@ def _table(
 def _cell(metric: Metric, form: str) -> str:
     if math.isnan(metric.value):
         return NOT_MEASURABLE
-    value = format(metric.value, form)
-    if math.isnan(metric.low):
-        return value
-    return f"{value} [{format(metric.low, form)}, {format(metric.high, form)}]"
+    value, low, high = (format(x, f"z{form}") for x in (metric.value, metric.low, metric.high))
+    return value if math.isnan(metric.low) else f"{value} [{low}, {high}]"
 
 
 def _reasons(sets: Sequence[SetResult]) -> Iterator[str]:

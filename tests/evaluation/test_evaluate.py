@@ -242,6 +242,19 @@ def test_one_orientation_has_the_weaker_metrics_and_the_reason_alone(
     assert draw(Evaluation(sets=(single,)))
 
 
+def test_over_corrected_images_are_shown_with_their_sign(files: list[Volume]) -> None:
+    slices = streaky_slices(files)
+    swapped = [replace(s, r_x=s.r_y, r_y=s.r_x) for s in slices if s.r_y is not None]
+    right, wrong = evaluated(files, image_set(slices), image_set(swapped, "swapped")).sets
+    name = "low_signal.signed_excess"
+    value = right.overall.metrics[name].value
+    assert value > 1
+    assert wrong.overall.metrics[name].value == pytest.approx(-value)
+    row = next(r for r in markdown(Evaluation(sets=(wrong,))).splitlines() if "| swapped" in r)
+    assert f" {-value:.3f} [" in row
+    assert " -0.00" not in row
+
+
 def test_intervals_contain_their_values(files: list[Volume]) -> None:
     metrics = evaluated(files, image_set(streaky_slices(files)), probe_steps=2).sets[0].overall
     widths = []

@@ -79,6 +79,13 @@ def test_banding_figures_are_those_of_both_orientations_of_every_slice(
     assert result.figures["banding_across"] == low.across.value
     groups = {volume.group for volume in phantom.volumes}
     assert {f"banding/{group}" for group in groups} <= set(result.figures)
+    row = {"epoch": 1, "train_loss": 0.5, "step_ms": 1.0, "wait_ms": 0.0}
+    row |= {f"val_{key}": value for key, value in result.figures.items()}
+    assert f"signed excess {low.signed_excess.value:.2f} %" in epoch_line(row, 1, CPU)
+    # a row of an earlier version, which has the excess without its sign
+    earlier = {"val_banding_excess": 0.25, **row}
+    del earlier["val_banding_signed_excess"]
+    assert "signed excess 0.25 %" in epoch_line(earlier, 1, CPU)
 
 
 def test_image_quality_is_that_of_the_slices_as_they_were_acquired(phantom: SliceDataset) -> None:

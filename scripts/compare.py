@@ -10,7 +10,7 @@ are those of scripts/evaluate.py.
 import sys
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.settings import from_words
+from banding_removal.config.overrides import from_words
 from banding_removal.evaluation.comparison import CompareSettings, compare
 from banding_removal.evaluation.table import markdown
 

@@ -14,7 +14,7 @@ slices.csv. `probe=false` leaves the probe out, which takes about a minute a set
 import sys
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.settings import from_words
+from banding_removal.config.overrides import from_words
 from banding_removal.evaluation.settings import EvaluateSettings, evaluate_files
 
 if __name__ == "__main__":

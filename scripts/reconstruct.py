@@ -16,7 +16,7 @@ VOLUMES = "/path/to/fastmri/knee/multicoil_test"  # edit: a folder of *.h5 files
 import sys
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.settings import from_words
+from banding_removal.config.overrides import from_words
 from banding_removal.data.index import VolumeError
 from banding_removal.processes.team import launch
 from banding_removal.reconstruction.folder import ReconstructSettings, reconstruct

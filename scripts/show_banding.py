@@ -10,7 +10,7 @@ background. The settings (data, masks) are those that the checkpoint was trained
 import sys
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.settings import from_words
+from banding_removal.config.overrides import from_words
 from banding_removal.evaluation.show_banding import ShowSettings, show
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Without a word, the newest run. It reads the run's files alone, from any machine
 import sys
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.settings import from_words
+from banding_removal.config.overrides import from_words
 from banding_removal.runs.status import StatusSettings, status
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Reconstruct validation slices with phase encoding along either axis, and show the banding.
+"""Show the banding: validation slices reconstructed with phase encoding along either axis.
 
     ipython scripts/show_banding.py
     ipython scripts/show_banding.py checkpoint=logs/pretrain output=banding.png slices=[5,17]
 
-Streaks run along x in the third column and along y in the fourth; look at dark tissue and at the
-background. The settings (data, masks) are those that the checkpoint was trained with.
+Streaks run along x in the third column and along y in the fourth, in dark tissue and in the
+background. Data and masks are those that the checkpoint was trained with.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The front door of the scripts."""
+"""What every script goes through: words to settings, errors to exit codes."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from banding_removal.config.overrides import differences, from_words, plain
 from banding_removal.config.recipes import with_recipe
-from banding_removal.config.settings import Settings, differences, from_words, plain
+from banding_removal.config.settings import Settings
 from banding_removal.errors import ConfigError
 from banding_removal.processes.exit_status import USER_ERRORS, RankError, exit_code, in_words
 from banding_removal.processes.signals import Stopped
@@ -19,11 +20,10 @@ from banding_removal.training.loop import train
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """What a user can mend (a path, a key, a file, a disk) ends the process with status 2.
+    """Print errors that a user can fix (a path, a key, a file, a disk) without a traceback.
 
-    The message goes to stderr without a traceback, as for a run that was stopped or interrupted,
-    each with its own status (`banding_removal/processes/exit_status.py`). Any other exception is a
-    bug and keeps its own.
+    They end the process with status 2; a run that was stopped or interrupted has a status of its
+    own (`processes/exit_status.py`). Any other exception is a bug and keeps its traceback.
     """
     try:
         yield
@@ -37,30 +37,40 @@ def user_errors() -> Iterator[None]:
 def settings_of(
     defaults: Settings, words: list[str], schedules: Mapping[str, dict[str, Any]] | None = None
 ) -> Settings:
-    """A script's settings with the words of its command line laid over them.
+    """A script's settings, the recipe over them if the words name another one, the words on top.
 
-    `recipe=name` stands for the settings of that recipe, with the schedule that the script has for
-    it if it has one; other words may change them.
+    A run that is resumed keeps the settings it was started with, instead of the script's; words
+    change these, too. Its `logs` is the folder it lies in.
 
-    A resume goes on with the settings that the run was started with, not with the script's; words
-    are laid over those, too. Its `logs` are where it lies.
+    Args:
+        defaults: the script's settings.
+        words: `key=value`, from the command line.
+        schedules: by recipe, settings that go with it in this script.
 
     Raises:
-        ConfigError: as in `from_words`, and for --flags.
-        CheckpointError: the run to resume is not there.
+        ConfigError: as in `from_words`; for --flags; for a recipe or a start that a resumed run
+            already has.
+        CheckpointError: there is no run to resume.
     """
-    # IPython takes --flags for itself and leaves only a warning.
+    # IPython takes --flags for itself and only warns.
     script = next((i for i, w in enumerate(sys.orig_argv) if w == sys.argv[0]), len(sys.orig_argv))
     flags = [word for word in sys.orig_argv[script:] if word.startswith("--")]
     if flags:
         raise ConfigError(f"write settings without dashes: {' '.join(flags).replace('--', '')}")
-    defaults, words = with_recipe(defaults, words, schedules or {})
-    settings = from_words(defaults, words)
+    keys = [word.partition("=")[0] for word in words]
+    base = from_words(
+        defaults, [w for w, key in zip(words, keys, strict=True) if key in ("stage", "recipe")]
+    )
+    if base.recipe != defaults.recipe:
+        base = with_recipe(base, schedules or {})
+    settings = from_words(base, words)
     if settings.resume is None:
         return settings
+    for key in ("recipe", "init_from"):
+        if key in keys:
+            raise ConfigError(f"a resumed run keeps its {key}; leave out resume for a new run")
     path = find_checkpoint(settings.resume)
-    saved = saved_settings(path, load_checkpoint(path))
-    resumed = from_words(saved, [*words, f"resume={settings.resume}", "restart=null"])
+    resumed = from_words(saved_settings(path, load_checkpoint(path)), words)
     kept = differences(plain(settings), plain(resumed))
     if kept:
         print("settings of the resumed run, not of the script:", *kept, sep="\n  ")  # noqa: T201
@@ -68,11 +78,14 @@ def settings_of(
 
 
 def run(defaults: Settings, **schedules: dict[str, Any]) -> Path:
-    """Train with a script's settings and the words of its command line; the run's folder.
+    """Train with a script's settings and the words of its command line.
 
     Args:
         defaults: the script's settings.
-        schedules: other ones that go with a recipe, by its name.
+        schedules: by recipe, settings that go with it in this script.
+
+    Returns:
+        The run's folder.
     """
     with user_errors():
         return launch(train, settings_of(defaults, sys.argv[1:], schedules))

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.settings import REPOSITORY, from_words
+from banding_removal.config.overrides import from_words
+from banding_removal.config.settings import REPOSITORY
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.losses.orientation import OrientationObjective
 from banding_removal.model.classifiers import Architecture, build_adversary

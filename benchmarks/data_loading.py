@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.settings import from_words
+from banding_removal.config.overrides import from_words
 from banding_removal.data.dataset import Batch, Draw, SliceDataset, collate
 from banding_removal.data.handles import CAPACITY
 from banding_removal.data.index import index_folder

@@ -26,7 +26,8 @@ from typing import Any, Literal
 import torch
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.settings import REPOSITORY, Settings, from_words
+from banding_removal.config.overrides import from_words
+from banding_removal.config.settings import REPOSITORY, Settings
 from banding_removal.data.index import index_folder
 from banding_removal.data.phantom.files import write_dataset
 from banding_removal.errors import ConfigError
@@ -94,7 +95,7 @@ def run_seed(settings: Efficacy, seed: int) -> None:
             stage_2(recipe, settings.size, seed),
             name=recipe,
             **where,
-            restart=None if recipe in FROM_SCRATCH else before,
+            init_from=None if recipe in FROM_SCRATCH else str(before),
         )
         runs[recipe] = _trained(of_recipe)
     _judge(settings, seed, runs, rows)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from banding_removal.config.demo import PRETRAINING, STAGE_2
-from banding_removal.config.recipes import ADVERSARY, OURS, PAPER
+from banding_removal.config.recipes import ADVERSARY, DIRECT, PAPER
 from banding_removal.config.settings import Settings
 from banding_removal.data.filters import VolumeFilter
 from banding_removal.data.phantom.slices import DEMO, MEDIUM, REAL_SIZE, PhantomSpec
@@ -81,7 +81,7 @@ RECIPES = {
     "streaks": replace(_OURS, **ADVERSARY | _STREAKS_ALONE, **_PAIRS),
     "both": replace(
         _OURS,
-        **ADVERSARY | _STREAKS_ALONE | {"streak_weight": OURS["streak_weight"]},
+        **ADVERSARY | _STREAKS_ALONE | {"streak_weight": DIRECT["streak_weight"]},
         **_PAIRS,
     ),
     "bfloat16": replace(STAGE_1, precision="bfloat16"),

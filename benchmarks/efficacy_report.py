@@ -18,7 +18,8 @@ from typing import Any, Literal
 from matplotlib.figure import Figure
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.settings import REPOSITORY, from_words
+from banding_removal.config.overrides import from_words
+from banding_removal.config.settings import REPOSITORY
 from banding_removal.errors import ConfigError
 from banding_removal.files import atomic_write
 from benchmarks.efficacy import BEFORE

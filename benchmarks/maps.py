@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.settings import from_plain, from_words
+from banding_removal.config.overrides import from_plain, from_words
 from banding_removal.data.hdf5 import open_file, own_dataset
 from banding_removal.data.operators import reduce, rss, to_image
 from banding_removal.errors import ConfigError

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.settings import REPOSITORY, from_plain, from_words
+from banding_removal.config.overrides import from_plain, from_words
+from banding_removal.config.settings import REPOSITORY
 from banding_removal.data.dataset import Example, SliceDataset
 from banding_removal.data.index import index_folder
 from banding_removal.evaluation.settings import EvaluateSettings, evaluate_files

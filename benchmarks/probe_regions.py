@@ -15,7 +15,8 @@ from pathlib import Path
 from torch import Tensor
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.settings import REPOSITORY, from_words
+from banding_removal.config.overrides import from_words
+from banding_removal.config.settings import REPOSITORY
 from banding_removal.data.filters import VolumeFilter
 from banding_removal.errors import ConfigError
 from banding_removal.evaluation.image_sets import path_set, reference_volumes

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.settings import REPOSITORY, from_words
+from banding_removal.config.overrides import from_words
+from banding_removal.config.settings import REPOSITORY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ CASES = {
 }
 STAGES = {
     "stage 1": (),
-    "stage 2": ("adversary=shallow", "adversary_chans=12"),
+    "stage 2": ("stage=train", "adversary=shallow", "adversary_chans=12"),
 }
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.recipes import ADVERSARY, OURS, PAPER
-from banding_removal.config.settings import REPOSITORY, Settings, from_words
+from banding_removal.config.overrides import from_words
+from banding_removal.config.recipes import ADVERSARY, DIRECT, PAPER
+from banding_removal.config.settings import REPOSITORY, Settings
 from banding_removal.errors import ConfigError, RunFailedError
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.runs.folder import latest_run
@@ -41,19 +42,19 @@ TELLING = ("the run is failing", "the adversary is at chance")  # how such recor
 _ADAM: dict[str, Any] = {"optimizer": "adam", "lr": 3e-4, "lr_decay": 0.0}
 # What ruins a run, and what is to be told of it.
 FAILURES: dict[str, tuple[dict[str, Any], str | None]] = {
-    "none": (OURS, None),
-    "learning rate": ({**OURS, "lr": 0.3}, "SSIM has fallen"),
-    "loss explodes": ({**OURS, "lr_drop_every": 1, "lr_drop_factor": 2e3}, "the loss explodes"),
-    "no number": ({**OURS, **_ADAM, "lr": 1e30}, "loss is nan"),
+    "none": (DIRECT, None),
+    "learning rate": ({**DIRECT, "lr": 0.3}, "SSIM has fallen"),
+    "loss explodes": ({**DIRECT, "lr_drop_every": 1, "lr_drop_factor": 2e3}, "the loss explodes"),
+    "no number": ({**DIRECT, **_ADAM, "lr": 1e30}, "loss is nan"),
     "streaks across": (
-        {**OURS, "streak_weight": 0.04, "streak_below": 2.0},
+        {**DIRECT, "streak_weight": 0.04, "streak_below": 2.0},
         "streaks lie across the phase encode axis",
     ),
     "texture": (
         {**ADVERSARY, **_ADAM, "adversary_strength": 5.0},
         "texture is written across the streaks",
     ),
-    "detail lost": ({**OURS, "streak_weight": 0.3}, "SSIM has fallen"),
+    "detail lost": ({**DIRECT, "streak_weight": 0.3}, "SSIM has fallen"),
     "adversary at chance": ({**PAPER, **_ADAM}, "the adversary is at chance"),
 }
 
@@ -108,7 +109,8 @@ def main(words: Sequence[str]) -> None:
     short = replace(
         saved_settings(path, load_checkpoint(path)),
         logs=settings.logs,
-        restart=path,
+        stage="train",
+        init_from=str(path),
         epochs=settings.epochs,
         epoch_fraction=settings.epoch_fraction,
         validate_every=1,

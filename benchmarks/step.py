@@ -29,7 +29,8 @@ from typing import Any, Literal, get_args
 import torch
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.settings import REPOSITORY, from_words
+from banding_removal.config.overrides import from_words
+from banding_removal.config.settings import REPOSITORY
 from banding_removal.errors import ConfigError
 from banding_removal.runs.build import choose_device
 from benchmarks.operator_groups import CONVOLUTION, GROUPS, profiled

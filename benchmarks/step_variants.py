@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from banding_removal.config.recipes import OURS
+from banding_removal.config.recipes import DIRECT
+from banding_removal.config.renames import EVERY_NETWORK
 from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import Batch, Example, collate
 from banding_removal.data.masks import MaskSampler
@@ -143,6 +144,7 @@ def _ours(
         sens_chans=size.sens_chans,
         acs_lines=(size.acs_lines,),
         lr=1e-4,
+        stage="pretrain" if stage == "pretrain" else "train",
         adversary="shallow" if stage == "adversarial" else None,
         adversary_chans=size.adversary_chans,
         **numerics_of(variant),
@@ -150,7 +152,7 @@ def _ours(
     if variant == "ours-streaks":
         if stage != "adversarial":
             raise UnavailableError("what differs is stage 2")
-        settings = replace(settings, **OURS)
+        settings = replace(settings, **DIRECT)
     players = make_players(settings, batch.masked_kspace.device)
     predictor = players.predictor
     if stage == "inference":
@@ -165,7 +167,7 @@ def numerics_of(variant: str) -> dict[str, Any]:
     """The settings by which the variants of `ours` differ."""
     return {
         "precision": "bfloat16" if "bf16" in variant else "float32",
-        "recompute": "all" if "recompute" in variant else "none",
+        "recompute": EVERY_NETWORK if "recompute" in variant else 0,
     }
 
 

@@ -1,16 +1,16 @@
-"""Predictors and simple remedies side by side: a picture with zooms at low signal, and a table.
+"""Show predictors and simple remedies side by side: a picture with low-signal zooms, and a table.
 
     ipython scripts/compare.py 'sets={pretrained: logs/pretrain, adversarial: logs/train}'
     ipython scripts/compare.py 'sets={a: logs/train, b: logs/train_2}' volumes=/data/multicoil_val
 
-The first set is also shown dithered, and blurred across its streaks (remedies=false: not). Figures
-are those of scripts/evaluate.py.
+The first set is also shown dithered, and blurred across its streaks; remedies=false leaves these
+out. The table has the metrics of scripts/evaluate.py.
 """
 
 import sys
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.settings import from_words
+from banding_removal.config.overrides import from_words
 from banding_removal.evaluation.comparison import CompareSettings, compare
 from banding_removal.evaluation.table import markdown
 

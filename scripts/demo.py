@@ -2,11 +2,10 @@
 
     make demo
     ipython scripts/demo.py epochs=2
-    ipython scripts/demo.py recipe=adversary
+    ipython scripts/demo.py recipe=adversary      # recipe: of stage 2; other words: of both stages
 
-15 to 20 minutes on two CPU cores. Settings can be overridden as key=value, for both stages, as for
-scripts/pretrain.py; with another data_path no phantom is made. A demo that was interrupted goes on
-where it stopped.
+15 to 20 minutes on two CPU cores. With another data_path, no phantom is made. After an
+interruption, the same command continues.
 """
 
 import sys
@@ -14,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from banding_removal.command_line import settings_of, user_errors
-from banding_removal.config.demo import AGAINST_ADVERSARY, PHANTOM, PRETRAINING, STAGE_2
-from banding_removal.config.recipes import WORD
+from banding_removal.config.demo import PHANTOM, PRETRAINING, SCHEDULES, STAGE_2
+from banding_removal.config.recipes import DIRECT
 from banding_removal.config.settings import Settings
 from banding_removal.data.phantom.files import write_dataset
 from banding_removal.data.phantom.slices import DEMO
@@ -26,25 +25,24 @@ from banding_removal.processes.team import launch
 from banding_removal.runs.resume import completed_run
 from banding_removal.training.loop import train
 
+# Words with these keys are for stage 2; all others are for both stages.
+STAGE_2_KEYS = DIRECT.keys() - {"paired"}
+
 
 def main(words: list[str]) -> None:
-    """Make the phantom if it is not there, train in both stages, and say what to look at."""
-    pretraining = settings_of(PRETRAINING, [w for w in words if not w.startswith(WORD)])
-    schedules = {
-        "adversary": {**AGAINST_ADVERSARY, "epoch_fraction": 0.5},
-        "paper": AGAINST_ADVERSARY,
-    }
-    stage_2 = settings_of(STAGE_2, words, schedules)
-    if pretraining.resume is not None or pretraining.restart is not None:
-        raise ConfigError(
-            "the demo goes on by itself: resume and restart are for the other scripts"
-        )
+    """Make the phantom if it is not there, train both stages, and print what to look at."""
+    keys = [word.partition("=")[0] for word in words]
+    if {"stage", "resume", "init_from"} & {*keys}:
+        raise ConfigError("the demo sets stage, resume and init_from itself")
+    of_both = [w for w, key in zip(words, keys, strict=True) if key not in STAGE_2_KEYS]
+    pretraining = settings_of(PRETRAINING, of_both)
+    stage_2 = settings_of(STAGE_2, words, SCHEDULES)
     if pretraining.name == stage_2.name:
-        raise ConfigError("the demo makes two runs: it cannot be given one name")
+        raise ConfigError("the demo makes two runs, which cannot have the same name")
     if pretraining.data_path == PHANTOM:
         write_dataset(PHANTOM, DEMO, train_volumes=24, val_volumes=8, seed=0)
     before = _run(pretraining)
-    after = _run(replace(stage_2, restart=before))
+    after = _run(replace(stage_2, init_from=str(before)))
 
     found = compare(
         CompareSettings(
@@ -63,9 +61,9 @@ def main(words: list[str]) -> None:
     for folder, what in ((before, "before"), (after, "after stage 2")):
         grid = max((folder / "grids").glob("epoch*.png"))
         print(f"  {_shown(grid)}: validation slices {what}")
-    print(f"  {_shown(before / 'grids' / 'raw_grid.png')}: what the network is given")
+    print(f"  {_shown(before / 'grids' / 'raw_grid.png')}: the input of the network")
     print(f"  {_shown(after / 'curves.png')}: stage 2 by epoch")
-    print(f"  {_shown(found.table)}: all figures, by region, acquisition and scanner")
+    print(f"  {_shown(found.table)}: all metrics, by region, acquisition and scanner")
 
 
 def _run(settings: Settings) -> Path:
@@ -77,7 +75,7 @@ def _run(settings: Settings) -> Path:
 
 
 def _shown(path: Path) -> Path:
-    """Relative to the current folder where that is shorter."""
+    """Relative to the current folder, if it lies there."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 

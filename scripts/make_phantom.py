@@ -1,10 +1,10 @@
 """Make the phantom data set, the default data of this repository.
 
-ipython scripts/make_phantom.py
-ipython scripts/make_phantom.py size=real folder=/data/phantom train_volumes=4
-ipython scripts/make_phantom.py folder=/tmp/few train_volumes=2 val_volumes=1 slices=6
+    ipython scripts/make_phantom.py
+    ipython scripts/make_phantom.py size=real folder=/data/phantom train_volumes=4
+    ipython scripts/make_phantom.py folder=/tmp/few train_volumes=2 val_volumes=1 slices=6
 
-A run that was interrupted goes on where it stopped.
+After an interruption, the same command makes the volumes that are missing.
 """
 
 import shlex
@@ -14,29 +14,28 @@ from pathlib import Path
 from typing import Literal
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.settings import REPOSITORY, from_words
+from banding_removal.config.bounds import bounded, check_bounds
+from banding_removal.config.overrides import from_words
+from banding_removal.config.settings import REPOSITORY
 from banding_removal.data.phantom.files import SPLITS, write_dataset
 from banding_removal.data.phantom.slices import DEMO, MEDIUM, REAL_SIZE, PhantomSpec
-from banding_removal.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhantomSettings:
-    """What to make and where."""
+    """The size of the phantom and its folder."""
 
-    # demo: 6 coils, 96 x 96; medium: 128 x 128; real, as fastMRI: 15, 640 x 368, target 320 x 320
+    # demo: 6 coils, 96 x 96; medium: 6 coils, 128 x 128; real: 15 coils, 640 x 368, as in fastMRI
     size: Literal["demo", "medium", "real"] = "demo"
-    folder: Path = REPOSITORY / "datasets" / "phantom"  # for multicoil_train and multicoil_val
-    train_volumes: int = 24
-    val_volumes: int = 8
-    slices: int | None = None  # per volume; null: as the size has them
-    seed: int = 0  # of the whole data set
+    folder: Path = REPOSITORY / "datasets" / "phantom"  # of multicoil_train and multicoil_val
+    train_volumes: int = bounded(24, at_least=0)
+    val_volumes: int = bounded(8, at_least=0)
+    slices: int | None = None  # per volume; null: the number that goes with the size
+    seed: int = bounded(0, at_least=0)  # of the whole data set
 
     def __post_init__(self) -> None:
-        for name in ("train_volumes", "val_volumes", "seed"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
-        self.spec()  # its ValueError, too, ends as a ConfigError of from_words
+        check_bounds(self)
+        self.spec()  # from_words turns its ValueError into a ConfigError
 
     def spec(self) -> PhantomSpec:
         """The specification of every volume."""
@@ -45,7 +44,7 @@ class PhantomSettings:
 
 
 def main(words: list[str]) -> None:
-    """Make the data set that the `key=value` words ask for, and say how to use it."""
+    """Make the data set and print how to use it."""
     with user_errors():
         settings = from_words(PhantomSettings(), words)
         folder = settings.folder.resolve()

@@ -4,8 +4,8 @@
     ipython scripts/pretrain.py data_path=/data/knee lr=1e-4 workers=8
     ipython scripts/pretrain.py resume=logs/pretrain
 
-Every setting (banding_removal/config/settings.py lists them) can be overridden as key=value.
-Pictures, curves, log and checkpoints go to logs/pretrain, and logs/run shows the newest run.
+Every setting (see banding_removal/config/settings.py) can be overridden as key=value. Pictures,
+curves, log and checkpoints go to logs/pretrain; logs/run is a link to the newest run.
 """
 
 DATA_PATH = "/path/to/fastmri/knee"  # edit: holds multicoil_train/*.h5 and multicoil_val/*.h5
@@ -18,6 +18,7 @@ from banding_removal.data.filters import VolumeFilter
 
 SETTINGS = Settings(
     name="pretrain",
+    stage="pretrain",
     data_path=Path(DATA_PATH),
     cascades=12,
     epochs=100,

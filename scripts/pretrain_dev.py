@@ -11,9 +11,10 @@ from pathlib import Path
 from banding_removal.command_line import run
 from banding_removal.config.settings import Settings
 
-# What is not named here is the paper's (see Settings and scripts/pretrain.py).
+# Settings not named here are the paper's, the defaults of Settings.
 SETTINGS = Settings(
     name="pretrain_dev",
+    stage="pretrain",
     data_path=Path(DATA_PATH),
     nproc=1,
     cascades=6,

@@ -1,12 +1,12 @@
-"""Reconstruct volumes with a trained predictor: HDF5 files as fastMRI's submissions have them.
+"""Reconstruct volumes with a trained predictor, into HDF5 files in fastMRI's submission format.
 
     ipython scripts/reconstruct.py checkpoint=logs/train volumes=/data/knee/multicoil_test
     ipython scripts/reconstruct.py checkpoint=logs/train output=/data/reconstructions nproc=4
     ipython scripts/reconstruct.py volumes=/data/knee/multicoil_val orientation=both
 
-Volumes may be with or without target, fully sampled (they are undersampled with the checkpoint's
-mask settings, each volume as in validation) or undersampled by the scanner (their own mask is
-used). The same command goes on where it was interrupted.
+Volumes need no target. Fully sampled ones are undersampled with the checkpoint's mask settings,
+each as in validation; those that the scanner undersampled keep their own mask. After an
+interruption, the same command continues.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ VOLUMES = "/path/to/fastmri/knee/multicoil_test"  # edit: a folder of *.h5 files
 import sys
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.settings import from_words
+from banding_removal.config.overrides import from_words
 from banding_removal.data.index import VolumeError
 from banding_removal.processes.team import launch
 from banding_removal.reconstruction.folder import ReconstructSettings, reconstruct

@@ -1,16 +1,16 @@
-"""Reconstruct validation slices with phase encoding along either axis, and show the banding.
+"""Show the banding: validation slices reconstructed with phase encoding along either axis.
 
     ipython scripts/show_banding.py
     ipython scripts/show_banding.py checkpoint=logs/pretrain output=banding.png slices=[5,17]
 
-Streaks run along x in the third column and along y in the fourth; look at dark tissue and at the
-background. The settings (data, masks) are those that the checkpoint was trained with.
+Streaks run along x in the third column and along y in the fourth, in dark tissue and in the
+background. Data and masks are those that the checkpoint was trained with.
 """
 
 import sys
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.settings import from_words
+from banding_removal.config.overrides import from_words
 from banding_removal.evaluation.show_banding import ShowSettings, show
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""What a run is doing: epoch, step, speed, time left, last events, disk and memory.
+"""Print what a run is doing: epoch, step, speed, time left, last events, disk and memory.
 
     ipython scripts/status.py
     ipython scripts/status.py run=logs/train_2
 
-Without a word, the newest run. It reads the run's files alone, from any machine that sees them.
+The default is the newest run. Only the run's files are read, so any machine that sees them will do.
 """
 
 import sys
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.settings import from_words
+from banding_removal.config.overrides import from_words
 from banding_removal.runs.status import StatusSettings, status
 
 if __name__ == "__main__":

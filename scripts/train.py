@@ -1,13 +1,13 @@
 """Stage 2: train the pretrained predictor until its banding is gone.
 
     ipython scripts/train.py
-    ipython scripts/train.py data_path=/data/knee restart=logs/pretrain_2 streak_weight=0.02
-    ipython scripts/train.py recipe=paper          # against the orientation adversary, as published
-    ipython scripts/train.py recipe=adversary      # one that learns sooner
+    ipython scripts/train.py data_path=/data/knee init_from=logs/pretrain_2 streak_weight=0.02
+    ipython scripts/train.py recipe=paper          # the published orientation adversary
+    ipython scripts/train.py recipe=adversary      # an adversary that learns sooner
     ipython scripts/train.py resume=logs/train
 
-It begins from the weights of the newest run of scripts/pretrain.py. Pictures, curves, log and
-checkpoints go to logs/train, and logs/run shows the newest run.
+It starts from the weights of the newest run of scripts/pretrain.py. Pictures, curves, log and
+checkpoints go to logs/train; logs/run is a link to the newest run.
 """
 
 DATA_PATH = "/path/to/fastmri/knee"  # edit: holds multicoil_train/*.h5 and multicoil_val/*.h5
@@ -15,13 +15,14 @@ DATA_PATH = "/path/to/fastmri/knee"  # edit: holds multicoil_train/*.h5 and mult
 from pathlib import Path
 
 from banding_removal.command_line import run
-from banding_removal.config.recipes import OURS, PUBLISHED
+from banding_removal.config.recipes import DIRECT, PUBLISHED
 from banding_removal.config.settings import Settings
 
-# What is not named here is as in scripts/pretrain.py.
+# Settings not named here are as in scripts/pretrain.py.
 SETTINGS = Settings(
     name="train",
-    after="pretrain",
+    stage="train",
+    init_from="pretrain",  # the newest run of this name
     data_path=Path(DATA_PATH),
     cascades=12,
     epochs=25,
@@ -33,7 +34,7 @@ SETTINGS = Settings(
     clip_grad_norm=1.0,
     validate_every=5,
     grid_every=5,
-    **OURS,
+    **DIRECT,
 )
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     ipython scripts/train_dev.py
     ipython scripts/train_dev.py data_path=datasets/phantom epochs=2
 
-It begins from the weights of the newest run of scripts/pretrain_dev.py.
+It starts from the weights of the newest run of scripts/pretrain_dev.py.
 """
 
 DATA_PATH = "/path/to/fastmri/knee"  # edit: holds multicoil_train/*.h5 and multicoil_val/*.h5
@@ -11,13 +11,14 @@ DATA_PATH = "/path/to/fastmri/knee"  # edit: holds multicoil_train/*.h5 and mult
 from pathlib import Path
 
 from banding_removal.command_line import run
-from banding_removal.config.recipes import OURS, PUBLISHED
+from banding_removal.config.recipes import DIRECT, PUBLISHED
 from banding_removal.config.settings import Settings
 
-# What is not named here is as in scripts/pretrain_dev.py.
+# Settings not named here are as in scripts/pretrain_dev.py.
 SETTINGS = Settings(
     name="train_dev",
-    after="pretrain_dev",
+    stage="train",
+    init_from="pretrain_dev",  # the newest run of this name
     data_path=Path(DATA_PATH),
     nproc=1,
     cascades=6,
@@ -31,7 +32,7 @@ SETTINGS = Settings(
     workers=2,
     validate_every=5,
     grid_every=5,
-    **OURS,
+    **DIRECT,
 )
 
 if __name__ == "__main__":

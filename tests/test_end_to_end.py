@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from banding_removal.config.recipes import OURS
+from banding_removal.config.recipes import DIRECT
 from tests.support.fastmri_files import write_volume
 from tests.support.runs import SCRIPTS
 
-STREAK_WEIGHT = f"streak_weight: float = {OURS['streak_weight']}"
+STREAK_WEIGHT = f"streak_weight: float = {DIRECT['streak_weight']}"
 TOY_MODEL = ("cascades=1", "chans=2", "pools=1", "sens_chans=2", "device=cpu", "workers=1")
 
 

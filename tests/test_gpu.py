@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from banding_removal.config.recipes import ADVERSARY, OURS, PAPER
+from banding_removal.config.recipes import ADVERSARY, DIRECT, PAPER
 from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import collate
 from banding_removal.reconstruction.folder import ReconstructSettings, reconstruct
@@ -34,9 +34,9 @@ def on_gpu(settings: Settings) -> Settings:
 def test_both_stages_run_by_every_recipe(on_gpu: Settings, precision: str, optimizer: str) -> None:
     settings = replace(on_gpu, precision=precision, optimizer=optimizer)  # type: ignore[arg-type]
     before = train(replace(settings, name="before", paired=True))
-    for name, recipe in (("ours", OURS), ("paper", PAPER), ("adversary", ADVERSARY)):
+    for name, recipe in (("direct", DIRECT), ("paper", PAPER), ("adversary", ADVERSARY)):
         recipe = {**recipe, "optimizer": optimizer, "adversary_chans": 8}
-        run = train(replace(settings, **recipe, name=name, restart=before))
+        run = train(replace(settings, **recipe, stage="train", name=name, init_from=str(before)))
         losses = [row["loss"] for row in read_metrics(run) if row["kind"] == "train"]
         assert losses and np.isfinite(losses).all(), name
         assert any((run / "grids").glob("epoch*.png"))
@@ -73,7 +73,7 @@ def test_reconstructions_are_those_of_the_cpu(on_gpu: Settings) -> None:
 
 
 def test_memory_does_not_grow_from_step_to_step(on_gpu: Settings) -> None:
-    settings = replace(on_gpu, **{**PAPER, "adversary_chans": 8})
+    settings = replace(on_gpu, **{**PAPER, "stage": "train", "adversary_chans": 8})
     players = make_players(settings, GPU)
     train_set = make_datasets(settings)[0]
     in_use = []

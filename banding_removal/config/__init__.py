@@ -1,1 +1,1 @@
-"""Configuration: every setting, and recipes that set several."""
+"""Configuration: every setting, and recipes that set several at once."""

@@ -1,14 +1,14 @@
-"""The demo's settings, of which the benchmarks' are variants."""
+"""The settings of the demo, on which the benchmarks build."""
 
 from dataclasses import replace
 
-from banding_removal.config.recipes import OURS
+from banding_removal.config.recipes import DIRECT
 from banding_removal.config.settings import REPOSITORY, Settings
 from banding_removal.data.filters import VolumeFilter
 
 PHANTOM = REPOSITORY / "datasets" / "phantom"
-# Stage 1 sees every slice in both orientations at once. It is long: against one that has not
-# settled, more of the same gains more than any means against banding costs.
+# Stage 1 shows every slice in both orientations. It is long: as long as it has not converged, more
+# of it improves the image more than any recipe against banding costs.
 PRETRAINING = Settings(
     name="demo",
     data_path=PHANTOM,
@@ -29,6 +29,8 @@ PRETRAINING = Settings(
     train_filter=VolumeFilter(),
     val_filter=VolumeFilter(),
 )
-STAGE_2 = replace(PRETRAINING, **OURS, name="demo_stage_2", epochs=10)
-# With recipe=paper or recipe=adversary; the latter has two orientations a step, and half the steps.
-AGAINST_ADVERSARY = {"optimizer": "adam", "lr": 3e-4, "lr_decay": 0.0}
+STAGE_2 = replace(PRETRAINING, **DIRECT, stage="train", name="demo_stage_2", epochs=10)
+# The learning rates of the two recipes with an adversary. Recipe adversary takes two orientations
+# per step, and therefore half the steps.
+_ADVERSARIAL = {"optimizer": "adam", "lr": 3e-4, "lr_decay": 0.0}
+SCHEDULES = {"adversary": {**_ADVERSARIAL, "epoch_fraction": 0.5}, "paper": _ADVERSARIAL}

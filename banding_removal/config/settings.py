@@ -1,47 +1,40 @@
-"""Settings of a run, and how the command line overrides them."""
+"""Every setting of a training run."""
 
-import dataclasses
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Literal
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
+from banding_removal.config.bounds import bounded, check_bounds
 from banding_removal.data.filters import VolumeFilter
 from banding_removal.data.masks import MaskKind, MaskSampler
 from banding_removal.errors import ConfigError
 from banding_removal.losses.orientation import Change, Target, View
 from banding_removal.model.classifiers import Architecture
 
+Stage = Literal["pretrain", "train"]
+Recipe = Literal["none", "direct", "adversary", "paper"]
 Precision = Literal["auto", "float32", "bfloat16"]
-Recompute = Literal["auto", "none", "all"]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# What OmegaConf and YAML raise, beside their own exceptions, of values that are beyond them.
-_UNREADABLE = (YAMLError, ValueError, TypeError, IndexError, OverflowError, RecursionError)
-
-# Settings of earlier versions that stand in checkpoints, whose weights do not depend on them.
-RETIRED = ("rollback_lowers",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything a run can be told. The defaults are the paper's pretraining (section 5)."""
+    """Every setting of a training run. The defaults are the paper's pretraining (section 5)."""
 
     # --- run ---
-    name: str = "pretrain"  # the run's folder under `logs`; a number is added when it is taken
+    name: str = "pretrain"  # of the run's folder in `logs`; a number is added if it is taken
+    stage: Stage = "pretrain"  # stage 1; train: stage 2, against banding
+    recipe: Recipe = "none"  # of stage 2; sets several settings, which other words may change
     logs: Path = REPOSITORY / "logs"
-    resume: Path | None = None  # go on with everything: a run's folder or one of its checkpoints
-    restart: Path | None = None  # new run from the weights only of such a folder or checkpoint
-    after: str | None = None  # without these two: from the weights of the newest run of this name
-    seed: int = 0
+    resume: Path | None = None  # continue this run: its folder or its newest checkpoint
+    # Start from these weights: a run's folder, a checkpoint file, or the plain name of a run, which
+    # stands for the newest run of that name in `logs`. A path has a slash in it or ends in .pt.
+    init_from: str | None = None
+    seed: int = bounded(0, at_least=0, below=2**63)
     device: str = "auto"  # auto: the GPU if there is one; or cpu, cuda, cuda:1, ...
-    nproc: int | None = None  # processes on this machine; null: one per visible GPU, or one
-    timeout_minutes: float = 30.0  # longest that processes wait for one that hangs
+    nproc: int | None = bounded(None, above=0)  # processes; null: one per visible GPU, or one
+    timeout_minutes: float = bounded(30.0, above=0)  # longest wait for a process that hangs
 
     # --- data ---
     data_path: Path = Path("/path/to/fastmri/knee")  # holds <challenge>_train and <challenge>_val
@@ -54,136 +47,105 @@ class Settings:
     )
     train_slices: tuple[int | None, int | None] = (None, None)  # of each volume, [first, stop)
     val_slices: tuple[int | None, int | None] = (None, None)
-    skip_bad_volumes: bool = False  # warn of unreadable files and go on without them
-    batch_size: int = 1  # of each process
-    workers: int = 4  # loading processes of each; 0: none beside the training process
+    skip_bad_volumes: bool = False  # leave out unreadable files with a warning
+    batch_size: int = bounded(1, above=0)  # per process
+    workers: int = bounded(4, at_least=0)  # loading processes per process; 0: load in the process
 
     # --- undersampling ---
     mask: MaskKind = "magic"
     accelerations: tuple[int, ...] = (4,)
     acs_lines: tuple[int, ...] = (16,)  # fully sampled centre columns
-    acs_fractions: tuple[float, ...] = ()  # instead of acs_lines for the *_fraction masks
+    acs_fractions: tuple[float, ...] = ()  # for the *_fraction masks, instead of acs_lines
     offsets_from_data: bool = True  # acquired columns from the zeros of k-space, not the header
-    redraw_masks: bool = True  # in training a new mask every time; validation's never change
-    rotate_probability: float = 0.5  # transpose a training slice before it is undersampled
-    paired: bool = False  # instead: each slice upright and transposed, both in the same step
+    redraw_masks: bool = True  # a new training mask every time; validation masks are fixed
+    rotate_probability: float = bounded(0.5, at_least=0, at_most=1)  # of transposing a slice
+    paired: bool = False  # instead: each slice upright and transposed in the same step
 
     # --- predictor ---
-    cascades: int = 12
-    chans: int = 18
-    pools: int = 4
-    sens_chans: int = 8
-    sens_identity: bool = True  # maps begin as the centre's coil images; false: as published
-    dropout: float = 0.0
+    cascades: int = bounded(12, above=0)
+    chans: int = bounded(18, at_least=2, multiple_of=2)
+    pools: int = bounded(4, above=0)
+    sens_chans: int = bounded(8, at_least=2, multiple_of=2)
+    sens_identity: bool = True  # maps start as the centre's coil images; false: as published
+    dropout: float = bounded(0.0, at_least=0, at_most=1)
 
     # --- optimisation ---
-    epochs: int = 100
+    epochs: int = bounded(100, above=0)
     optimizer: Literal["adam", "muon"] = "adam"  # of the predictor
-    lr: float = 3e-4  # of Adam; Muon wants about 0.02
-    lr_drop_every: int | None = 40  # epochs between drops of the learning rate; null: never
-    lr_drop_factor: float = 0.1
-    lr_decay: float = 0.0  # part of the run, its last, in which the rates fall linearly to zero
-    lr_min: float = 0.0  # the rates do not drop below this
-    trained_cascades: int | None = None  # the last ones, and nothing else; null: everything
-    epoch_fraction: float = 1.0  # part of the slices in one epoch, each time the next part
-    accumulate: int = 1  # batches (pairs), of each process, whose gradients make one step
-    l1_weight: float = 0.01
+    lr: float = bounded(3e-4, above=0)  # of the predictor; Muon needs about 0.02
+    lr_drop_every: int | None = bounded(40, above=0)  # epochs between drops; null: never
+    lr_drop_factor: float = bounded(0.1, above=0)
+    lr_decay: float = bounded(0.0, at_least=0, at_most=1)  # last part of the run: linear to zero
+    lr_min: float = bounded(0.0, at_least=0)  # the rates do not drop below this
+    trained_cascades: int | None = bounded(None, above=0)  # only the last ones; null: everything
+    epoch_fraction: float = bounded(1.0, above=0, at_most=1)  # of the slices; the next part follows
+    accumulate: int = bounded(1, above=0)  # batches (or pairs) per process and step
+    l1_weight: float = bounded(0.01, at_least=0)
     precision: Precision = "auto"  # of networks in training; auto: bfloat16 on GPUs with it
-    recompute: Recompute = "auto"  # network values, in the backward pass; auto: as few as fit
-    clip_grad_norm: float | None = None  # largest norm of the whole gradient; null: as it is
-    rollbacks: int = 5  # how often a failing run may go back to its last good state; 0: it ends
-    rollback_factor: float = 0.5  # of the rates and of the weights against banding, each time
+    # Of so many networks (the sensitivity net, then the cascades) nothing is kept for the backward
+    # pass: less memory, the same numbers, about a third more time for each of them.
+    recompute: int = bounded(0, at_least=0)
+    clip_grad_norm: float | None = bounded(None, above=0)  # of the whole gradient; null: no limit
+    rollbacks: int = bounded(5, at_least=0)  # returns of a failing run to its last good state
+    rollback_factor: float = bounded(0.5, above=0, at_most=1)  # for rates and weights, each time
 
-    # --- adversary (stage 2) ---
-    adversary: Architecture | None = None  # null: stage 1, no adversary
-    adversary_members: int = 1  # an ensemble of so many, each with its own initialisation
-    adversary_chans: int | None = None  # width of the adversary; null: the published one
-    adversary_strength: float = 1.0  # weight of the orientation term in the predictor's loss
-    adversary_target: Target = "uncertain"  # the predictor wants to hear 1/2, or the flipped label
+    # --- adversary ---
+    adversary: Architecture | None = None  # null: none
+    adversary_members: int = bounded(1, above=0)  # size of an ensemble, each initialised apart
+    adversary_chans: int | None = bounded(None, above=0)  # width; null: as published
+    adversary_strength: float = bounded(1.0, at_least=0)  # weight of the orientation term
+    adversary_target: Target = "uncertain"  # the predictor aims at 1/2, or at the flipped label
     adversary_changes: Change = "everything"  # in the image; streaks: nothing written across them
-    adversary_view: View = "image"  # what it sees; low_signal: dark texture at equal contrast
-    adversary_lr: float = 1e-4
-    adversary_betas: tuple[float, float] = (0.9, 0.999)  # of its Adam
-    adversary_epoch_from: int = 1  # first epoch with the orientation term in the predictor's loss
-    adversary_ramp_steps: int = 0  # steps over which the strength grows to its full value
-    warmup_adversary_from: int = 1  # first epoch in which the adversary is trained
-    adversary_warmup_steps: int = 0  # steps of the adversary alone, before the first epoch
-    adversary_warmup_slices: int = 96  # for these, reconstructed once by the predictor as it is
-    adversary_replay: int = 0  # pairs of reconstructions, of each process, kept for the adversary
-    adversary_replay_batch: int = 3  # of them are added to each of the adversary's batches
-    reg_param: float = 0.1  # weight of the penalty on the adversary's gradient
-    penalty_every: int = 1  # steps between penalties, which then weigh so many times as much
+    adversary_view: View = "image"  # its input; low_signal: dark texture at equal contrast
+    adversary_lr: float = bounded(1e-4, above=0)
+    adversary_betas: tuple[float, float] = bounded((0.9, 0.999), at_least=0, below=1)  # of Adam
+    adversary_from_epoch: int = 1  # first epoch in which the adversary is trained
+    adversary_term_from_epoch: int = 1  # first epoch with the orientation term in the loss
+    adversary_ramp_steps: int = bounded(0, at_least=0)  # until the term has its full weight
+    adversary_pretrain_steps: int = bounded(0, at_least=0)  # of the adversary, before epoch 1
+    adversary_pretrain_slices: int = bounded(96, above=0)  # for these, reconstructed once
+    adversary_replay: int = bounded(0, at_least=0)  # earlier pairs kept, per process
+    adversary_replay_batch: int = bounded(3, above=0)  # of them in each adversary batch
+    reg_param: float = bounded(0.1, at_least=0)  # weight of the penalty on its gradient
+    penalty_every: int = bounded(1, above=0)  # steps between penalties, weighted up accordingly
 
-    # --- beside the adversary, or instead of it ---
-    streak_weight: float = 0.0  # of the direct term against streaks along phase encode
-    streak_below: float = 0.15  # it asks for so much less than none (natural logarithm; 0.65 dB)
-    streak_background: float = 0.1  # the background's part of it; low-signal anatomy has the rest
+    # --- direct loss against streaks ---
+    streak_weight: float = bounded(0.0, at_least=0)  # of the streaks along phase encode
+    streak_below: float = bounded(0.15, at_least=0)  # target below zero (natural log; 0.65 dB)
+    # Weight of the background; low-signal anatomy has the rest.
+    streak_background: float = bounded(0.1, at_least=0, at_most=1)
 
-    # --- what one looks at ---
-    log_every: int = 50  # steps between lines of metrics.jsonl
-    keep_checkpoints: int = 3  # newest ones kept, two at least; 0: all
-    checkpoint_every: int | None = 500  # steps between checkpoints within an epoch; null: none
-    grid_slices: int = 8  # validation slices in the picture grid
-    validate_every: int = 1  # epochs between validations; the last epoch always has one
-    grid_every: int = 1  # epochs between grids, of those that are validated
+    # --- output ---
+    log_every: int = bounded(50, above=0)  # steps between lines of metrics.jsonl
+    keep_checkpoints: int = bounded(3, at_least=0)  # newest ones, at least two; 0: all
+    checkpoint_every: int | None = bounded(500, above=0)  # steps within an epoch; null: never
+    grid_slices: int = bounded(8, at_least=0)  # validation slices in the picture grid
+    validate_every: int = bounded(1, above=0)  # epochs; the last epoch is always validated
+    grid_every: int = bounded(1, above=0)  # epochs between grids, of those that are validated
     grid_zero_filled: bool = False  # add a column with the zero-filled input
-    grid_window: float | None = 0.25  # low-signal columns: white at this part of the volume's max
+    grid_window: float | None = bounded(0.25, above=0)  # low-signal white level / volume's max
 
     def __post_init__(self) -> None:
-        positive = (
-            *("batch_size", "cascades", "epochs", "lr", "log_every", "accumulate"),
-            *("grid_every", "validate_every", "checkpoint_every", "nproc", "timeout_minutes"),
-            *("lr_drop_every", "clip_grad_norm", "grid_window", "lr_drop_factor"),
-            *("adversary_members", "adversary_chans", "adversary_lr", "pools"),
-            *("adversary_warmup_slices", "adversary_replay_batch", "penalty_every"),
-        )
-        for name in positive:
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ConfigError(f"{name} must be positive and finite, got {value}")
-        not_negative = (
-            *("workers", "keep_checkpoints", "grid_slices", "l1_weight", "lr_min"),
-            *("adversary_strength", "reg_param", "seed", "streak_weight", "rollbacks"),
-            *("streak_below", "adversary_ramp_steps", "adversary_warmup_steps", "adversary_replay"),
-        )
-        for name in not_negative:
-            value = getattr(self, name)
-            if not (value >= 0 and math.isfinite(value)):
-                raise ConfigError(f"{name} must be finite and not negative, got {value}")
-        if self.seed >= 2**63:
-            raise ConfigError(f"seed must be less than 2^63, got {self.seed}")
-        for name in ("chans", "sens_chans"):
-            if getattr(self, name) < 2 or getattr(self, name) % 2:
-                raise ConfigError(f"{name} must be even and positive, got {getattr(self, name)}")
-        for name in ("rotate_probability", "dropout", "lr_decay", "streak_background"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if self.trained_cascades is not None and not 0 < self.trained_cascades <= self.cascades:
-            raise ConfigError(
-                f"trained_cascades must be in 1 ... {self.cascades}, got {self.trained_cascades}"
-            )
-        if not 0 < self.rollback_factor <= 1:
-            raise ConfigError(f"rollback_factor must be in (0, 1], got {self.rollback_factor}")
-        if not 0 < self.epoch_fraction <= 1:
-            raise ConfigError(f"epoch_fraction must be in (0, 1], got {self.epoch_fraction}")
-        if not all(0 <= beta < 1 for beta in self.adversary_betas):
-            raise ConfigError(f"adversary_betas must be in [0, 1), got {self.adversary_betas}")
+        check_bounds(self)
+        if self.trained_cascades is not None and self.trained_cascades > self.cascades:
+            raise ConfigError(f"trained_cascades must be at most cascades={self.cascades}")
+        if self.stage == "pretrain" and (
+            self.recipe != "none" or self.adversary is not None or self.streak_weight > 0
+        ):
+            raise ConfigError("recipe, adversary and streak_weight need stage=train")
         if self.adversary_replay and not self.paired:
             raise ConfigError("adversary_replay keeps pairs: it needs paired=true")
-        if self.adversary_ramp_steps and self.adversary_epoch_from > 1:
+        if self.adversary_ramp_steps and self.adversary_term_from_epoch > 1:
             raise ConfigError(
-                "adversary_ramp_steps counts from the first step: it needs adversary_epoch_from=1"
-            )
-        if self.resume and self.restart:
-            raise ConfigError(
-                "resume goes on with a run, restart begins a new one: set one of them"
+                "adversary_ramp_steps counts from the first step: it needs "
+                "adversary_term_from_epoch=1"
             )
         if (
             Path(self.name).name != self.name
             or self.name in ("", "run", "index", ".", "..")
             or not self.name.isprintable()
         ):
-            raise ConfigError(f"name must be a new folder's name, got {self.name!r}")
+            raise ConfigError(f"name must be the name of a new folder, got {self.name!r}")
         try:
             self.mask_sampler()
         except ValueError as error:
@@ -191,7 +153,7 @@ class Settings:
 
     @property
     def batches_per_step(self) -> int:
-        """Batches of each process that make one step; the two of a pair count separately."""
+        """Batches per process and step; the two of a pair count separately."""
         return self.accumulate * (2 if self.paired else 1)
 
     def mask_sampler(self) -> MaskSampler:
@@ -199,106 +161,3 @@ class Settings:
         fraction = self.mask.endswith("_fraction")
         acs = self.acs_fractions if fraction else self.acs_lines
         return MaskSampler(kind=self.mask, accelerations=self.accelerations, acs=acs)
-
-
-SettingsT = TypeVar("SettingsT")
-
-
-def from_words(defaults: SettingsT, words: Sequence[str]) -> SettingsT:
-    """`defaults` (a dataclass instance) with `key=value` words merged in and types checked.
-
-    Words rather than --flags, which IPython takes for itself. Values are YAML: `lr=1e-4`,
-    `accelerations=[4,8]`, `resume=null`, `train_filter.magnet=3`.
-
-    Raises:
-        ConfigError: a word without `=`, an unknown key, a value of the wrong type or out of range.
-            The message lists the valid keys.
-    """
-    lost = [word for word in words if "=" not in word or word.startswith("-")]
-    if lost:
-        raise ConfigError(f"expected key=value, got {' '.join(lost)}\n{_valid_keys(defaults)}")
-    try:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(defaults), OmegaConf.from_dotlist(list(words))
-        )
-        settings = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        key = f" ({error.full_key})" if error.full_key else ""
-        message = str(error.msg or error).splitlines()[0]
-        raise ConfigError(f"{message}{key}\n{_valid_keys(defaults)}") from error
-    except _UNREADABLE as error:
-        raise ConfigError(f"cannot read {' '.join(words)[:200]!r}: {error}") from error
-    if not isinstance(settings, type(defaults)):
-        raise TypeError(f"expected {type(defaults).__name__}, got {type(settings).__name__}")
-    return _expand_paths(settings)
-
-
-def from_plain(content: dict[str, Any], origin: object = "settings") -> Settings:
-    """Settings from what `plain` made of them, for instance those in a checkpoint, `origin`.
-
-    Raises:
-        ConfigError: keys or types are not those of this version, or a value is to be looked up
-            elsewhere (OmegaConf's `${...}`, which also reads the environment).
-    """
-    if "${" in repr(content):
-        raise ConfigError(f"{origin} is refused: its settings hold values to look up, ${{...}}")
-    try:
-        known = {key: value for key, value in content.items() if key not in RETIRED}
-        merged = OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.create(known))
-        settings = OmegaConf.to_object(merged)
-    except (ConfigError, OmegaConfBaseException, *_UNREADABLE) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"{origin}: settings of another version: {reason}") from error
-    assert isinstance(settings, Settings)
-    return settings
-
-
-def _expand_paths(settings: SettingsT) -> SettingsT:
-    """Home folders written as ~ in full; the shell leaves them alone behind `key=`."""
-    try:
-        fields = {k: v.expanduser() for k, v in vars(settings).items() if isinstance(v, Path)}
-    except RuntimeError as error:
-        raise ConfigError(f"{error}: write paths that begin with ~ in full") from error
-    return dataclasses.replace(settings, **fields)  # type: ignore[type-var]
-
-
-def _valid_keys(defaults: Any) -> str:
-    return "Valid keys:\n" + "\n".join(f"  {line}" for line in describe(defaults))
-
-
-def describe(settings: Any, prefix: str = "") -> list[str]:
-    """One line `key: type = value` for every setting, nested ones with their full key."""
-    lines = []
-    hints = get_type_hints(type(settings))
-    for item in dataclasses.fields(settings):
-        value = getattr(settings, item.name)
-        if dataclasses.is_dataclass(value):
-            lines += describe(value, f"{prefix}{item.name}.")
-        else:
-            lines.append(f"{prefix}{item.name}: {_type_name(hints[item.name])} = {value}")
-    return lines
-
-
-def _type_name(hint: Any) -> str:
-    # A plain class prints as <class 'int'>; tuple[int, ...] and unions print as they are written.
-    text = hint.__name__ if type(hint) is type else str(hint)
-    return text.replace("typing.", "").replace("pathlib.", "")
-
-
-def plain(settings: Any) -> dict[str, Any]:
-    """The settings as nested dictionaries of numbers, strings and lists, safe to save."""
-
-    def convert(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: convert(item) for key, item in value.items()}
-        if isinstance(value, tuple | list):
-            return [convert(item) for item in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return convert(dataclasses.asdict(settings))
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """`key: old -> new` for every key whose plain values differ."""
-    keys = sorted({*old, *new})
-    return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k)]

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from banding_removal.config.settings import from_plain
+from banding_removal.config.overrides import from_plain
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.data.hdf5 import READ_ERRORS, check_stored, open_file, own_dataset
 from banding_removal.data.index import SUFFIX, Volume, VolumeError

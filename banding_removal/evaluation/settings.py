@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from banding_removal.config.settings import REPOSITORY, plain
+from banding_removal.config.overrides import plain
+from banding_removal.config.settings import REPOSITORY
 from banding_removal.data.filters import VolumeFilter
 from banding_removal.data.index import Volume, index_folder
 from banding_removal.errors import ConfigError

@@ -17,7 +17,8 @@ from torch import nn
 from tqdm import tqdm
 
 from banding_removal import __version__
-from banding_removal.config.settings import REPOSITORY, Settings, from_plain
+from banding_removal.config.overrides import from_plain
+from banding_removal.config.settings import REPOSITORY, Settings
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.data.index import SUFFIX, Volume, VolumeError, read_volumes
 from banding_removal.errors import ConfigError

@@ -1,4 +1,7 @@
-"""From settings to parts: data sets, networks, device."""
+"""What settings describe, built: data sets, networks, device.
+
+These functions are where whole settings end: what they return takes explicit arguments.
+"""
 
 import logging
 from pathlib import Path
@@ -17,7 +20,7 @@ from banding_removal.runs.checkpoint import Checkpoint, load_weights
 
 log = logging.getLogger(__name__)
 
-WIDE = 32  # channels
+WIDE = 32  # channels of an adversary from which channels last is slower
 
 
 def make_datasets(settings: Settings) -> tuple[SliceDataset, SliceDataset]:
@@ -25,8 +28,8 @@ def make_datasets(settings: Settings) -> tuple[SliceDataset, SliceDataset]:
 
     Raises:
         FileNotFoundError: a folder is missing or empty; the message says what to do.
-        VolumeError: unusable files in either folder, all of them.
-        ConfigError: the filters leave nothing.
+        VolumeError: unusable files in either folder; all of them are named.
+        ConfigError: the filters leave no volume, or the masks do not suit one.
     """
     folders = [settings.data_path / f"{settings.challenge}_{part}" for part in ("train", "val")]
     cache = settings.logs / "index"
@@ -39,7 +42,7 @@ def make_datasets(settings: Settings) -> tuple[SliceDataset, SliceDataset]:
         raise FileNotFoundError(
             f"no data: {error}.\n"
             f"Set DATA_PATH at the top of the script (or data_path=... on the command line) to the "
-            f"folder that holds {folders[0].name}/*.h5 and {folders[1].name}/*.h5 of fastMRI,\n"
+            f"folder that holds fastMRI's {folders[0].name}/*.h5 and {folders[1].name}/*.h5,\n"
             f"or make the phantom data set with: ipython scripts/make_phantom.py"
         ) from error
     volumes = [
@@ -52,10 +55,10 @@ def make_datasets(settings: Settings) -> tuple[SliceDataset, SliceDataset]:
 
 
 def _usable(volumes: list[Volume], *, skip_bad: bool) -> list[Volume]:
-    """The volumes that can be trained on: with a target, and large enough for the loss.
+    """The volumes that have a target and are large enough for SSIM's window.
 
     Raises:
-        VolumeError: others are there, and not to be skipped with a warning.
+        VolumeError: there are others, and `skip_bad` does not leave them out with a warning.
     """
     problems = {
         volume.path: "has no target image"
@@ -107,7 +110,7 @@ def _datasets(
 
 
 def _transposable(volumes: list[Volume]) -> list[Volume]:
-    """The volumes that were not undersampled by the scanner.
+    """The volumes that the scanner sampled fully.
 
     Raises:
         ConfigError: there are none.
@@ -120,7 +123,9 @@ def _transposable(volumes: list[Volume]) -> list[Volume]:
         )
     for volume in volumes:
         if volume.measured is not None:
-            log.warning("left out: %s was undersampled by the scanner: no pair", volume.path)
+            log.warning(
+                "left out: %s was undersampled by the scanner, so it has no pair", volume.path
+            )
     return kept
 
 
@@ -130,7 +135,13 @@ def build_predictor(
     start: Checkpoint | None = None,
     start_path: Path | None = None,
 ) -> Predictor:
-    """The predictor that the settings describe, with the weights of `start` if given.
+    """The predictor that the settings describe, with weights from a checkpoint if one is given.
+
+    Args:
+        settings: only those of the network are read.
+        device: to put the predictor on.
+        start: checkpoint with the weights.
+        start_path: its path, for messages.
 
     Raises:
         CheckpointError: the weights do not fit; the differing keys are listed.
@@ -149,14 +160,14 @@ def build_predictor(
 
 
 def build_adversary_of(settings: Settings, device: torch.device) -> Ensemble | None:
-    """The adversary that the settings describe; None in stage 1."""
+    """The adversary that the settings describe; None where they have none."""
     if settings.adversary is None:
         return None
     adversary = build_adversary(
         settings.adversary, members=settings.adversary_members, chans=settings.adversary_chans
     )
-    # On CPUs, channels last make narrow adversaries several times faster, and the penalty's second
-    # derivatives of wide ones a fifth slower.
+    # On CPUs, channels last makes narrow adversaries several times faster. It makes the second
+    # derivatives of the penalty a fifth slower for wide ones.
     chans = next(weight.shape[0] for weight in adversary.parameters() if weight.ndim == 4)
     if device.type == "cpu" and chans < WIDE:
         adversary.to(memory_format=torch.channels_last)
@@ -164,12 +175,12 @@ def build_adversary_of(settings: Settings, device: torch.device) -> Ensemble | N
 
 
 def choose_device(name: str, team: Team | None = None) -> torch.device:
-    """The device of that name; `auto` is the GPU where there is one.
+    """The device of that name; `auto` is the GPU if there is one, else the CPU.
 
-    Of several processes on a machine, each has the GPU of its local rank.
+    Each of several processes on a machine gets the GPU of its local rank.
 
     Raises:
-        ConfigError: no such device here.
+        ConfigError: this machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -182,5 +193,5 @@ def choose_device(name: str, team: Team | None = None) -> torch.device:
     if device.type == "cuda" and team is not None and team.size > 1:
         return torch.device("cuda", team.local_rank)
     if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # whose random state checkpoints hold
+        torch.cuda.set_device(device)  # checkpoints store the random state of the current GPU
     return device

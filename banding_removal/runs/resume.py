@@ -1,11 +1,13 @@
-"""Where a run begins: a folder to go on in, weights to begin from, or nothing."""
+"""What a run begins from: a run to go on with, weights, or nothing; decided once, in one place."""
 
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from banding_removal.config.settings import Settings, differences, from_plain, plain
+from banding_removal.config.overrides import differences, from_plain, plain
+from banding_removal.config.renames import with_new_names
+from banding_removal.config.settings import Settings
 from banding_removal.errors import CheckpointError, ConfigError, RunInUseError
 from banding_removal.runs.checkpoint import (
     FOLDER,
@@ -18,171 +20,194 @@ from banding_removal.runs.folder import PATIENCE_S, RunLock, latest_run
 
 log = logging.getLogger(__name__)
 
-# Between runs that have the same data and mean the same thing, only these may differ unnoticed.
-NOT_COMPARED = ("resume", "restart", "after", "epochs")
-# What changes nothing in what a run computes: it goes on although these differ.
-HOW_IT_RUNS = (
-    *("resume", "device", "workers", "timeout_minutes"),
+# Not reported as changed: these may differ between runs that mean the same thing.
+UNREPORTED = ("resume", "init_from", "recipe", "epochs")
+# Without effect on the numbers of a run, which goes on although these differ. A recipe is compared
+# by the settings that it sets.
+WITHOUT_EFFECT = (
+    *("resume", "recipe", "device", "workers", "timeout_minutes", "recompute"),
     *("log_every", "keep_checkpoints", "checkpoint_every"),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What a run begins from; with neither, from nothing."""
+    """What a run begins from; without a checkpoint, from random weights."""
 
-    folder: Path | None = None  # to go on in, with everything; else a new one is made
-    checkpoint: Path | None = None
+    folder: Path | None = None  # of the run to go on with; None: a new folder is made
+    path: Path | None = None  # of the checkpoint
+    checkpoint: Checkpoint | None = None
+    everything: bool = False  # restored from the checkpoint; otherwise only the predictor's weights
 
 
-def find_start(settings: Settings, lock: RunLock) -> Start:
-    """Where these settings begin.
+def decide_start(settings: Settings, lock: RunLock) -> Start:
+    """What these settings begin from; the checkpoint is read here, once.
 
-    That is: `resume`; else the newest run of this name, if it has the same settings and is not
-    complete, so that the same command goes on with what was stopped, killed or failed; else a new
-    run, from the weights of `restart`, or of the newest run called `after`, or from none.
+    1. The run that `resume` names.
+    2. The newest run called `name`, if it has the same settings and epochs are left: the same
+       command continues a run that was stopped, killed or failed.
+    3. A new run, from the weights that `init_from` names, or from random ones.
 
     Args:
         settings: of the run.
-        lock: takes the folder to go on in.
+        lock: takes the folder of the run to go on with.
 
     Raises:
-        CheckpointError: it is not there; for `after`, the message says how to make it. Or all
-            checkpoints of the run to go on with are damaged.
-        RunInUseError: the run to go on with is going on.
+        CheckpointError: there is no such checkpoint, or it is damaged.
+        RunInUseError: another process is writing to the run to go on with.
     """
     if settings.resume is not None:
-        folder = _folder_of(find_checkpoint(settings.resume))
-        lock.take(folder, PATIENCE_S)
-        # Again: whoever had it may have gone on.
-        path = find_checkpoint(settings.resume)
-        _folder_of(path)
-        return Start(folder=folder, checkpoint=path)
+        return _resumed(settings.resume, lock)
     unfinished = _unfinished(settings, lock)
     if unfinished is not None:
         return unfinished
-    if settings.restart is not None:
-        return Start(checkpoint=find_checkpoint(settings.restart))
-    if settings.after is None:
+    if settings.init_from is None:
         return Start()
-    # A run that has made no step yet has nothing to begin from: epoch000.pt.
-    before = latest_run(settings.logs, settings.after, containing=f"{FOLDER}/*[1-9]*.pt")
-    if before is None:
-        raise CheckpointError(
-            f"no pretrained predictor: {settings.logs} holds no run called {settings.after} with a "
-            f"checkpoint. Pretrain one first (ipython scripts/{settings.after}.py), or name one "
-            f"with restart=..."
-        )
-    return Start(checkpoint=find_checkpoint(before))
-
-
-def _unfinished(settings: Settings, lock: RunLock) -> Start | None:
-    """The newest run of this name, if these settings go on with it."""
-    found = _same_run(settings)
-    if found is None or found[2] >= settings.epochs:
-        return None
-    try:
-        lock.take(found[0], PATIENCE_S)
-    except RunInUseError as error:
-        raise RunInUseError(
-            f"{error}: it runs with these very settings. Another name=... begins a second one"
-        ) from error
-    found = _same_run(settings)  # again: whoever had it may have gone on
-    if found is None or found[2] >= settings.epochs:
-        lock.release()
-        return None
-    folder, path, epoch = found
-    log.info(
-        "going on with %s, which has the same settings and ended within epoch %d of %d "
-        "(another name=... begins anew)",
-        *(folder, epoch + 1, settings.epochs),
-    )
-    return Start(folder=folder, checkpoint=path)
+    path = _initial_checkpoint(settings.init_from, settings.logs)
+    return Start(path=path, checkpoint=load_checkpoint(path))
 
 
 def completed_run(settings: Settings) -> Path | None:
-    """The folder of the newest run of this name, if it is what these settings would make."""
-    found = _same_run(settings)
-    return found[0] if found is not None and found[2] >= settings.epochs else None
+    """The folder of the newest run called `name`, if these settings made it and it is complete."""
+    folder = latest_run(settings.logs, settings.name)
+    found = None if folder is None else _same_run(folder, settings)
+    return folder if found is not None and not _epochs_left(found, settings) else None
 
 
-def _same_run(settings: Settings) -> tuple[Path, Path, int] | None:
-    """Folder, newest checkpoint and epoch of the newest run of this name, if settings agree.
+def _resumed(resume: Path, lock: RunLock) -> Start:
+    path = find_checkpoint(resume).resolve()
+    if path.parent.name != FOLDER:
+        raise CheckpointError(
+            f"cannot resume from {resume}: it does not lie in the {FOLDER} folder of a run. "
+            f"Its weights can be used with init_from={resume}"
+        )
+    folder = path.parent.parent
+    lock.take(folder, PATIENCE_S)
+    newest = find_checkpoint(folder)  # the process that had the lock may have written another one
+    if resume.is_file() and path != newest:
+        raise CheckpointError(
+            f"cannot resume from {resume}: its run has gone on to {newest.name} and "
+            f"would be overwritten. Go on from there with resume={folder}, or begin a new run "
+            f"from these weights with init_from={resume}"
+        )
+    return Start(folder=folder, path=newest, checkpoint=load_checkpoint(newest), everything=True)
 
-    Raises:
-        CheckpointError: all of its checkpoints are damaged. Days of training are not begun anew
-            without a word.
-    """
+
+def _unfinished(settings: Settings, lock: RunLock) -> Start | None:
+    """The newest run called `name`, if these settings go on with it."""
     folder = latest_run(settings.logs, settings.name)
     if folder is None or not list_checkpoints(folder):
+        return None
+    written = (folder / FOLDER).stat().st_mtime_ns
+    found = _same_run(folder, settings)
+    if found is None or not _epochs_left(found, settings):
+        return None
+    try:
+        lock.take(folder, PATIENCE_S)
+    except RunInUseError as error:
+        raise RunInUseError(
+            f"{error}: it has these very settings. Another name=... begins a second run"
+        ) from error
+    if (folder / FOLDER).stat().st_mtime_ns != written:  # by the process that had the lock
+        found = _same_run(folder, settings)
+    if found is None or found.checkpoint is None or not _epochs_left(found, settings):
+        lock.release()
+        return None
+    log.info(
+        "going on with %s, which has the same settings and ended within epoch %d of %d "
+        "(another name=... begins a new run)",
+        *(folder, found.checkpoint.epoch + 1, settings.epochs),
+    )
+    return found
+
+
+def _epochs_left(start: Start, settings: Settings) -> bool:
+    return start.checkpoint is not None and start.checkpoint.epoch < settings.epochs
+
+
+def _same_run(folder: Path, settings: Settings) -> Start | None:
+    """A run and its newest checkpoint, if its settings are these.
+
+    Raises:
+        CheckpointError: all of its checkpoints are damaged. Days of training must not be repeated
+            unnoticed.
+    """
+    if not list_checkpoints(folder):
         return None
     try:
         path = find_checkpoint(folder)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error}. To begin anew, move that folder away or choose another name=..."
+            f"{error}. To begin a new run, move that folder away or choose another name=..."
         ) from error
     try:
         checkpoint = load_checkpoint(path)
-    except CheckpointError as error:
-        log.warning("a new run, since the one before cannot go on: %s", error)
-        return None
-    try:
-        # Settings that are newer than the run had no other value than their defaults.
+        # Settings that are newer than the run get their defaults, which it was trained with.
         saved = plain(from_plain(checkpoint.settings, path))
-    except ConfigError as error:
-        log.warning("a new run, since the one before cannot go on: %s", error)
+    except (CheckpointError, ConfigError) as error:
+        log.warning("a new run is begun, because the one before cannot go on: %s", error)
         return None
-    same = _comparable(saved) == _comparable(plain(settings))
-    return (folder, path, checkpoint.epoch) if same else None
+    if _comparable(saved) != _comparable(plain(settings)):
+        return None
+    return Start(folder=folder, path=path, checkpoint=checkpoint, everything=True)
 
 
 def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key not in HOW_IT_RUNS}
+    kept = {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT}
+    if kept["init_from"] is not None:
+        kept["init_from"] = str(Path(kept["init_from"]))  # logs/pretrain/ is logs/pretrain
+    return kept
 
 
-def _folder_of(checkpoint: Path) -> Path:
-    """The run's folder that a checkpoint lies in, for a resume."""
-    path = checkpoint.resolve()
-    if path.parent.name != FOLDER:
+def _initial_checkpoint(init_from: str, logs: Path) -> Path:
+    """The checkpoint with the weights that a new run begins from.
+
+    Args:
+        init_from: a path, if it has a slash in it or ends in .pt, or the plain name of a run.
+        logs: where runs of that name are looked for.
+    """
+    if "/" in init_from or init_from.endswith(".pt"):
+        return find_checkpoint(Path(init_from))
+    # epoch000.pt has no training in it.
+    newest = latest_run(logs, init_from, containing=f"{FOLDER}/*[1-9]*.pt")
+    if newest is None:
         raise CheckpointError(
-            f"cannot resume from {checkpoint}: it does not lie in the {FOLDER} folder of a run. "
-            f"Its weights can be used with restart={checkpoint}"
+            f"no pretrained predictor: {logs} holds no run called {init_from} with a checkpoint. "
+            f"Pretrain one first (ipython scripts/{init_from}.py), or name another run or a path "
+            f"with init_from=..."
         )
-    folder = path.parent.parent
-    newest = find_checkpoint(folder)
-    if path != newest:
-        raise CheckpointError(
-            f"cannot resume from {checkpoint}: its run has gone on to {newest.name} and "
-            f"would be overwritten. Go on from there with resume={folder}, or begin a new run "
-            f"from these weights with restart={checkpoint}"
-        )
-    return folder
+    return find_checkpoint(newest)
 
 
 def saved_settings(path: Path, checkpoint: Checkpoint) -> Settings:
-    """The settings in a run's checkpoint, with `logs` where the run lies.
+    """The settings in a run's checkpoint, with `logs` where the run lies now.
 
     It may have been moved, or be somebody else's: what belongs to it stays beside it.
 
     Raises:
-        ConfigError: they are not of this version.
+        ConfigError: they are not settings of this version or an earlier one.
     """
     return replace(from_plain(checkpoint.settings, path), logs=path.resolve().parent.parent.parent)
 
 
-def report_changes(start: Checkpoint, settings: Settings, volumes: dict[str, list[str]]) -> None:
-    """Warn of settings and volumes that are not those of the checkpoint."""
-    old, new = (
-        {key: value for key, value in content.items() if key not in NOT_COMPARED}
-        for content in (start.settings, plain(settings))
-    )
-    for change in differences(old, new):
-        log.warning("setting changed since the checkpoint: %s", change)
+def report_changes(
+    checkpoint: Checkpoint, settings: Settings, volumes: dict[str, list[str]]
+) -> None:
+    """Warn of settings and volumes that are not those of the checkpoint.
+
+    Args:
+        checkpoint: from which a run goes on.
+        settings: it goes on with.
+        volumes: file names of both data sets, as in `Checkpoint.volumes`.
+    """
+    before = {**plain(Settings()), **with_new_names(checkpoint.settings)}
+    for change in differences(before, plain(settings)):
+        if change.partition(":")[0] not in UNREPORTED:
+            log.warning("setting changed since the checkpoint: %s", change)
     for part, names in volumes.items():
-        was, now = set(start.volumes.get(part, [])), set(names)
-        if was != now:
+        old, new = set(checkpoint.volumes.get(part, [])), set(names)
+        if old != new:
             log.warning(
                 "other %s volumes than at the checkpoint: %d new, %d missing",
-                *(part, len(now - was), len(was - now)),
+                *(part, len(new - old), len(old - new)),
             )

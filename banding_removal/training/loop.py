@@ -6,8 +6,6 @@ eight processes take the same path as one.
 """
 
 import logging
-import os
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,32 +15,21 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from banding_removal.config.settings import Settings, describe
+from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import Batch, Draw, SliceDataset, collate
 from banding_removal.data.sampler import EpochSampler
-from banding_removal.errors import RunInUseError
-from banding_removal.files import remove_leftovers
 from banding_removal.pictures.curves import write_curves
 from banding_removal.pictures.grids import write_grid, write_raw_grid
 from banding_removal.processes.team import Team
-from banding_removal.runs.build import choose_device, make_datasets
-from banding_removal.runs.checkpoint import (
-    Checkpoint,
-    list_checkpoints,
-    load_checkpoint,
-    restore_random_state,
-)
-from banding_removal.runs.folder import LOCK, RunLock, latest_run, new_run_folder, show_as_latest
+from banding_removal.runs.folder import RunLock
 from banding_removal.runs.log import (
-    METRICS,
     MetricsWriter,
     early_records,
     logging_to,
     peak_memory_gb,
-    read_rows,
 )
-from banding_removal.runs.resume import Start, find_start, report_changes
 from banding_removal.training.loading import batches_of, make_loader
+from banding_removal.training.prepare import prepare
 from banding_removal.training.report import (
     epoch_line,
     grid_header,
@@ -50,7 +37,6 @@ from banding_removal.training.report import (
     validation_in_words,
 )
 from banding_removal.training.run import (
-    Progress,
     Run,
     end,
     keep_folder,
@@ -62,12 +48,10 @@ from banding_removal.training.run import (
 from banding_removal.training.safeguard import (
     EARLY,
     FailingError,
-    Safeguard,
     check_validation,
     warn_of_chance,
 )
 from banding_removal.training.step import (
-    make_players,
     set_learning_rates,
     set_weights,
     train_step,
@@ -99,96 +83,11 @@ def train(settings: Settings, team: Team | None = None) -> Path:
     team = team or Team()
     with team.naming_causes(), RunLock() as lock:
         with early_records() as early:
-            run, start, begin = _prepare(settings, team, lock)
+            run = prepare(settings, team, lock)
         with logging_to(run.folder, early, team.rank), team.naming_causes():
-            _introduce(run)
-            if start is not None and begin.folder is not None:
-                _introduce_resume(run, start)
-            elif start is not None:
-                log.info("weights from %s (epoch %d)", begin.checkpoint, start.epoch)
             _train_epochs(run)
             log.info("look at %s", run.folder / "grids")
     return run.folder
-
-
-def _prepare(settings: Settings, team: Team, lock: RunLock) -> tuple[Run, Checkpoint | None, Start]:
-    # --- data: before a folder is made, so that a wrong path leaves nothing behind ---
-    with team.first_before_others():
-        train_set, val_set = make_datasets(settings)
-    device = choose_device(settings.device, team)
-
-    # --- networks ---
-    begin = team.from_first(lambda: find_start(settings, lock))
-    start = None if begin.checkpoint is None else load_checkpoint(begin.checkpoint)
-    torch.manual_seed(settings.seed)
-    players = make_players(settings, device, start, begin.checkpoint, team)
-    team.seed_apart(settings.seed)
-    progress = Progress()
-    if start is not None and begin.checkpoint is not None and begin.folder is not None:
-        players.restore(start, begin.checkpoint)
-        progress = Progress(**{key: getattr(start, key) for key in vars(progress)})
-
-    # --- folder ---
-    folder = begin.folder
-    if folder is None:
-        folder = team.from_first(lambda: _new_folder(settings, lock))
-    if team.is_first:
-        remove_leftovers(folder)
-        show_as_latest(folder)
-    run = Run(
-        settings=settings,
-        folder=folder,
-        lock=lock,
-        device=device,
-        team=team,
-        train_set=train_set,
-        val_set=val_set,
-        players=players,
-        progress=progress,
-        safeguard=Safeguard(players=players),
-    )
-    return run, start, begin
-
-
-def _new_folder(settings: Settings, lock: RunLock) -> Path:
-    """A new folder, or that of a run of this name which was killed before anything was saved."""
-    empty = latest_run(settings.logs, settings.name, containing=LOCK)
-    if empty is not None and not list_checkpoints(empty) and not read_rows(empty / METRICS):
-        try:
-            lock.take(empty)
-        except RunInUseError:
-            log.info("%s has just been begun by another process", empty)
-        else:
-            return empty
-    folder = new_run_folder(settings.logs, settings.name)
-    lock.take(folder)
-    return folder
-
-
-def _introduce(run: Run) -> None:
-    log.info("run folder %s, on %s, torch %s", run.folder, run.device, torch.__version__)
-    if run.team.size > 1:
-        place = (run.team.rank, run.team.size, os.getpid(), socket.gethostname())
-        log.info("rank %d of %d: process %d on %s", *place)
-    log.info("settings:\n  %s", "\n  ".join(describe(run.settings)))
-    log.info(
-        "training on %d slices of %d volumes, validating on %d of %d",
-        *(len(run.train_set), len(run.train_set.volumes)),
-        *(len(run.val_set), len(run.val_set.volumes)),
-    )
-
-
-def _introduce_resume(run: Run, start: Checkpoint) -> None:
-    report_changes(start, run.settings, run.volumes)
-    log.info("resumed after epoch %d, step %d", start.epoch, start.step)
-    if start.epoch >= run.settings.epochs:
-        log.warning("nothing is left to do: set epochs to more than %d", start.epoch)
-    if len(start.rng) == run.team.size:
-        restore_random_state(start.rng[run.team.rank])
-        if run.players.replay is not None and start.replay:
-            run.players.replay.add(start.replay[run.team.rank])
-    else:
-        log.warning("%d processes now, %d before: other batches", run.team.size, len(start.rng))
 
 
 def _train_epochs(run: Run) -> None:
@@ -224,10 +123,10 @@ def _train_epochs(run: Run) -> None:
         metrics = MetricsWriter(folder, after=progress.step)
 
     try:
-        if settings.adversary_warmup_steps and progress.step == 0 and not progress.events:
+        if settings.adversary_pretrain_steps and progress.step == 0 and not progress.events:
             _warm_up(run)
         run.train_set.close()  # no file is open when the loaders fork
-        if run.removes_banding and not progress.start and progress.epoch < settings.epochs:
+        if settings.stage == "train" and not progress.start and progress.epoch < settings.epochs:
             _look_before(run, validator)
         soften(run)
         run.safeguard.keep(vars(progress), None, validated=True)

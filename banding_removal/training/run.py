@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from banding_removal.config.settings import Settings, plain
+from banding_removal.config.overrides import plain
+from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.errors import RunFailedError
 from banding_removal.processes.signals import Stopped
@@ -49,11 +50,6 @@ class Run:
     players: Players
     progress: Progress
     safeguard: Safeguard
-
-    @property
-    def removes_banding(self) -> bool:
-        """Whether this is stage 2, by whichever means."""
-        return self.settings.streak_weight > 0 or self.players.adversary is not None
 
     @property
     def volumes(self) -> dict[str, list[str]]:

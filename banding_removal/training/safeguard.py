@@ -155,7 +155,7 @@ def warn_of_chance(row: Mapping[str, Any]) -> None:
     if row.get("accuracy", 1.0) < AT_CHANCE and banding > STILL_BANDED:
         log.warning(
             "the adversary is at chance (accuracy %.2f) although there is banding (%.2f dB): it "
-            "needs a warm-up (adversary_warmup_steps), pairs (paired, adversary_replay), or time",
+            "needs a warm-up (adversary_pretrain_steps), pairs (paired, adversary_replay), or time",
             *(row["accuracy"], banding),
         )
 

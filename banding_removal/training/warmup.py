@@ -50,7 +50,7 @@ def warm_up(
     seconds = time.perf_counter() - begun
     log.info("warm-up of the adversary on %d slices, ready in %.0f s", len(cache.pairs), seconds)
     recent: deque[dict[str, float]] = deque(maxlen=LOG_EVERY)
-    for step in range(1, settings.adversary_warmup_steps + 1):
+    for step in range(1, settings.adversary_pretrain_steps + 1):
         size = cache.pairs[int(torch.randint(len(cache.pairs), ()))]
         images, rotated = cache.draw(PAIRS, like=size.to(device))
         set_weights(settings, players, step)
@@ -66,11 +66,11 @@ def warm_up(
         if values["stop"] > 0:
             return False
         recent.append(values)
-        if step % LOG_EVERY == 0 or step == settings.adversary_warmup_steps:
+        if step % LOG_EVERY == 0 or step == settings.adversary_pretrain_steps:
             mean = {key: sum(row[key] for row in recent) / len(recent) for key in values}
             log.info(
                 "warm-up step %d/%d: adversary's loss %.4f, penalty %.4f, accuracy %.2f",
-                *(step, settings.adversary_warmup_steps),
+                *(step, settings.adversary_pretrain_steps),
                 *(mean["adversary_orientation"], mean["penalty"], mean["accuracy"]),
             )
     if players.replay is not None:
@@ -89,8 +89,8 @@ def _reconstructions(
         if dataset.volumes[volume].measured is None
     ]
     if not usable:
-        raise ConfigError("adversary_warmup_steps needs volumes that were fully sampled")
-    count = min(len(usable), max(settings.adversary_warmup_slices, team.size))
+        raise ConfigError("adversary_pretrain_steps needs volumes that were fully sampled")
+    count = min(len(usable), max(settings.adversary_pretrain_slices, team.size))
     chosen = [usable[i * len(usable) // count] for i in range(count)]
     store = PairStore(count)
     for index in chosen[team.rank % count :: team.size]:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from banding_removal.config.recipes import OURS
+from banding_removal.config.recipes import DIRECT
 from banding_removal.errors import ConfigError
 from benchmarks import efficacy, efficacy_report, maps, probe_regions, provoked_failures
 from benchmarks.efficacy import BEFORE, Efficacy
@@ -46,7 +46,7 @@ def test_seeds_are_trained_and_judged_once_and_reported(
     provoked_failures.main([*words, "failures=[no number]"])
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith("no number") and " ended " in line and "step 1: " in line
-    monkeypatch.setitem(provoked_failures.FAILURES, "no number", (OURS, "loss is nan"))
+    monkeypatch.setitem(provoked_failures.FAILURES, "no number", (DIRECT, "loss is nan"))
     with pytest.raises(SystemExit, match="not told as they should be: no number"):
         provoked_failures.main([*words, "failures=[no number]"])
 

@@ -68,7 +68,12 @@ def both_formulations() -> tuple[Settings, Players, plain.PlainPlayers]:
     """The project's players and plain ones with the same weights, in double precision."""
     torch.manual_seed(0)
     settings = Settings(
-        device="cpu", adversary="shallow", adversary_chans=6, **NETWORK, **numerics_of("ours")
+        device="cpu",
+        stage="train",
+        adversary="shallow",
+        adversary_chans=6,
+        **NETWORK,
+        **numerics_of("ours"),
     )
     players = make_players(settings, CPU)
     assert players.adversary is not None

@@ -1,4 +1,3 @@
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -6,26 +5,37 @@ import pytest
 
 from banding_removal.command_line import settings_of
 from banding_removal.config.demo import STAGE_2
-from banding_removal.config.recipes import PUBLISHED, RECIPES, with_recipe
-from banding_removal.config.settings import Settings
+from banding_removal.config.recipes import PUBLISHED, RECIPES
+from banding_removal.config.settings import Recipe, Settings
 from banding_removal.errors import ConfigError
-from scripts import train, train_dev
+from scripts import pretrain, train, train_dev
+
+SCHEDULES = {"paper": PUBLISHED, "adversary": PUBLISHED}
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_a_word_that_others_may_change(name: str) -> None:
+def test_a_recipe_is_a_word_that_others_may_change(name: Recipe) -> None:
     settings = settings_of(STAGE_2, [f"recipe={name}", "adversary_strength=7", "lr=1e-5"])
     assert settings.adversary_strength == 7
     assert settings.lr == 1e-5
+    assert settings.recipe == name
     for key, value in RECIPES[name].items():
         if key != "adversary_strength":
             assert getattr(settings, key) == value
     assert settings.epochs == STAGE_2.epochs
 
 
+def test_a_word_is_checked_against_the_recipe_and_not_against_the_script() -> None:
+    assert not train.SETTINGS.paired  # which adversary_replay needs
+    settings = settings_of(train.SETTINGS, ["adversary_replay=20", "recipe=adversary"])
+    assert settings.adversary_replay == 20
+
+
 def test_the_paper_s_recipe_is_what_was_published() -> None:
     settings = settings_of(train.SETTINGS, ["recipe=paper"], {"paper": PUBLISHED})
     published = Settings(
+        stage="train",
+        recipe="paper",
         adversary="shallow",
         adversary_lr=1e-4,
         adversary_strength=1.0,
@@ -41,37 +51,43 @@ def test_the_paper_s_recipe_is_what_was_published() -> None:
 
 
 @pytest.mark.parametrize("script", [train, train_dev])
-def test_the_scripts_have_our_recipe_and_others_at_the_published_rates(script: ModuleType) -> None:
-    schedules = {"paper": PUBLISHED, "adversary": PUBLISHED}
-    ours = settings_of(script.SETTINGS, ["lr=1e-5"], schedules)
-    assert ours.lr == 1e-5
-    assert ours.adversary is None and ours.streak_weight > 0
-    for key in ("optimizer", "lr_decay", "lr_drop_every", "clip_grad_norm"):  # as it was judged
-        assert getattr(ours, key) == getattr(STAGE_2, key)
-    assert ours == settings_of(script.SETTINGS, ["recipe=ours", "lr=1e-5"], schedules)
+def test_scripts_train_with_the_direct_loss_and_adversaries_at_the_published_rates(
+    script: ModuleType,
+) -> None:
+    direct = settings_of(script.SETTINGS, ["lr=1e-5"], SCHEDULES)
+    assert direct.lr == 1e-5
+    assert direct.recipe == "direct" and direct.adversary is None and direct.streak_weight > 0
+    for key in ("optimizer", "lr_decay", "lr_drop_every", "clip_grad_norm"):  # as in the results
+        assert getattr(direct, key) == getattr(STAGE_2, key)
+    assert direct == settings_of(script.SETTINGS, ["recipe=direct", "lr=1e-5"], SCHEDULES)
     for recipe in ("paper", "adversary"):
-        other = settings_of(script.SETTINGS, [f"recipe={recipe}", "epochs=2"], schedules)
+        other = settings_of(script.SETTINGS, [f"recipe={recipe}", "epochs=2"], SCHEDULES)
         assert (other.optimizer, other.lr, other.epochs) == ("adam", 1e-4, 2)
         assert other.adversary is not None and other.streak_weight == 0
 
 
-def test_all_recipes_say_the_same_things() -> None:
+def test_all_recipes_set_the_same_settings() -> None:
     assert len({frozenset(recipe) for recipe in RECIPES.values()}) == 1
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("script", "words", "message"),
     [
-        (["recipe=none"], "name one of"),
-        (["recipe=paper", "recipe=paper"], "name one of"),
-        (["recipe=paper", "resume=logs/train"], "keeps its recipe"),
+        (train, ["recipe=papers"], "expected one of"),
+        (train, ["recipe=paper", "resume=logs/train"], "a resumed run keeps its recipe"),
+        (train, ["init_from=a", "resume=logs/train"], "a resumed run keeps its init_from"),
+        (train, ["stage=pretrain"], "need stage=train"),
+        (pretrain, ["recipe=paper"], "need stage=train"),
+        (pretrain, ["streak_weight=0.1"], "need stage=train"),
+        (pretrain, ["adversary=simple"], "need stage=train"),
     ],
 )
-def test_what_cannot_be_is_refused(words: list[str], message: str) -> None:
+def test_contradictions_are_refused(script: ModuleType, words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        with_recipe(train.SETTINGS, words, {})
+        settings_of(script.SETTINGS, words)
 
 
-def test_stage_one_has_no_recipe(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="stage 2"):
-        with_recipe(replace(Settings(), logs=tmp_path), ["recipe=paper"], {})
+def test_a_recipe_may_be_trained_from_random_weights(tmp_path: Path) -> None:
+    words = ["stage=train", "recipe=paper", f"logs={tmp_path}"]
+    settings = settings_of(pretrain.SETTINGS, words)
+    assert settings.adversary == "shallow" and settings.init_from is None

@@ -4,14 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from banding_removal.config.settings import (
-    REPOSITORY,
-    Settings,
-    describe,
-    from_plain,
-    from_words,
-    plain,
-)
+from banding_removal.config.overrides import describe, from_plain, from_words, plain
+from banding_removal.config.settings import REPOSITORY, Settings
 from banding_removal.data.filters import VolumeFilter
 from banding_removal.errors import ConfigError
 
@@ -108,15 +102,36 @@ def test_a_value_out_of_range_is_refused(word: str) -> None:
         from_words(Settings(), [word])
 
 
-def test_resume_and_restart_exclude_each_other() -> None:
-    with pytest.raises(ConfigError, match="one of them"):
-        Settings(resume=Path("a"), restart=Path("b"))
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("lr=inf", "lr must be finite, got inf"),
+        ("epoch_fraction=2", "epoch_fraction must be above 0 and at most 1, got 2.0"),
+        ("chans=3", "chans must be at least 2 and a multiple of 2, got 3"),
+        (
+            "adversary_betas=[0.5,1]",
+            "adversary_betas must be at least 0 and below 1, got",
+        ),
+    ],
+)
+def test_a_value_out_of_bounds_is_answered_with_the_bounds(word: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_words(Settings(), [word])
+
+
+def test_every_number_is_bounded_or_has_a_reason_not_to_be() -> None:
+    unbounded = {
+        field.name
+        for field in dataclasses.fields(Settings)
+        if type(field.default) in (int, float) and "bounds" not in field.metadata
+    }
+    # Of an epoch before the first, the first comes.
+    assert unbounded == {"adversary_from_epoch", "adversary_term_from_epoch"}
 
 
 def test_settings_survive_being_saved_as_plain_data() -> None:
     settings = from_words(Settings(), ["accelerations=[4,8]", "train_filter.magnet=3"])
     assert from_plain(plain(settings)) == settings
-    assert from_plain({**plain(settings), "rollback_lowers": "rate"}) == settings
     with pytest.raises(ConfigError, match="another version"):
         from_plain({**plain(settings), "gone": 1})
 
@@ -141,3 +156,9 @@ def test_every_setting_is_described_once() -> None:
     lines = describe(Settings())
     assert len(lines) == len(set(lines))
     assert "accelerations: tuple[int, ...] = (4,)" in lines
+
+
+def test_home_folders_are_written_in_full() -> None:
+    settings = from_words(Settings(), ["init_from=~/logs/a", "logs=~/logs"])
+    assert settings.init_from == str(Path.home() / "logs" / "a")
+    assert settings.logs == Path.home() / "logs"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from banding_removal.config.settings import from_words
+from banding_removal.config.overrides import from_words
 from banding_removal.data.header import parse_header
 from banding_removal.data.operators import center_crop, rss, to_image
 from banding_removal.data.phantom import files

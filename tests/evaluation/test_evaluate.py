@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from banding_removal.config.settings import Settings, from_words
+from banding_removal.config.overrides import from_words
+from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.data.index import Volume, VolumeError, read_volume
 from banding_removal.errors import CheckpointError, ConfigError

@@ -29,7 +29,8 @@ import h5py
 import torch
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.settings import REPOSITORY, from_words
+from banding_removal.config.overrides import from_words
+from banding_removal.config.settings import REPOSITORY
 from banding_removal.data.phantom.files import write_dataset
 from banding_removal.errors import ConfigError
 from banding_removal.runs.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
@@ -584,7 +585,7 @@ def determinism(bench: Bench) -> Iterator[Try]:
     same_end(toy)
     yield Try(fault="the same seed twice")
     if toy.nproc == 2:
-        words = ("dropout=0", "adversary_warmup_steps=0", "adversary_replay=0")
+        words = ("dropout=0", "adversary_pretrain_steps=0", "adversary_replay=0")
         pair = [
             bench.fresh("two_processes", *words),
             replace(bench, toy=replace(toy, nproc=1)).fresh(

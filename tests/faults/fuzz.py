@@ -31,7 +31,8 @@ import torch
 from numpy.random import Generator
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.settings import Settings, describe, from_plain, from_words, plain
+from banding_removal.config.overrides import describe, from_plain, from_words, plain
+from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.data.index import VolumeError, read_volume, read_volumes
 from banding_removal.data.masks import MaskSampler

@@ -55,7 +55,7 @@ STAGES = {
         (
             *("epoch_fraction=1", "validate_every=1", "grid_every=1"),
             *("adversary=simple", "adversary_chans=8", "paired=true", "adversary_replay=4"),
-            "adversary_warmup_steps=4",
+            "adversary_pretrain_steps=4",
         ),
     ),
 }

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from banding_removal.command_line import settings_of
-from banding_removal.config.settings import REPOSITORY, Settings, from_plain, from_words, plain
+from banding_removal.config.overrides import from_plain, from_words, plain
+from banding_removal.config.settings import REPOSITORY, Settings
 from banding_removal.errors import CheckpointError, ConfigError
 from banding_removal.runs.checkpoint import (
     Checkpoint,
@@ -131,7 +132,7 @@ def test_a_run_that_is_told_to_begin_from_a_malicious_checkpoint_ends_with_one_l
     evil = tmp_path / "evil.pt"
     evil.write_bytes(seal(saved({"predictor": Exploit(victim)})))
     with pytest.raises(CheckpointError, match=r"evil\.pt is refused: it holds Python objects"):
-        train(replace(settings, restart=evil))
+        train(replace(settings, init_from=str(evil)))
     assert not victim.exists()
     assert not (settings.logs / "toy").exists()
 

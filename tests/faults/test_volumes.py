@@ -98,7 +98,7 @@ def stage(number: int, settings: Settings) -> Settings:
     settings = replace(settings, epochs=2, grid_slices=0)
     if number == 1:
         return settings
-    return replace(settings, adversary="simple", adversary_chans=4, paired=False)
+    return replace(settings, stage="train", adversary="simple", adversary_chans=4, paired=False)
 
 
 def change_after_epoch_1(monkeypatch: pytest.MonkeyPatch, path: Path, change: Change) -> None:

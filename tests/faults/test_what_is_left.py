@@ -19,7 +19,7 @@ from banding_removal.model.predictor import Predictor
 from banding_removal.runs.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
 from banding_removal.runs.folder import RunLock
 from banding_removal.runs.log import MetricsWriter, ending_of, logging_to, read_records, read_rows
-from banding_removal.runs.resume import find_start
+from banding_removal.runs.resume import decide_start
 from banding_removal.runs.status import status
 from banding_removal.training.loading import batches_of
 from banding_removal.training.loop import train
@@ -110,8 +110,10 @@ def test_a_run_that_made_no_step_is_nothing_to_begin_from(settings: Settings) ->
     second.mkdir(parents=True)
     (second / "epoch000.pt").write_bytes((first / "checkpoints" / "epoch000.pt").read_bytes())
     with RunLock() as lock:
-        start = find_start(replace(settings, name="next", after="toy"), lock)
-    assert start.checkpoint == first / "checkpoints" / "epoch001.pt"
+        start = decide_start(replace(settings, name="next", init_from="toy"), lock)
+    assert start.path == first / "checkpoints" / "epoch001.pt"
+    assert start.checkpoint is not None and start.checkpoint.epoch == 1
+    assert start.folder is None and not start.everything
 
 
 def test_a_lock_is_renewed_where_the_folder_was_removed(tmp_path: Path) -> None:

@@ -254,7 +254,7 @@ def test_pairs_need_volumes_that_the_scanner_sampled_fully(
 @pytest.fixture
 def stage_2(settings: Settings) -> Settings:
     """Settings of the second stage on the toy data of stage 1."""
-    return replace(settings, name="stage2", adversary="simple", adversary_chans=8)
+    return replace(settings, stage="train", name="stage2", adversary="simple", adversary_chans=8)
 
 
 def test_two_epochs_and_two_after_a_resume_equal_four_with_an_adversary(stage_2: Settings) -> None:
@@ -278,8 +278,8 @@ def test_a_resume_goes_on_bit_for_bit_with_warm_up_ramp_and_earlier_reconstructi
         paired=True,
         adversary_replay=4,
         adversary_replay_batch=2,
-        adversary_warmup_steps=3,
-        adversary_warmup_slices=3,
+        adversary_pretrain_steps=3,
+        adversary_pretrain_slices=3,
         adversary_ramp_steps=9,
         adversary_betas=(0.5, 0.99),
         penalty_every=4,
@@ -327,7 +327,7 @@ def test_the_warm_up_teaches_the_adversary_alone(
     stage_2 = replace(
         stage_2,
         adversary="patch",
-        adversary_warmup_steps=60,
+        adversary_pretrain_steps=60,
         adversary_lr=3e-3,
         reg_param=0.01,
         adversary_replay=4,
@@ -366,14 +366,14 @@ def test_stage_two_begins_where_the_newest_pretraining_ended(
     newest = train(replace(settings, name="pretrain", epochs=1, seed=5))
     (settings.logs / "pretrain_3").mkdir()  # begun and ended before its first checkpoint
     (settings.logs / "pretrain_dev").mkdir()
-    second = train(replace(stage_2, after="pretrain", epochs=1, lr=1e-30))
+    second = train(replace(stage_2, init_from="pretrain", epochs=1, lr=1e-30))
     assert newest.name == "pretrain_2"
     assert_same_weights(newest, second)
 
 
 def test_a_missing_pretraining_says_how_to_make_it(stage_2: Settings) -> None:
     with pytest.raises(CheckpointError, match=r"ipython scripts/pretrain\.py"):
-        train(replace(stage_2, after="pretrain"))
+        train(replace(stage_2, init_from="pretrain"))
     assert not (stage_2.logs / "stage2").exists()
 
 
@@ -390,13 +390,13 @@ def test_before_its_first_epoch_the_adversary_changes_nothing(
     settings: Settings, stage_2: Settings
 ) -> None:
     plain = train(settings)
-    warm = replace(stage_2, adversary_epoch_from=3, warmup_adversary_from=2)
+    warm = replace(stage_2, adversary_term_from_epoch=3, adversary_from_epoch=2)
     warming = train(warm)
     assert_same_weights(plain, warming)
     rows = [row for row in read_metrics(warming) if row["kind"] == "train"]
     assert [("accuracy" in row) for row in rows] == [row["epoch"] >= 2 for row in rows]
     assert not any("predictor_orientation" in row for row in rows)
-    pulled = train(replace(warm, adversary_epoch_from=2))
+    pulled = train(replace(warm, adversary_term_from_epoch=2))
     assert any(not torch.equal(v, weights_of(plain)[k]) for k, v in weights_of(pulled).items())
 
 
@@ -490,6 +490,6 @@ def test_every_stage_two_script_fits_its_stage_one(tmp_path: Path) -> None:
     for name in ("train", "train_dev"):
         text = (Path(__file__).parents[2] / "scripts" / f"{name}.py").read_text()
         first = (Path(__file__).parents[2] / "scripts" / f"pre{name}.py").read_text()
-        assert f'after="pre{name}"' in text
+        assert f'init_from="pre{name}"' in text
         cascades = next(line for line in text.splitlines() if "cascades=" in line)
         assert cascades in first

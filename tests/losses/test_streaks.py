@@ -170,6 +170,7 @@ def test_training_adds_the_term_with_its_settings(tmp_path: Path, settings: Sett
     settings = replace(
         settings,
         data_path=tmp_path / "phantom",
+        stage="train",
         streak_weight=3.0,
         streak_below=0.2,
         streak_background=0.3,

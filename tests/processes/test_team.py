@@ -67,7 +67,9 @@ def test_two_processes_compute_what_one_does(three_volumes: Settings) -> None:
     assert result["random"][1] != result["random"][0]
 
     # Gradients: the mean of two single runs, with the adversary and its penalty, too.
-    stage_2 = replace(three_volumes, adversary="simple", adversary_chans=8, reg_param=5.0)
+    stage_2 = replace(
+        three_volumes, stage="train", adversary="simple", adversary_chans=8, reg_param=5.0
+    )
     assert_close(result["stage 1"], mean_of(three_volumes, 0, 1))
     assert_close(result["stage 2"], mean_of(stage_2, 0, 1))
     assert_close(result["accumulated"], mean_of(stage_2, 0, 1, 2, 3))
@@ -99,7 +101,7 @@ def test_a_run_of_two_processes_equals_one_that_accumulates(
     # 6 slices in steps of 4 batches (pairs): the last step is filled up
     settings = replace(settings, accumulate=2, workers=1, paired=paired)
     if stage == 2:
-        settings = replace(settings, adversary="simple", adversary_chans=8)
+        settings = replace(settings, stage="train", adversary="simple", adversary_chans=8)
     alone = train(replace(settings, name="alone", accumulate=4))
     together = launch(train, replace(settings, name="together", nproc=2))
     a, b = (load_checkpoint(find_checkpoint(folder)) for folder in (alone, together))
@@ -129,11 +131,12 @@ def test_two_processes_resume_bit_for_bit_each_with_its_own_earlier_reconstructi
     settings = replace(
         settings,
         nproc=2,
+        stage="train",
         adversary="simple",
         adversary_chans=8,
         paired=True,
         adversary_replay=4,
-        adversary_warmup_steps=2,
+        adversary_pretrain_steps=2,
     )
     through = launch(train, replace(settings, name="through", epochs=2))
     half = launch(train, replace(settings, name="half", epochs=1))
@@ -366,7 +369,7 @@ def signal_at(
         ("train_step", 6, 6, 0),  # the last one of an epoch: nothing is left but the validation
         ("Validator.run", 1, 6, 0),
         ("Validator.run", 2, 12, 2),
-        ("make_datasets", 1, 1, 0),
+        ("prepare", 1, 1, 0),
     ],
 )
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(
@@ -397,7 +400,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
 def test_a_warm_up_that_is_stopped_is_repeated(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = replace(settings, adversary="simple", adversary_chans=8, adversary_warmup_steps=5)
+    settings = replace(
+        settings, stage="train", adversary="simple", adversary_chans=8, adversary_pretrain_steps=5
+    )
     through = train(replace(settings, name="through"))
     with monkeypatch.context() as patch:
         signal_at(patch, "warm_up", 1)

@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from banding_removal import __version__
-from banding_removal.config.settings import REPOSITORY, Settings, from_words, plain
+from banding_removal.config.overrides import from_words, plain
+from banding_removal.config.settings import REPOSITORY, Settings
 from banding_removal.data.dataset import SliceDataset, collate
 from banding_removal.data.index import VolumeError, read_volume
 from banding_removal.data.masks import MaskSampler

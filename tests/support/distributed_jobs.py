@@ -50,7 +50,7 @@ def everything(settings: Settings, team: Team) -> dict[str, Any]:
     # Names of the team's members, and the first one's view of everything.
     shared = team.from_first(lambda: f"made by {team.rank}")
     mean = team.mean({"b": float(team.rank), "a": 10.0 * team.rank})
-    stage_2 = replace(settings, adversary="simple", adversary_chans=8, reg_param=5.0)
+    stage_2 = replace(settings, stage="train", adversary="simple", adversary_chans=8, reg_param=5.0)
     paired = replace(stage_2, accumulate=2, paired=True)
     return {
         "shared": team.gather(shared),

@@ -30,13 +30,13 @@ from tests.support.runs import ZeroFilled, assert_same_weights, read_metrics, we
 def test_the_last_cascades_may_be_trained_alone(
     settings: Settings, adversary: Architecture | None
 ) -> None:
-    settings = replace(settings, cascades=3, recompute="all")
+    settings = replace(settings, cascades=3, recompute=4)
     before = train(replace(settings, name="before", epochs=1))
-    after = replace(settings, restart=before, trained_cascades=1, streak_weight=0.1)
-    after = replace(after, adversary=adversary, adversary_chans=8)
+    after = replace(settings, stage="train", init_from=str(before), trained_cascades=1)
+    after = replace(after, streak_weight=0.1, adversary=adversary, adversary_chans=8)
     through = train(replace(after, name="through"))
     half = train(replace(after, name="half", epochs=1))
-    resumed = train(replace(after, name="half", restart=None, resume=half))
+    resumed = train(replace(after, name="half", resume=half))
     assert_same_weights(through, resumed)
     old, new = weights_of(before), weights_of(through)
     for key, value in old.items():
@@ -101,15 +101,15 @@ def test_runs_never_overwrite_each_other(settings: Settings) -> None:
     first = train(settings)
     before = {p: p.read_bytes() for p in first.rglob("*") if p.is_file()}
     second = train(replace(settings, seed=1))
-    third = train(replace(settings, restart=first))
+    third = train(replace(settings, init_from=str(first)))
     assert [f.name for f in (first, second, third)] == ["toy", "toy_2", "toy_3"]
     assert (settings.logs / "run").resolve() == third.resolve()
     assert {p: p.read_bytes() for p in first.rglob("*") if p.is_file()} == before
 
 
-def test_a_restart_takes_the_weights_and_nothing_else(settings: Settings) -> None:
+def test_init_from_takes_the_weights_and_nothing_else(settings: Settings) -> None:
     first = train(settings)
-    again = train(replace(settings, restart=first, epochs=1, lr=1e-30))
+    again = train(replace(settings, init_from=str(first), epochs=1, lr=1e-30))
     assert_same_weights(first, again)
     checkpoint = load_checkpoint(find_checkpoint(again))
     assert (checkpoint.epoch, checkpoint.step) == (1, 6)
@@ -131,7 +131,7 @@ def test_a_resume_from_an_older_checkpoint_is_refused_and_nothing_is_lost(
     with pytest.raises(CheckpointError, match=r"gone on to epoch003\.pt"):
         train(replace(settings, resume=older, epochs=2, keep_checkpoints=1))
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == before
-    branch = train(replace(settings, restart=older, epochs=1))
+    branch = train(replace(settings, init_from=str(older), epochs=1))
     assert branch != folder
 
 
@@ -182,7 +182,7 @@ def test_a_checkpoint_of_another_model_is_refused_before_a_folder_is_made(
 ) -> None:
     folder = train(replace(settings, epochs=1))
     with pytest.raises(CheckpointError, match="does not fit the model"):
-        train(replace(settings, restart=folder, chans=4))
+        train(replace(settings, init_from=str(folder), chans=4))
     assert sorted(p.name for p in settings.logs.iterdir()) == ["index", "run", "toy"]
 
 
@@ -340,7 +340,7 @@ def test_bfloat16_changes_little(settings: Settings) -> None:
 
 def test_recomputing_everything_changes_nothing(settings: Settings) -> None:
     folders = [
-        train(replace(settings, recompute=recompute, name=recompute))
-        for recompute in ("none", "all")
+        train(replace(settings, recompute=networks, name=f"recompute{networks}"))
+        for networks in (0, 2)
     ]
     assert_same_weights(*folders)

@@ -26,6 +26,7 @@ GOOD = {"banding": 2.0, "banding_across": -5.0, "ssim": 0.8}
 def stage_2(settings: Settings) -> Settings:
     return replace(
         settings,
+        stage="train",
         name="stage2",
         adversary="simple",
         adversary_chans=8,

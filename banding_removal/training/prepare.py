@@ -1,0 +1,124 @@
+"""From settings to a run that is ready to train: data, networks, start, folder."""
+
+import logging
+import os
+import socket
+from pathlib import Path
+
+import torch
+
+from banding_removal.config.overrides import describe
+from banding_removal.config.settings import Settings
+from banding_removal.errors import RunInUseError
+from banding_removal.files import remove_leftovers
+from banding_removal.processes.team import Team
+from banding_removal.runs.build import choose_device, make_datasets
+from banding_removal.runs.checkpoint import Checkpoint, list_checkpoints, restore_random_state
+from banding_removal.runs.folder import LOCK, RunLock, latest_run, new_run_folder, show_as_latest
+from banding_removal.runs.log import METRICS, read_rows
+from banding_removal.runs.resume import decide_start, report_changes
+from banding_removal.training.run import Progress, Run
+from banding_removal.training.safeguard import Safeguard
+from banding_removal.training.step import make_players
+
+log = logging.getLogger(__name__)
+
+
+def prepare(settings: Settings, team: Team, lock: RunLock) -> Run:
+    """The run that the settings describe, with everything restored that it goes on with.
+
+    Args:
+        settings: of the run.
+        team: the processes that train together.
+        lock: takes the run's folder.
+
+    Raises:
+        FileNotFoundError: no data where `data_path` says.
+        VolumeError: unusable volumes, all named.
+        CheckpointError: a checkpoint is missing, damaged, or of another model.
+        RunInUseError: another process is writing to the run to go on with.
+    """
+    # Data before the folder: a wrong path leaves nothing behind.
+    with team.first_before_others():
+        train_set, val_set = make_datasets(settings)
+    device = choose_device(settings.device, team)
+    start = team.from_first(lambda: decide_start(settings, lock))
+
+    torch.manual_seed(settings.seed)
+    players = make_players(settings, device, start.checkpoint, start.path, team)
+    team.seed_apart(settings.seed)
+    progress = Progress()
+    if start.everything and start.checkpoint is not None and start.path is not None:
+        players.restore(start.checkpoint, start.path)
+        progress = Progress(**{key: getattr(start.checkpoint, key) for key in vars(progress)})
+
+    folder = start.folder or team.from_first(lambda: _new_folder(settings, lock))
+    if team.is_first:
+        remove_leftovers(folder)
+        show_as_latest(folder)
+    run = Run(
+        settings=settings,
+        folder=folder,
+        lock=lock,
+        device=device,
+        team=team,
+        train_set=train_set,
+        val_set=val_set,
+        players=players,
+        progress=progress,
+        safeguard=Safeguard(players=players),
+    )
+    _log_run(run)
+    if start.everything and start.checkpoint is not None:
+        _log_resume(run, start.checkpoint)
+        _restore_random(run, start.checkpoint)
+    elif start.checkpoint is not None:
+        log.info("weights from %s (epoch %d)", start.path, start.checkpoint.epoch)
+    return run
+
+
+def _new_folder(settings: Settings, lock: RunLock) -> Path:
+    """A new folder, or that of a run of this name that was killed before anything was saved."""
+    empty = latest_run(settings.logs, settings.name, containing=LOCK)
+    if empty is not None and not list_checkpoints(empty) and not read_rows(empty / METRICS):
+        try:
+            lock.take(empty)
+        except RunInUseError:
+            log.info("another process has just begun %s", empty)
+        else:
+            return empty
+    folder = new_run_folder(settings.logs, settings.name)
+    lock.take(folder)
+    return folder
+
+
+def _log_run(run: Run) -> None:
+    log.info("run folder %s, on %s, torch %s", run.folder, run.device, torch.__version__)
+    if run.team.size > 1:
+        place = (run.team.rank, run.team.size, os.getpid(), socket.gethostname())
+        log.info("rank %d of %d: process %d on %s", *place)
+    log.info("settings:\n  %s", "\n  ".join(describe(run.settings)))
+    log.info(
+        "training on %d slices of %d volumes, validating on %d of %d",
+        *(len(run.train_set), len(run.train_set.volumes)),
+        *(len(run.val_set), len(run.val_set.volumes)),
+    )
+
+
+def _log_resume(run: Run, checkpoint: Checkpoint) -> None:
+    report_changes(checkpoint, run.settings, run.volumes)
+    log.info("resumed after epoch %d, step %d", checkpoint.epoch, checkpoint.step)
+    if checkpoint.epoch >= run.settings.epochs:
+        log.warning("nothing is left to do: set epochs to more than %d", checkpoint.epoch)
+
+
+def _restore_random(run: Run, checkpoint: Checkpoint) -> None:
+    """Restore the state that each process has of its own: random numbers, replayed images."""
+    if len(checkpoint.rng) != run.team.size:
+        log.warning(
+            "%d processes now, %d before: other batches", run.team.size, len(checkpoint.rng)
+        )
+        return
+    restore_random_state(checkpoint.rng[run.team.rank])
+    if run.players.replay is not None and checkpoint.replay:
+        run.players.replay.add(checkpoint.replay[run.team.rank])

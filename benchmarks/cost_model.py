@@ -66,7 +66,7 @@ def work_of(problem: Problem) -> Work:
             # Forward and the weight's gradient, as wide as the output; the input's gradient.
             flops += here * 18 * 3 * w_in * w_out
             vector_flops += here * 18 * (2 * w_in * _lanes(w_out) + w_out * _lanes(w_in))
-            # Counted in model/normalised.py: passes over the layer's input and over its output.
+            # Counted in model/fused_layers.py: passes over the layer's input and over its output.
             values += here * (10 * w_in + 21 * w_out)
     coil_pixels = problem.coils * problem.height * problem.width
     # expand and reduce of each cascade but one, maps, result: 2 T transforms, 5 T with gradients.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from banding_removal.model.normalised import Gather, convolve, convolve_and_normalise
+from banding_removal.model.fused_layers import Gather, convolve, convolve_and_normalise
 
 PAD_MULTIPLE = 16
 AROUND = 6  # numbers per pixel that normalising and its reverse keep

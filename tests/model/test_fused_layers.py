@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from banding_removal.model import normalised
-from banding_removal.model.normalised import convolve, convolve_and_normalise
+from banding_removal.model import fused_layers
+from banding_removal.model.fused_layers import convolve, convolve_and_normalise
 from banding_removal.model.unet import UNet, _as_it_is, _merged, _pooled
 
 
@@ -146,8 +146,8 @@ def test_in_parts_as_many_pixels_need_on_a_cpu_nothing_changes(
         return [y, *torch.autograd.grad(y, [x, conv.weight], weight)]
 
     whole = run()
-    monkeypatch.setattr(normalised, "CPU_VALUES_AT_ONCE", 2 * 2 * 5 * (size[1] // 2))  # two rows
-    monkeypatch.setattr(normalised, "CPU_PIXELS_AT_ONCE", 3 * (size[1] // 2))
+    monkeypatch.setattr(fused_layers, "CPU_VALUES_AT_ONCE", 2 * 2 * 5 * (size[1] // 2))  # two rows
+    monkeypatch.setattr(fused_layers, "CPU_PIXELS_AT_ONCE", 3 * (size[1] // 2))
     exact = dtype == torch.float64
     for ours, theirs in zip(run(), whole, strict=True):
         torch.testing.assert_close(

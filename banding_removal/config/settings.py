@@ -18,7 +18,6 @@ from banding_removal.losses.orientation import Change, Target, View
 from banding_removal.model.classifiers import Architecture
 
 Precision = Literal["auto", "float32", "bfloat16"]
-Recompute = Literal["auto", "none", "all"]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # What OmegaConf and YAML raise, beside their own exceptions, of values that are beyond them.
@@ -89,7 +88,7 @@ class Settings:
     accumulate: int = 1  # batches (pairs), of each process, whose gradients make one step
     l1_weight: float = 0.01
     precision: Precision = "auto"  # of networks in training; auto: bfloat16 on GPUs with it
-    recompute: Recompute = "auto"  # network values, in the backward pass; auto: as few as fit
+    recompute: int = 0  # networks that keep nothing for the backward pass, the first ones
     clip_grad_norm: float | None = None  # largest norm of the whole gradient; null: as it is
     rollbacks: int = 5  # how often a failing run may go back to its last good state; 0: it ends
     rollback_factor: float = 0.5  # of the rates and of the weights against banding, each time

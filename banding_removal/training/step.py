@@ -21,7 +21,6 @@ from banding_removal.model.predictor import Predictor
 from banding_removal.processes.team import Team
 from banding_removal.runs.build import build_adversary_of, build_predictor
 from banding_removal.runs.checkpoint import Checkpoint, load_optimizer, load_weights
-from banding_removal.training.memory import Recomputation
 from banding_removal.training.muon import Muon
 from banding_removal.training.precision import uses_bfloat16
 from banding_removal.training.replay import PairStore
@@ -34,7 +33,6 @@ class Players:
     predictor: Predictor
     shared_predictor: nn.Module  # the same, its gradients averaged over all processes
     optimizer: torch.optim.Optimizer
-    recomputation: Recomputation
     bfloat16: bool = False  # in which the networks run
     adversary: nn.Module | None = None
     objective: OrientationObjective | None = None  # around the shared adversary
@@ -77,6 +75,7 @@ def make_players(
     """Predictor (with the weights of `start`), adversary where there is one, fresh optimisers."""
     team = team or Team()
     predictor = build_predictor(settings, device, start, start_path)
+    predictor.recomputed = settings.recompute
     if settings.trained_cascades is not None:
         predictor.train_only(settings.trained_cascades)
     trained = [weight for weight in predictor.parameters() if weight.requires_grad]
@@ -85,7 +84,6 @@ def make_players(
         shared_predictor=team.shared(predictor),
         optimizer=_optimizer(settings, trained),
         bfloat16=uses_bfloat16(settings, device),
-        recomputation=Recomputation(settings, predictor, team.local_size),
     )
     adversary = build_adversary_of(settings, device)
     if adversary is not None:
@@ -219,7 +217,6 @@ def _reconstruct(
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """Its loss without the adversary's term, figures, and the image as large as the target."""
     assert batch.target is not None, "the training set is made with require_target"
-    players.recomputation.prepare(batch, bfloat16=players.bfloat16)
     with players.autocast(batch):
         output = players.shared_predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
     target, data_range = batch.target, batch.data_range

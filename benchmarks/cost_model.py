@@ -1,4 +1,4 @@
-"""Cost of a pretraining step on paper: arithmetic, memory traffic, memory, from the sizes alone."""
+"""Predicted cost of a pretraining step from the sizes alone: arithmetic, traffic and memory."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from banding_removal.model.predictor import Predictor
 from banding_removal.model.unet import PAD_MULTIPLE
 
-LANES = 16  # float32 numbers in a vector of AVX-512: narrower layers leave some of them idle
+LANES = 16  # float32 numbers in an AVX-512 vector; narrower layers leave some of them idle
+AROUND = 6  # float32 numbers per pixel that a complex U-Net keeps outside of its blocks
 
 
 @dataclass(frozen=True)
@@ -39,21 +40,21 @@ class Problem:
 
 @dataclass(frozen=True)
 class Work:
-    """What a step does: forward and backward of one slice."""
+    """The work of a training step: forward and backward pass of one slice."""
 
-    flops: float  # of the 3x3 convolutions, two for a multiplication and an addition
+    flops: float  # of the 3x3 convolutions; a multiplication and an addition are two
     vector_flops: float  # the same with every layer's width rounded up to full vectors
     layer_values: float  # numbers read and written in convolutions, norms, activations
     coil_values: float  # complex numbers read and written between U-Nets
-    transformed: float  # complex numbers that go through a Fourier transform
+    transformed: float  # complex numbers that are Fourier transformed
 
     def traffic(self, bytes_per_number: float) -> float:
-        """Bytes read and written if no cache helped."""
+        """Bytes read and written without any help from caches."""
         return bytes_per_number * self.layer_values + 8 * self.coil_values
 
 
 def work_of(problem: Problem) -> Work:
-    """Arithmetic and traffic of one step, batch 1."""
+    """Arithmetic and memory traffic of one step with batch size 1."""
     pixels = _padded(problem.height) * _padded(problem.width)
     networks = [
         (problem.coils, problem.sens_chans),
@@ -66,7 +67,7 @@ def work_of(problem: Problem) -> Work:
             # Forward and the weight's gradient, as wide as the output; the input's gradient.
             flops += here * 18 * 3 * w_in * w_out
             vector_flops += here * 18 * (2 * w_in * _lanes(w_out) + w_out * _lanes(w_in))
-            # Counted in model/normalised.py: passes over the layer's input and over its output.
+            # Passes over a layer's input and over its output, counted in model/fused_layers.py.
             values += here * (10 * w_in + 21 * w_out)
     coil_pixels = problem.coils * problem.height * problem.width
     # expand and reduce of each cascade but one, maps, result: 2 T transforms, 5 T with gradients.
@@ -81,7 +82,7 @@ def work_of(problem: Problem) -> Work:
 
 
 def convolutions(chans: int, pools: int) -> list[tuple[float, int, int]]:
-    """Each 3x3 convolution of a U-Net: its share of the pixels, channels in and out."""
+    """For each 3x3 convolution of a U-Net: share of the pixels, channels in, channels out."""
     widths = [chans * 2**level for level in range(pools)]
     layers: list[tuple[float, int, int]] = []
 
@@ -96,24 +97,34 @@ def convolutions(chans: int, pools: int) -> list[tuple[float, int, int]]:
     return layers
 
 
+def kept_bytes(problem: Problem, chans: int, itemsize: int) -> float:
+    """Bytes that a complex U-Net of this width keeps of one image for the backward pass.
+
+    In each block that is the output of each norm (`model/fused_layers.py`).
+    """
+    pixels = _padded(problem.height) * _padded(problem.width)
+    values = 2 + sum(share * w_out for share, _, w_out in convolutions(chans, problem.pools))
+    return pixels * (itemsize * values + 4 * AROUND)
+
+
 def memory_bytes(problem: Problem, itemsize: int, *, recompute: bool) -> float:
-    """What a step needs beside the program: weights, optimiser, k-space, kept values.
+    """Memory of a step in addition to the program: weights, optimiser, k-space, kept values.
 
     Args:
         problem: sizes.
-        itemsize: bytes of a number in the U-Nets: 4, or 2 under bfloat16.
-        recompute: nothing is kept of any network; one is made again at a time.
+        itemsize: bytes of a number in the U-Nets: 4, or 2 with bfloat16.
+        recompute: no network keeps anything; they are recomputed one after the other.
     """
-    import torch
-
-    predictor = problem.predictor()
-    weights = 4 * sum(weight.numel() for weight in predictor.parameters())
-    shape = (1, problem.coils, problem.height, problem.width)
-    kept = predictor.kept_bytes(torch.empty(shape, device="meta"), itemsize)
+    weights = 4 * sum(weight.numel() for weight in problem.predictor().parameters())
     coil_images = 8 * problem.coils * problem.height * problem.width
     states = problem.cascades * 0.6 * coil_images  # two of a quarter of the columns, one image
-    alive = max(2 * kept[0] / problem.coils, *kept[1:]) if recompute else sum(kept)
-    return 4 * weights + 6 * coil_images + states + alive
+    of_a_coil = kept_bytes(problem, problem.sens_chans, itemsize)
+    of_a_cascade = kept_bytes(problem, problem.chans, itemsize)
+    if recompute:
+        kept = max(2 * of_a_coil, of_a_cascade)
+    else:
+        kept = problem.coils * of_a_coil + problem.cascades * of_a_cascade
+    return 4 * weights + 6 * coil_images + states + kept
 
 
 def _padded(size: int) -> int:

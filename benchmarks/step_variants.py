@@ -1,4 +1,4 @@
-"""What benchmarks/step.py measures: a step, or the inference of one slice, of each variant."""
+"""What `benchmarks.step` measures: for each variant a training step, or inference of one slice."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,15 +25,16 @@ Variant = Literal[
     "ours-recompute",
     "ours-bf16",
     "ours-bf16-recompute",
-    "ours-streaks",  # stage 2 by our own recipe
+    "ours-streaks",  # stage 2 with the direct loss
     "fastmri",
 ]
 Stage = Literal["pretrain", "adversarial", "inference"]
+EVERY_NETWORK = 1000  # more than any predictor has
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Data and networks."""
+    """Sizes of the data and of the networks."""
 
     phantom: PhantomSpec
     cascades: int
@@ -83,11 +84,11 @@ SIZES = {
 
 
 class UnavailableError(Exception):
-    """A variant that cannot run here."""
+    """The variant cannot run here."""
 
 
 def make_batch(size: Size) -> Batch:
-    """One slice of the phantom with anatomy, undersampled as in training."""
+    """A slice of the phantom that shows anatomy, undersampled as in training."""
     volume = make_volume(replace(size.phantom, slices=3), seed=0)
     kspace, target = (torch.from_numpy(values[1]) for values in (volume.kspace, volume.target))
     left, right = size.phantom.acquired
@@ -110,17 +111,17 @@ def make_batch(size: Size) -> Batch:
 def prepare(
     variant: str, stage: str, size: Size, device: torch.device
 ) -> tuple[Callable[[], object], nn.Module]:
-    """A step of the variant in that stage, and its predictor.
+    """A function that runs one step of the variant in that stage, and the predictor it runs.
 
     Raises:
-        UnavailableError: the variant cannot run here, or has no such stage.
+        UnavailableError: the variant cannot run here or does not have this stage.
     """
     torch.manual_seed(0)
     batch = make_batch(size).to(device)
     if variant.startswith("ours"):
         return _ours(variant, stage, size, batch)
     if variant == "fastmri" and stage == "adversarial":
-        raise UnavailableError("it has no such stage")
+        raise UnavailableError("it has no adversary")
     predictor = (_fastmri(size) if variant == "fastmri" else _plain(size)).to(device)
     adversary = plain.ShallowAdversary(size.adversary_chans).to(device)
     players = plain.PlainPlayers.of(
@@ -151,7 +152,7 @@ def _ours(
     )
     if variant == "ours-streaks":
         if stage != "adversarial":
-            raise UnavailableError("what differs is stage 2")
+            raise UnavailableError("it differs from ours in stage 2 only")
         settings = replace(settings, **DIRECT)
     players = make_players(settings, batch.masked_kspace.device)
     predictor = players.predictor
@@ -164,7 +165,7 @@ def _ours(
 
 
 def numerics_of(variant: str) -> dict[str, Any]:
-    """The settings by which the variants of `ours` differ."""
+    """The settings in which the variants of `ours` differ."""
     return {
         "precision": "bfloat16" if "bf16" in variant else "float32",
         "recompute": EVERY_NETWORK if "recompute" in variant else 0,
@@ -184,7 +185,7 @@ def _fastmri(size: Size) -> nn.Module:
         raise UnavailableError(f"{error} (pip install fastmri)") from error
 
     class AsOurs(nn.Module):
-        """The public network with this project's arguments."""
+        """The public network, called with this project's arguments."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -205,7 +206,7 @@ def _fastmri(size: Size) -> nn.Module:
 
 
 def _infer(reconstruct: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
-    """The image as `reconstruction.folder` writes it."""
+    """The image, cropped and on the CPU, as `reconstruction.folder` writes it."""
     assert batch.target is not None
     height, width = batch.target.shape[-2:]
     with torch.no_grad():

@@ -1,13 +1,20 @@
-"""Coil images against the measured phase-encode columns, a few coils at a time.
+"""The operators of the cascade on measured phase-encode columns only, a few coils at a time.
 
-A mask leaves out whole phase-encode columns, so that everything along readout commutes with it: the
-inverse Fourier transform along readout is made once, and what is left is one-dimensional. With S
-the sensitivity maps, F the centred orthonormal transform along phase encode and M the choice of
-columns, `expand` is A = M F S and `reduce` its adjoint A^H = sum over coils of conj(S) F^-1 M^T.
+A mask leaves out whole phase-encode columns, so whatever acts along readout commutes with it. The
+inverse Fourier transform along readout is therefore made once, at the start, and what is left is
+one-dimensional. With S the sensitivity maps, F the orthonormal transform along phase encode and M
+the choice of columns,
 
-F is a plain FFT here. Its centring is a factor per column on either side: that of the image side
-belongs to the maps, that of the k-space side to the columns' values (`Columns.image_phase`,
-`Columns.values_of`), and as A and A^H meet both only in pairs, no image changes by it.
+    expand   A x   = M F S x                                    image -> columns of all coils
+    reduce   A^H y = sum over coils of conj(S) F^-1 M^T y       the adjoint
+
+The centred transform shifts before and after the FFT. A shift on one side is a phase factor on
+the other, so F here is a plain FFT: the phase of the image side is multiplied into the maps
+(`Columns.image_phase`), that of the k-space side into the columns (`Columns.values_of`).
+
+No function keeps coil images for the backward pass, which computes them again. Each backward pass
+below follows from: the gradient by x of A x is A^H applied to the gradient, and that by S is the
+product of the coil images of the gradient and conj(x).
 """
 
 import math
@@ -23,17 +30,17 @@ from torch.nn import functional as F
 from banding_removal.data.operators import COIL_AXIS
 
 READOUT_AXIS = -2
-# Coils at once on a CPU: what is in between stays in its caches. On a GPU all of a slice.
+# On a CPU as many coils at once as fit its caches; on a GPU all of a slice.
 CPU_VALUES_AT_ONCE = 2**19
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The phase-encode columns of a batch that are kept, of each sample its own.
+    """Which phase-encode columns are kept, for each sample of a batch.
 
     Attributes:
-        index: their positions, of each sample (n_b,) integers, ascending.
-        width: number of all columns, W.
+        index: for each sample the positions of its columns, (n_b,) integers, ascending.
+        width: number W of all columns.
     """
 
     index: tuple[Tensor, ...]
@@ -41,12 +48,12 @@ class Columns:
 
     @classmethod
     def of(cls, kept: Tensor) -> "Columns":
-        """Those where bool (B, 1, 1, W) is true."""
+        """The columns where `kept`, bool (B, 1, 1, W), is true."""
         return cls(tuple(row.nonzero().flatten() for row in kept[:, 0, 0]), kept.shape[-1])
 
     @property
     def longest(self) -> int:
-        """Number of columns n in a batch's tensors; shorter samples end with zeros."""
+        """Number n of columns in a batch's tensors; samples with fewer are padded with zeros."""
         return max(len(index) for index in self.index)
 
     def gather(self, full: Tensor) -> Tensor:
@@ -57,9 +64,10 @@ class Columns:
         return torch.stack([F.pad(part, (0, self.longest - part.shape[-1])) for part in parts])
 
     def values_of(self, kspace: Tensor) -> Tensor:
-        """The kept columns of (B, coil, H, W) in the units of `expand`, (B, coil, H, n).
+        """The kept columns of k-space (B, coil, H, W), as `expand` gives them, (B, coil, H, n).
 
-        Centred orthonormal inverse transform along readout, and the columns' phase.
+        That is, after the centred orthonormal inverse transform along readout, times the phase of
+        the k-space side.
         """
         full = torch.fft.ifftshift(self.gather(kspace), dim=READOUT_AXIS)
         values = torch.fft.fftshift(
@@ -69,16 +77,16 @@ class Columns:
         return values * self.gather(phase)
 
     def image_phase(self, like: Tensor) -> Tensor:
-        """exp(2 pi i c x / W), complex (W,), c = W // 2: on images before a plain FFT."""
+        """Phase of the image side, exp(2 pi i c x / W) with c = W // 2, complex (W,)."""
         return self._phase(torch.arange(self.width, device=like.device), like)
 
     def _kspace_phase(self, like: Tensor) -> Tensor:
-        """exp(-2 pi i c (y - c) / W) of the columns y of k-space, complex (W,)."""
+        """Phase of the k-space side, exp(-2 pi i c (y - c) / W) for column y, complex (W,)."""
         column = torch.arange(self.width, device=like.device)
         return self._phase(self.width // 2 - column, like)
 
     def _phase(self, position: Tensor, like: Tensor) -> Tensor:
-        """The integers are brought below W before they are multiplied by an inexact 2 pi / W."""
+        """exp(2 pi i c position / W); exact integers modulo W first, then the inexact 2 pi / W."""
         turn = (self.width // 2 * position).remainder(self.width)
         angle = turn.to(torch.float64) * (2 * math.pi / self.width)
         return torch.polar(torch.ones_like(angle), angle).to(like.dtype)
@@ -97,31 +105,32 @@ def reduce(values: Tensor, maps: Tensor, columns: Columns) -> Tensor:
 
 
 def to_coil_images(values: Tensor, columns: Columns) -> Tensor:
-    """F^-1 M^T y: kept columns (B, coil, H, n) -> coil images (B, coil, H, W), all at once."""
+    """F^-1 M^T y: kept columns (B, coil, H, n) -> coil images (B, coil, H, W)."""
     return torch.stack(
         [_to_image(part, index, columns) for part, index in zip(values, columns.index, strict=True)]
     )
 
 
-def rss_of_sum(values: Tensor, image: Tensor, maps: Tensor, columns: Columns) -> Tensor:
-    """RSS over coils of F^-1 M^T y - S x, real (B, H, W), no coil image being kept."""
+def rss_of_difference(values: Tensor, image: Tensor, maps: Tensor, columns: Columns) -> Tensor:
+    """RSS over coils of F^-1 M^T y - S x, real (B, H, W), for `values` y and `image` x."""
     result: Tensor = _RootSumOfSquares.apply(values, image, maps, columns)
     return result
 
 
 def _to_image(values: Tensor, index: Tensor, columns: Columns) -> Tensor:
-    """(..., n) -> (..., W) of one sample; columns behind its own are ignored."""
+    """F^-1 M^T for one sample, (..., n) -> (..., W); ignores the padding after its columns."""
     full = values.new_zeros((*values.shape[:-1], columns.width))
     full.index_copy_(-1, index, values[..., : len(index)])
     return torch.fft.ifft(full, norm="ortho")
 
 
 def _to_columns(images: Tensor, index: Tensor) -> Tensor:
+    """M F for one sample, (..., W) -> (..., n_b)."""
     return torch.fft.fft(images, norm="ortho").index_select(-1, index)
 
 
 def _chunks(maps: Tensor) -> Iterator[tuple[int, slice]]:
-    """Sample and coils, as many at once as is good for the device."""
+    """Each sample with some of its coils at a time, as many as suit the device."""
     batch, coils, height, width = maps.shape
     at_once = coils
     if maps.device.type == "cpu":
@@ -195,7 +204,7 @@ class _RootSumOfSquares(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         values, image, maps, root = ctx.saved_tensors
-        # 0 where every coil is: the subgradient of the norm's kink.
+        # Where every coil is 0 the norm has a kink; its subgradient 0 is used.
         scale = gradient / torch.where(root > 0, root, 1.0)
         by_values, by_image = torch.zeros_like(values), torch.zeros_like(image)
         by_maps = torch.empty_like(maps)

@@ -1,17 +1,26 @@
-"""The predictor: a cascade of complex U-Nets in k-space with learned sensitivity maps.
+"""The predictor: a cascade of U-Nets in k-space with learned sensitivity maps.
 
-The states x_t of the paper's cascade, k-space of all coils, are not kept. With d_t = M (x_t - k)
+The paper's recursion. k is the measured k-space of all coils, M its mask, F the centred 2-D Fourier
+transform, S the sensitivity maps. The state x_t is k-space of all coils:
 
-    x_{t+1} = x_t - lambda_t d_t - F S U_t(r_t),    r_t = sum over coils of conj(S) F^-1 x_t,
+    x_0 = k
+    r_t     = sum over coils of conj(S) F^-1 x_t                   the coils combined: one image
+    x_{t+1} = x_t - lambda_t M (x_t - k) - F S U_t(r_t)
+    image   = RSS over coils of F^-1 x_T
 
-so that x_t = y_t - F S v_t, where v_t is the sum of the refinements U so far, one image, and y_t
-has nothing outside of the measured columns:
+What is computed here. Each step subtracts F S times an image; apart from that it changes only the
+measured columns. So x_t = y_t - F S v_t, where v_t is one image, the sum of all U-Net outputs so
+far, and y_t is zero outside the measured columns. With A = M F S, the recursion in y and v is
 
-    v_0 = 0,  v_{t+1} = v_t + U_t(r_t)
-    y_0 = k,  y_{t+1} = y_t - lambda_t (y_t - k - A v_t)        A = M F S
-    r_t = A^H y_t - v_t                                         as sum over coils of |S|^2 = 1
+    y_0 = k,  v_0 = 0
+    r_t     = A^H y_t - v_t                                        as sum over coils of |S|^2 = 1
+    y_{t+1} = y_t - lambda_t (y_t - k - A v_t)                     M (x_t - k) = y_t - k - A v_t
+    v_{t+1} = v_t + U_t(r_t)
+    image   = RSS over coils of F^-1 y_T - S v_T
 
-The result, RSS of F^-1 x_T, is that of F^-1 y_T - S v_T.
+Both give the same image and the same gradients. The second keeps the measured columns, about a
+quarter of k-space, and one image for each cascade instead of the k-space of all coils, and
+needs 1-D Fourier transforms along phase encode in place of 2-D ones (`model/columns.py`).
 """
 
 from typing import Any
@@ -22,15 +31,15 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from banding_removal.data.operators import COIL_AXIS
-from banding_removal.model.columns import Columns, expand, reduce, rss_of_sum, to_coil_images
+from banding_removal.model.columns import Columns, expand, reduce, rss_of_difference, to_coil_images
 from banding_removal.model.unet import ComplexUNet
 
-# Coil images at once through the sensitivity net: on a CPU what fits into its caches.
+# Coil images that go through the sensitivity net at once, on a CPU: as many as fit its caches.
 CPU_PIXELS_AT_ONCE = 2**19
 
 
 def center_columns(acs_lines: Tensor, width: int) -> Tensor:
-    """Mask of the fully sampled centre, (B,) integers -> bool (B, 1, 1, W), each sample its own."""
+    """Mask of the fully sampled centre of each sample, (B,) integers -> bool (B, 1, 1, W)."""
     column = torch.arange(width, device=acs_lines.device)
     first = ((width - acs_lines + 1) // 2)[:, None]
     inside = (column >= first) & (column < first + acs_lines[:, None])
@@ -40,16 +49,21 @@ def center_columns(acs_lines: Tensor, width: int) -> Tensor:
 class SensitivityNet(nn.Module):
     """Sensitivity maps from the centre of k-space: S = U(F^-1 C k) / RSS over coils.
 
-    C keeps the `acs_lines` centre columns; the U-Net U is shared by all coils. Sriram et al.
-    (2020), section 3.2.
+    C keeps the `acs_lines` centre columns; all coils share the U-Net U. Sriram et al. (2020),
+    section 3.2.
+
+    Args:
+        chans: width of the U-Net; even.
+        pools: its poolings.
+        identity: start with U as the identity, where it has at least four channels.
     """
 
     def __init__(self, chans: int, pools: int, *, identity: bool = True) -> None:
         super().__init__()
         self.unet = ComplexUNet(chans, pools)
         if identity and chans >= 4:
-            # Maps begin as the centre's coil images over their RSS. From random weights, coils'
-            # phases are mixed up, and for some seeds training does not find out of that.
+            # The first maps are the centre's coil images over their RSS. Random weights mix up the
+            # phases of the coils, and with some seeds training does not recover from that.
             self.unet.unet.start_as_identity()
 
     def forward(self, coil_images: Tensor, recompute: bool = False) -> tuple[Tensor, Tensor]:
@@ -57,34 +71,45 @@ class SensitivityNet(nn.Module):
 
         Args:
             coil_images: F^-1 C k.
-            recompute: keep no value of the network for the backward pass.
+            recompute: keep nothing of the U-Net for the backward pass.
 
         Returns:
-            The maps, and where there are any: bool (B, H, W), false where every coil is zero.
+            The maps, and where they are not zero: bool (B, H, W), false where every coil is zero.
         """
         images = coil_images.flatten(0, 1)
-        parts = images.split(self._at_once(images, recompute))
-        if recompute:
-            maps = [checkpoint(self.unet, part, use_reentrant=False) for part in parts]
-        else:
-            maps = [self.unet(part) for part in parts]
-        result: tuple[Tensor, Tensor] = _Normalise.apply(torch.cat(maps).view_as(coil_images))
+        maps = [
+            _run(self.unet, part, recompute=recompute)
+            for part in images.split(self._images_at_once(images, recompute))
+        ]
+        result: tuple[Tensor, Tensor] = _DivideByRSS.apply(torch.cat(maps).view_as(coil_images))
         return result
 
-    def _at_once(self, images: Tensor, recompute: bool) -> int:
+    def _images_at_once(self, images: Tensor, recompute: bool) -> int:
         if images.device.type == "cpu":
             return max(1, CPU_PIXELS_AT_ONCE // images[0].numel())
-        # As much as one cascade's U-Net keeps while it is made again.
+        # Two take as much memory as the U-Net of one cascade while they are computed again.
         return 2 if recompute else len(images)
 
 
-class _Normalise(torch.autograd.Function):
-    """Divided by the RSS over coils, zeros staying zeros; (B, coil, H, W) complex."""
+def _run(unet: ComplexUNet, image: Tensor, *, recompute: bool) -> Tensor:
+    """U(image); recomputed, nothing is kept and the backward pass runs the U-Net once more."""
+    if recompute and torch.is_grad_enabled():
+        result: Tensor = checkpoint(unet, image, use_reentrant=False)
+        return result
+    result = unet(image)
+    return result
+
+
+class _DivideByRSS(torch.autograd.Function):
+    """Maps over their RSS over coils, zeros staying zeros; (B, coil, H, W) complex.
+
+    As `maps / rss(maps)`, in fewer passes and keeping only the result and the RSS.
+    """
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor) -> tuple[Tensor, Tensor]:
         norm = torch.view_as_real(maps).square().sum((COIL_AXIS - 1, -1)).sqrt_()
-        # Where every coil is zero, x / 1 keeps value and gradient finite.
+        # Dividing by 1 where every coil is zero keeps value and gradient finite.
         scale = torch.where(norm > 0, norm, 1.0).reciprocal_()[:, None]
         maps = maps * scale
         ctx.save_for_backward(maps, scale)
@@ -95,14 +120,14 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _support: None) -> Tensor:
-        """(g - S Re(sum over coils of conj(S) g)) / RSS."""
+        """(g - S Re(sum over coils of conj(S) g)) / RSS, with g the gradient by S."""
         maps, scale = ctx.saved_tensors
         along = (torch.view_as_real(maps) * torch.view_as_real(gradient)).sum((COIL_AXIS - 1, -1))
         return (gradient - maps * along[:, None]) * scale
 
 
 class Cascade(nn.Module):
-    """What a refinement step learns: its U-Net and the weight lambda, 1 at the start."""
+    """The weights of one refinement step: its U-Net, and lambda (`dc_weight`), 1 at the start."""
 
     def __init__(self, chans: int, pools: int, dropout: float) -> None:
         super().__init__()
@@ -114,20 +139,20 @@ class Predictor(nn.Module):
     """Masked multi-coil k-space -> RSS image: sensitivity net, T cascades, RSS over coils.
 
     Defazio et al., "MRI Banding Removal via Adversarial Training" (2020), section 4, after the
-    end-to-end variational network. The paper has 12 cascades of 18 channels (12,931,532
-    parameters), its development variant 6 (6,570,656).
+    end-to-end variational network of Sriram et al. (2020). The paper has 12 cascades of 18 channels
+    (12,931,532 weights), its development variant 6 (6,570,656).
 
     Args:
         cascades: number T of cascades.
         chans: width of the cascades' U-Nets; even.
         pools: poolings of all U-Nets.
-        sens_chans: width of the sensitivity U-Net; even.
-        sens_identity: it begins as the identity, where it has four channels; else at random.
+        sens_chans: width of the sensitivity net's U-Net; even.
+        sens_identity: start the sensitivity net as the identity (`SensitivityNet`).
         dropout: of the cascades' U-Nets.
 
     Attributes:
-        recomputed: of so many networks, the sensitivity net and the first cascades' U-Nets, nothing
-            is kept for the backward pass: they run a second time in it, with the same result.
+        recomputed: for how many networks nothing is kept for the backward pass, which runs them a
+            second time with the same result: the sensitivity net first, then the cascades in order.
     """
 
     def __init__(
@@ -154,85 +179,60 @@ class Predictor(nn.Module):
             acs_lines: integer (B,), fully sampled centre columns of each sample; or one for all.
 
         Returns:
-            The image, real (B, 1, H, W), in the data's unit.
+            The image, real (B, 1, H, W), in the unit of the data.
         """
         mask = mask.expand(len(masked_kspace), -1, -1, -1)
-        # Zeros have a gradient, too, for whoever asks for it.
-        kept = torch.ones_like(mask) if masked_kspace.requires_grad else mask
-        columns = Columns.of(kept)
-        measured = columns.values_of(masked_kspace)  # k, (B, coil, H, n)
-        maps, support = self._maps(measured, acs_lines, columns)
-        is_measured = columns.gather(mask)
+        # Whoever asks for the gradient of k-space gets that of the unmeasured columns, too.
+        columns = Columns.of(torch.ones_like(mask) if masked_kspace.requires_grad else mask)
+        k = columns.values_of(masked_kspace)  # (B, coil, H, n)
+        maps, support = self._maps(k, acs_lines, columns)
+        measured = columns.gather(mask)  # M on the columns, (B, 1, 1, n)
 
-        y = measured
-        adjoint = reduce(y, maps, columns)
-        refined = torch.zeros_like(adjoint)  # v, (B, H, W)
+        # y_0 = k, v_0 = 0: the first step has no inconsistency to correct, and y_1 = y_0. To skip
+        # the transforms of both saves 4 % of a training step with 6 cascades.
+        y, v = k, torch.zeros_like(maps[:, 0])
         for t, cascade in enumerate(self.cascades):
             assert isinstance(cascade, Cascade)
-            image = adjoint - refined
-            again = self.recomputed > t + 1 and torch.is_grad_enabled()
-            refinement = (
-                checkpoint(cascade.unet, image, use_reentrant=False)
-                if again
-                else cascade.unet(image)
-            )
+            # r_t = A^H y_t - v_t
+            if t != 1:
+                combined = reduce(y, maps, columns)
+            r = combined - v
+            # y_{t+1} = y_t - lambda_t M (y_t - k - A v_t)
+            if t > 0:
+                y = y - cascade.dc_weight * measured * (y - k - expand(v, maps, columns))
+            # v_{t+1} = v_t + U_t(r_t), where there are maps
+            refinement = _run(cascade.unet, r, recompute=self.recomputed > t + 1)
+            v = v + torch.where(support, refinement, 0)
             if t == 0:
-                # d_0 = 0: the first weight does nothing. Distributed training waits for its zero.
-                refinement = refinement + 0 * cascade.dc_weight
-            else:
-                difference = y - measured - expand(refined, maps, columns)
-                y = y - cascade.dc_weight * is_measured * difference
-                if t < len(self.cascades) - 1:
-                    adjoint = reduce(y, maps, columns)
-            refined = refined + torch.where(support, refinement, 0)
-        return rss_of_sum(y, refined, maps, columns)[:, None]
+                # Distributed training waits for a gradient of every weight; this one's is 0.
+                v = v + 0 * cascade.dc_weight
+        # RSS over coils of F^-1 y_T - S v_T
+        return rss_of_difference(y, v, maps, columns)[:, None]
 
     def train_only(self, cascades: int) -> None:
-        """Let so many cascades, the last ones, learn, and nothing else.
+        """Train the last `cascades` cascades and nothing else.
 
-        What does not learn keeps nothing for the backward pass, which ends before it.
+        The rest keeps nothing for the backward pass, which ends before it.
 
         Raises:
-            ValueError: there are not so many.
+            ValueError: the predictor does not have that many cascades.
         """
         if not 1 <= cascades <= len(self.cascades):
             raise ValueError(f"{cascades} of {len(self.cascades)} cascades cannot be trained")
         self.requires_grad_(False)
         self.cascades[-cascades:].requires_grad_(True)
 
-    def kept_bytes(self, masked_kspace: Tensor, itemsize: int) -> list[int]:
-        """Bytes that each network keeps for the backward pass, about: sensitivity net, cascades.
-
-        Args:
-            masked_kspace: a batch (B, coil, H, W).
-            itemsize: bytes of a number in the U-Nets.
-        """
-        batch, coils, height, width = masked_kspace.shape
-        networks = [(batch * coils, self.sensitivity.unet)]
-        for cascade in self.cascades:
-            assert isinstance(cascade, Cascade)
-            networks.append((batch, cascade.unet))
-        return [
-            images * unet.kept_bytes(height, width, itemsize) if _learns(unet) else 0
-            for images, unet in networks
-        ]
-
     def sensitivity_maps(self, masked_kspace: Tensor, mask: Tensor, acs_lines: Tensor) -> Tensor:
-        """The maps that `forward` uses, of the same arguments; complex (B, coil, H, W)."""
+        """The maps that `forward` uses, from the same arguments; complex (B, coil, H, W)."""
         columns = Columns.of(mask.expand(len(masked_kspace), -1, -1, -1))
         maps, _ = self._maps(columns.values_of(masked_kspace), acs_lines, columns)
         return maps * columns.image_phase(maps).conj()
 
-    def _maps(self, measured: Tensor, acs_lines: Tensor, columns: Columns) -> tuple[Tensor, Tensor]:
-        """S times the columns' phase, and where any coil has a map, bool (B, H, W)."""
-        acs_lines = acs_lines.expand(len(measured))
-        center = measured * columns.gather(center_columns(acs_lines, columns.width))
-        phase = columns.image_phase(measured)
+    def _maps(self, k: Tensor, acs_lines: Tensor, columns: Columns) -> tuple[Tensor, Tensor]:
+        """S times the phase that `columns` asks for, and where there are maps, bool (B, H, W)."""
+        acs_lines = acs_lines.expand(len(k))
+        center = k * columns.gather(center_columns(acs_lines, columns.width))
+        phase = columns.image_phase(k)
         coil_images = to_coil_images(center, columns) * phase.conj()
-        recompute = self.recomputed > 0 and torch.is_grad_enabled()
-        maps, support = self.sensitivity(coil_images, recompute)
+        maps, support = self.sensitivity(coil_images, self.recomputed > 0)
         return maps * phase, support
-
-
-def _learns(network: nn.Module) -> bool:
-    return any(weight.requires_grad for weight in network.parameters())

@@ -253,7 +253,7 @@ def test_the_benchmark_prints_its_table_and_goes_on_where_it_was(
 def test_a_step_of_our_recipe_has_the_direct_term() -> None:
     figures = prepare("ours-streaks", "adversarial", SIZES["tiny"], torch.device("cpu"))[0]()
     assert isinstance(figures, dict) and "streaks" in figures
-    with pytest.raises(UnavailableError, match="stage 2"):
+    with pytest.raises(UnavailableError, match="stage 2 only"):
         prepare("ours-streaks", "pretrain", SIZES["tiny"], torch.device("cpu"))
 
 

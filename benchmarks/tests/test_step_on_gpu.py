@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from banding_removal.config.settings import Settings
-from banding_removal.model import unet
+from banding_removal.model import layers
 from banding_removal.training.step import accumulate_gradients, make_players, train_step
 from benchmarks.step_variants import SIZES, make_batch
 from benchmarks.tests.test_step import batch_of_two, both_formulations
@@ -33,7 +33,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(
     layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, references = gradients_on(torch.device("cpu"))
-    monkeypatch.setattr(unet, "_layout", lambda _: layout)  # float32 and bfloat16 have their own
+    monkeypatch.setattr(layers, "memory_format", lambda _: layout)  # float32 and bfloat16 have their own
     figures, gradients = gradients_on(GPU)
     assert figures == pytest.approx(expected, rel=1e-6)
     assert len(gradients) == len(references) > 60

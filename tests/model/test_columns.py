@@ -48,7 +48,7 @@ def test_they_are_the_two_dimensional_operators_on_measured_columns(
     )
     residual = operators.to_image(kspace) - maps * image[:, None]
     torch.testing.assert_close(
-        columns.rss_of_sum(kept.values_of(kspace), image, phased, kept)[:, None],
+        columns.rss_of_difference(kept.values_of(kspace), image, phased, kept)[:, None],
         operators.rss(residual),
     )
 
@@ -61,7 +61,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda x, s: columns.expand(x, s, kept), (image, maps))
     assert torch.autograd.gradcheck(lambda v, s: columns.reduce(v, s, kept), (values, maps))
     assert torch.autograd.gradcheck(
-        lambda v, x, s: columns.rss_of_sum(v, x, s, kept), (values, image, maps)
+        lambda v, x, s: columns.rss_of_difference(v, x, s, kept), (values, image, maps)
     )
 
 
@@ -77,7 +77,7 @@ def test_coils_in_parts_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_norm_of_nothing_is_zero_with_a_finite_gradient() -> None:
     maps, image, kept, _ = problem(2, 4, 6)
     values = torch.zeros(2, 2, 4, kept.longest, dtype=torch.complex128, requires_grad=True)
-    root = columns.rss_of_sum(values, 0 * image, maps, kept)
+    root = columns.rss_of_difference(values, 0 * image, maps, kept)
     root.sum().backward()
     assert (root == 0).all()
     assert values.grad is not None and values.grad.isfinite().all()

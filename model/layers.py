@@ -1,0 +1,123 @@
+"""The U-Net's layers, each in two forms: plain PyTorch, and fused for less memory.
+
+A function that is given a tensor calls PyTorch's layer and returns a tensor: that is what the
+function means. Given a `Lazy`, it returns a `Lazy` of the same value, at a third of the memory and,
+on a CPU, less time (`model/fused_layers.py`). What a U-Net begins with decides for all of it.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from banding_removal.model.fused_layers import Lazy, convolve, normalise
+
+Layer = Tensor | Lazy
+FUSED_ON = ("cpu", "cuda")  # kinds of devices
+
+
+def use_fused(x: Tensor) -> bool:
+    """Whether a U-Net with this input runs fused; the one place that decides it."""
+    return x.device.type in FUSED_ON
+
+
+def begin(x: Tensor) -> Layer:
+    """The input of a U-Net (B, chans, H, W), for fused layers where those are used."""
+    return Lazy((x.contiguous(memory_format=memory_format(x)),)) if use_fused(x) else x
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """The memory format in which the fused layers work on this input.
+
+    Channels last on CPUs: a U-Net takes 0.6 to 0.8 times as long. A GPU waits for the CPU that
+    starts its operations, of which there are a third without channels last: half the time
+    (docs/speed.md). But float32 gradients then take twice the memory and no less time.
+    """
+    trains_in_float32 = torch.is_grad_enabled() and x.dtype != torch.bfloat16
+    if x.device.type == "cpu" or trains_in_float32:
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def conv_norm(conv: nn.Conv2d, x: Layer) -> Layer:
+    """Instance norm (not affine) of a convolution, (B, in, H, W) -> (B, out, H, W), in x's dtype.
+
+    The plain form, as PyTorch's norm, refuses images of a single pixel.
+    """
+    assert conv.bias is not None
+    if isinstance(x, Lazy):
+        return Lazy((normalise(convolve(x, conv.weight), conv.bias),))
+    z = F.conv2d(x, conv.weight.to(x.dtype), conv.bias.to(x.dtype), padding=conv.padding)
+    return F.instance_norm(z)
+
+
+def relu(x: Layer) -> Layer:
+    """ReLU."""
+    return F.relu(x) if isinstance(x, Tensor) else _apply(F.relu, x)
+
+
+def dropout(x: Layer, p: float, training: bool) -> Layer:
+    """Drop each channel of the output of `conv_norm` with probability p, in training."""
+    if isinstance(x, Tensor):
+        return F.dropout2d(x, p, training)
+    if p == 0 or not training:
+        return x
+    # Drawn here, not where x is read: the backward pass needs the same again.
+    factors = F.dropout(x.kept[0].new_ones((*x.kept[0].shape[:2], 1, 1)), p)
+    return _apply(partial(torch.mul, factors), x)
+
+
+def max_pool(x: Layer) -> Layer:
+    """2x2 max-pooling of a block's output, (B, C, H, W) -> (B, C, H // 2, W // 2).
+
+    ReLU and dropout do not change which of two values is the larger. The fused form therefore pools
+    before them, which leaves them a quarter of the work.
+    """
+    if isinstance(x, Tensor):
+        return F.max_pool2d(x, kernel_size=2)
+    make = x.make
+    return Lazy(x.kept, lambda kept: make(F.max_pool2d(kept, kernel_size=2)))
+
+
+def up_and_concatenate(x: Layer, skip: Layer) -> Layer:
+    """[x, skip] along the channels, x first upsampled to the skip's size (bilinear)."""
+    if isinstance(x, Tensor) and isinstance(skip, Tensor):
+        return torch.cat([_upsample(x, skip), skip], dim=1)
+    assert isinstance(x, Lazy) and isinstance(skip, Lazy)
+    make_x, make_skip = x.make, skip.make
+
+    def make(kept_x: Tensor, kept_skip: Tensor) -> tuple[Tensor, Tensor]:
+        (low,), (beside,) = make_x(kept_x), make_skip(kept_skip)
+        return _upsample(low, beside), beside
+
+    return Lazy((*x.kept, *skip.kept), make)
+
+
+def pointwise(convs: nn.Sequential, x: Layer) -> Tensor:
+    """1x1 convolutions one after the other, (B, in, H, W) -> (B, out, H, W) in their dtype.
+
+    With nothing between them they are one linear map, which the fused form applies at once.
+    """
+    (weight, bias), *others = [
+        (conv.weight.flatten(1), conv.bias)
+        for conv in convs
+        if isinstance(conv, nn.Conv2d) and conv.bias is not None
+    ]
+    if isinstance(x, Tensor):
+        result: Tensor = convs(x.to(weight.dtype))
+        return result
+    for matrix, offset in others:
+        weight, bias = matrix @ weight, matrix @ bias + offset
+    dtype = weight.dtype
+    return convolve(_apply(lambda x: x.to(dtype), x), weight[:, :, None, None], bias)
+
+
+def _apply(function: Callable[[Tensor], Tensor], x: Lazy) -> Lazy:
+    make = x.make  # not x: what is kept is not for `make` to hold
+    return Lazy(x.kept, lambda *kept: tuple(map(function, make(*kept))))
+
+
+def _upsample(x: Tensor, skip: Tensor) -> Tensor:
+    return F.interpolate(x, size=skip.shape[-2:], mode="bilinear", align_corners=False)

@@ -21,7 +21,7 @@ from banding_removal.data.dataset import SliceDataset
 from banding_removal.losses.orientation import OrientationObjective
 from banding_removal.model.classifiers import Architecture, build_adversary
 from banding_removal.model.predictor import Predictor
-from banding_removal.reconstruction.orientations import reconstruct_both
+from banding_removal.reconstruction.pairs import reconstruct_both
 from banding_removal.runs.build import build_predictor, choose_device, make_datasets
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.runs.resume import saved_settings

@@ -24,7 +24,7 @@ from banding_removal.metrics.banding import banding_of_slice
 from banding_removal.metrics.low_signal import low_signal_regions, volume_scale
 from banding_removal.metrics.statistics import RegionSummary, summarize
 from banding_removal.metrics.streaks import rms_percent, streak_energies
-from banding_removal.pictures.grids import Row, grey, low_signal_part, write_page
+from banding_removal.pictures.validation_grid import Row, grey, low_signal_part, write_page
 
 Floats = NDArray[np.floating]
 Pair = tuple[Floats, Floats]

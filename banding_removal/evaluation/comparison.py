@@ -21,7 +21,7 @@ from banding_removal.evaluation.settings import choose_volumes
 from banding_removal.evaluation.table import markdown
 from banding_removal.files import atomic_write
 from banding_removal.metrics.low_signal import low_signal_regions
-from banding_removal.pictures.grids import Pixels, Row, grey, low_signal_part, write_page
+from banding_removal.pictures.validation_grid import Pixels, Row, grey, low_signal_part, write_page
 from banding_removal.runs.build import choose_device
 
 

@@ -26,7 +26,7 @@ from banding_removal.data.hdf5 import READ_ERRORS, check_stored, open_file, own_
 from banding_removal.data.index import SUFFIX, Volume, VolumeError
 from banding_removal.errors import ConfigError
 from banding_removal.metrics.low_signal import volume_scale
-from banding_removal.reconstruction.orientations import reconstruct_both
+from banding_removal.reconstruction.pairs import reconstruct_both
 from banding_removal.runs.build import build_predictor
 from banding_removal.runs.checkpoint import FOLDER, find_checkpoint, load_checkpoint
 

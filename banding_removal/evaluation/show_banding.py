@@ -6,7 +6,7 @@ from pathlib import Path
 from banding_removal.config.settings import REPOSITORY
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.errors import ConfigError
-from banding_removal.reconstruction.orientations import reconstruct_both, write_orientation_grid
+from banding_removal.reconstruction.pairs import reconstruct_both, write_orientation_grid
 from banding_removal.runs.build import build_predictor, choose_device, make_datasets
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.runs.resume import saved_settings

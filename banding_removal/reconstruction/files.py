@@ -12,7 +12,7 @@ import numpy as np
 from banding_removal.data.apart import LostError, each_apart
 from banding_removal.data.hdf5 import READ_ERRORS, holds, open_file, own_dataset
 from banding_removal.files import atomic_write
-from banding_removal.pictures.grids import Pixels, Row, grey, write_page
+from banding_removal.pictures.validation_grid import Pixels, Row, grey, write_page
 from banding_removal.reconstruction.volume import SliceImage
 
 DATASET = "reconstruction"

@@ -23,7 +23,7 @@ from banding_removal.data.sampler import EpochSampler
 from banding_removal.errors import RunInUseError
 from banding_removal.files import remove_leftovers
 from banding_removal.pictures.curves import write_curves
-from banding_removal.pictures.grids import write_grid, write_raw_grid
+from banding_removal.pictures.validation_grid import write_grid, write_raw_grid
 from banding_removal.processes.team import Team
 from banding_removal.runs.build import choose_device, make_datasets
 from banding_removal.runs.checkpoint import (

@@ -21,7 +21,7 @@ from banding_removal.metrics.image_quality import Quality, VolumeQuality
 from banding_removal.metrics.low_signal import volume_scale
 from banding_removal.metrics.statistics import summarize
 from banding_removal.model.predictor import Predictor
-from banding_removal.pictures.grids import DisplaySlice
+from banding_removal.pictures.validation_grid import DisplaySlice
 from banding_removal.processes.team import Team
 from banding_removal.training.loading import batches_of, make_loader
 

@@ -16,7 +16,7 @@ from banding_removal.data.dataset import SliceDataset
 from banding_removal.errors import ConfigError
 from banding_removal.losses.reconstruction import finite
 from banding_removal.processes.team import Team
-from banding_removal.reconstruction.orientations import reconstruct_both
+from banding_removal.reconstruction.pairs import reconstruct_both
 from banding_removal.training.replay import PairStore
 from banding_removal.training.step import Players, clip_gradients, set_weights
 

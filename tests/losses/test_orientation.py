@@ -14,7 +14,7 @@ from banding_removal.errors import CheckpointError, ConfigError
 from banding_removal.losses.orientation import OrientationObjective, adversary_input, upright
 from banding_removal.model.classifiers import ARCHITECTURES, Architecture, build_adversary
 from banding_removal.processes.team import Team
-from banding_removal.reconstruction.orientations import reconstruct_both
+from banding_removal.reconstruction.pairs import reconstruct_both
 from banding_removal.runs.build import make_datasets
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.training.loading import make_loader

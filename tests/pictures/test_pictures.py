@@ -10,7 +10,7 @@ from banding_removal.data.index import read_volume
 from banding_removal.data.masks import MaskSampler
 from banding_removal.metrics.image_quality import Quality
 from banding_removal.pictures.curves import write_curves
-from banding_removal.pictures.grids import GAP, DisplaySlice, write_grid, write_raw_grid
+from banding_removal.pictures.validation_grid import GAP, DisplaySlice, write_grid, write_raw_grid
 from banding_removal.runs.folder import new_run_folder, show_as_latest
 from tests.support.fastmri_files import write_volume
 

@@ -16,7 +16,7 @@ from banding_removal.data.phantom.slices import MEDIUM
 from banding_removal.metrics.banding import banding_of_slice
 from banding_removal.metrics.low_signal import low_signal_regions, volume_scale
 from banding_removal.metrics.statistics import summarize
-from banding_removal.pictures.grids import low_signal_part
+from banding_removal.pictures.validation_grid import low_signal_part
 from banding_removal.processes.team import Team
 from banding_removal.training.report import epoch_line
 from banding_removal.training.validation import Validator

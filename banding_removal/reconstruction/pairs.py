@@ -10,7 +10,7 @@ from torch import Tensor
 from banding_removal.data.dataset import SliceDataset, collate
 from banding_removal.data.operators import crop_to_smaller
 from banding_removal.model.predictor import Predictor
-from banding_removal.pictures.grids import Row, grey, write_page
+from banding_removal.pictures.validation_grid import Row, grey, write_page
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,12 @@ import torch
 
 from banding_removal.data.index import VolumeError
 from banding_removal.data.operators import center_crop
-from banding_removal.evaluation.image_sets import ReferenceVolume, SliceImages
+from banding_removal.evaluation.image_sets import ReferenceVolume
 from banding_removal.metrics.banding import BandingOfSlice, banding_of_slice
 from banding_removal.metrics.image_quality import LOG_SIZE, WINDOW, VolumeQuality, hfen
 from banding_removal.metrics.probe import VolumeFigures
 from banding_removal.metrics.single_banding import SingleBandingOfSlice, single_banding_of_slice
+from banding_removal.metrics.slice_pair import SlicePair
 from banding_removal.metrics.statistics import summarize, summarize_single
 
 REGIONS = ("low_signal", "background", "anatomy")
@@ -74,11 +75,14 @@ class VolumeSums:
             y=VolumeQuality(data_range=start),
         )
 
-    def add(self, images: SliceImages) -> None:
+    def add(self, images: SlicePair) -> None:
         """Measure a slice that `cropped` has seen to."""
         target, reasons, figures = images.target, dict[str, str](), dict[str, float]()
         data_range = torch.tensor([self.x.data_range])
-        for suffix, image, quality in (("", images.r_x, self.x), ("_y", images.r_y, self.y)):
+        for suffix, image, quality in (
+            ("", images.along_x, self.x),
+            ("_y", images.along_y, self.y),
+        ):
             if image is None:
                 figures |= {f"{name}{suffix}": math.nan for name in QUALITY}
                 continue
@@ -95,18 +99,18 @@ class VolumeSums:
             if suffix and r.shape[0] == r.shape[1]:
                 self.turned_error += float((r.T - t).square().sum())
         q = self.reference.scale
-        where: dict[str, Any] = {"volume": images.volume, "slice_index": images.slice_index}
-        single = single_banding_of_slice(images.r_x, target, scale=q, **where)
+        where: dict[str, Any] = {"volume": images.name, "slice_index": images.slice_index}
+        single = single_banding_of_slice(images.along_x, target, scale=q, **where)
         banding = None
-        if images.r_y is not None:
+        if images.along_y is not None:
             self.paired += 1
-            self.identical += torch.equal(images.r_x, images.r_y)
-            banding = banding_of_slice(images.r_x, images.r_y, target, scale=q, **where)
+            self.identical += torch.equal(images.along_x, images.along_y)
+            banding = banding_of_slice(images.along_x, images.along_y, target, scale=q, **where)
         for prefix, item, names in (("", banding, OF_PAIR), ("single.", single, OF_SLICE)):
             for region in REGIONS:
                 measured = getattr(item, region, None)
                 key = f"{prefix}{region}"
-                reasons[key] = images.why_no_r_y if measured is None else measured.reason
+                reasons[key] = images.why_no_along_y if measured is None else measured.reason
                 for name in names:
                     figures[f"{key}.{name}"] = getattr(measured, name, math.nan)
         result = SliceResult(
@@ -148,22 +152,21 @@ def _mean_of_known(values: Sequence[float]) -> float:
     return float(np.mean(known)) if known else math.nan
 
 
-def cropped(images: SliceImages, set_name: str) -> SliceImages:
+def cropped(images: SlicePair, set_name: str) -> SlicePair:
     """The images checked, and cropped to the smaller height and width of target and images.
 
     Raises:
-        ValueError: they are not real (h, w), or r_x and r_y differ in shape.
+        ValueError: they are not real (h, w), or along_x and along_y differ in shape.
         FloatingPointError: an image is not finite.
         VolumeError: images are too small for SSIM.
     """
-    where = f"set {set_name!r}: {images.volume} slice {images.slice_index}"
-    named = {"target": images.target, "along x": images.r_x}
-    if images.r_y is not None:
-        named["along y"] = images.r_y
-        if images.r_y.shape != images.r_x.shape:
-            raise ValueError(
-                f"{where}: {tuple(images.r_x.shape)} along x, {tuple(images.r_y.shape)} along y"
-            )
+    where = f"set {set_name!r}: {images.name} slice {images.slice_index}"
+    named = {"target": images.target, "along x": images.along_x}
+    if images.along_y is not None:
+        named["along y"] = images.along_y
+        if images.along_y.shape != images.along_x.shape:
+            along_x, along_y = (tuple(i.shape) for i in (images.along_x, images.along_y))
+            raise ValueError(f"{where}: {along_x} along x, {along_y} along y")
     for name, image in named.items():
         if image.ndim != 2 or image.is_complex():
             raise ValueError(f"{where}: {name} is {image.dtype} {tuple(image.shape)}, not (h, w)")
@@ -173,13 +176,13 @@ def cropped(images: SliceImages, set_name: str) -> SliceImages:
     if min(height, width) < WINDOW:
         raise VolumeError(f"{where}: images of {height} x {width} are too small for SSIM")
     part = [center_crop(image.float().cpu(), (height, width)) for image in named.values()]
-    return SliceImages(
-        volume=images.volume,
-        slice_index=images.slice_index,
+    return replace(
+        images,
         target=part[0],
-        r_x=part[1],
-        r_y=part[2] if images.r_y is not None else None,
-        why_no_r_y=images.why_no_r_y or ("" if images.r_y is not None else "one orientation only"),
+        along_x=part[1],
+        along_y=part[2] if images.along_y is not None else None,
+        why_no_along_y=images.why_no_along_y
+        or ("" if images.along_y is not None else "one orientation only"),
     )
 
 

@@ -1,82 +1,90 @@
-"""The same slice reconstructed with phase encoding along either axis: where banding shows."""
+"""Slices reconstructed with phase encoding along either axis.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+Anatomy is the same in both images and the predictor is not told the axis, so what differs is
+banding.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from banding_removal.data.dataset import SliceDataset, collate
-from banding_removal.data.operators import crop_to_smaller
-from banding_removal.model.predictor import Predictor
-from banding_removal.pictures.validation_grid import Row, grey, write_page
-
-
-@dataclass(frozen=True, kw_only=True)
-class BothOrientations:
-    """Images (h, w) of one slice, all upright, on the CPU."""
-
-    name: str
-    slice_index: int
-    data_range: float
-    target: Tensor
-    along_x: Tensor  # reconstructed from phase encoding along x, as it was acquired
-    along_y: Tensor  # reconstructed from the transposed k-space and transposed back
+from banding_removal.data.dataset import Batch, Draw, SliceDataset, collate
+from banding_removal.data.operators import center_crop, crop_to_smaller
+from banding_removal.metrics.low_signal import volume_scale
+from banding_removal.metrics.slice_pair import SlicePair
+from banding_removal.reconstruction.volume import upright_image
 
 
-@torch.no_grad()
-def reconstruct_both(
-    predictor: Predictor, dataset: SliceDataset, indices: Sequence[int], device: torch.device
-) -> list[BothOrientations]:
-    """Undersample and reconstruct slices of `dataset` along each of the two axes.
+def reconstruct_pairs(
+    predictor: nn.Module,
+    dataset: SliceDataset,
+    indices: Sequence[int],
+    device: torch.device,
+    *,
+    batches: Iterable[Batch] | None = None,
+    scales: dict[int, float] | None = None,
+) -> Iterator[SlicePair]:
+    """Undersample and reconstruct slices along x and along y.
 
-    The predictor never sees which; anatomy is the same, so what differs is banding. Volumes that
-    were undersampled by the scanner cannot be transposed and must not be asked for.
+    Slices that the scanner undersampled are reconstructed along x only. Only one pair is in
+    memory at a time. The predictor is switched to evaluation mode.
+
+    Args:
+        predictor: maps masked k-space, mask and numbers of centre lines to images, as `Predictor`;
+            on `device`.
+        dataset: made with `require_target`. Masks are those of epoch 0, as in validation.
+        indices: positions in `dataset.places`.
+        device: of the predictor and of the images.
+        batches: those of `pair_draws(dataset, indices)`, for instance from a loader with workers;
+            by default each slice is read when its turn comes.
+        scales: a cache of the volumes' scales by position in `dataset.volumes`, for a caller that
+            reconstructs the same slices again.
+
+    Yields:
+        A pair for each index, cropped to the smaller height and width of image and target.
+
+    Raises:
+        VolumeError: a file cannot be read, or holds NaN or Inf.
+        FloatingPointError: a reconstruction is not finite; the file and slice are named.
     """
-    sources = (dataset.with_rotation(0.0), dataset.with_rotation(1.0))
-    results = []
+    if batches is None:
+        batches = (collate([dataset[draw]]) for draw in pair_draws(dataset, indices))
+    loaded = iter(batches)
+    scales = {} if scales is None else scales
     predictor.eval()
     for index in indices:
-        images = []
-        for source in sources:
-            batch = collate([source[index]]).to(device)
-            assert batch.target is not None, "the data set is made with require_target"
-            output = predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
-            output, target = crop_to_smaller(output, batch.target)
-            upright = output.swapaxes(-2, -1) if batch.rotated.item() else output
-            images.append(upright[0, 0].cpu())
-            if source is sources[0]:
-                shown_target = target[0, 0].cpu()
-        results.append(
-            BothOrientations(
-                name=batch.names[0],
-                slice_index=batch.slices[0],
-                data_range=float(batch.data_range),
-                target=shown_target,
-                along_x=images[0],
-                along_y=images[1],
-            )
+        volume_index, slice_index = dataset.places[index]
+        volume = dataset.volumes[volume_index]
+        if volume_index not in scales:
+            scales[volume_index] = volume_scale(dataset.targets(volume_index))
+        batch = next(loaded).to(device)
+        assert batch.target is not None, "the data set is made with require_target"
+        along_x, target = crop_to_smaller(upright_image(predictor, batch), batch.target[0, 0])
+        data_range = float(batch.data_range)
+        along_y = None
+        if volume.measured is None:
+            batch = next(loaded).to(device)
+            height, width = along_x.shape
+            along_y = center_crop(upright_image(predictor, batch), (height, width))
+        yield SlicePair(
+            name=volume.name,
+            slice_index=slice_index,
+            acquisition=volume.acquisition,
+            data_range=data_range,
+            scale=scales[volume_index],
+            target=target,
+            along_x=along_x,
+            along_y=along_y,
+            why_no_along_y="undersampled by the scanner along x" if along_y is None else "",
         )
-    return results
 
 
-def write_orientation_grid(
-    path: Path, slices: Sequence[BothOrientations], *, header: Sequence[str], window: float
-) -> None:
-    """Write target | target, low signal | phase encoding along x | along y for each slice.
-
-    The last three are windowed to white at `window` times the volume's largest target value.
-    Banding is streaks along x in the third column and along y in the fourth.
-    """
-    rows: list[Row] = []
-    for item in slices:
-        white = item.data_range * window
-        pictures = {
-            "target": grey(item.target, 0, float(item.target.max()) or 1.0),
-            "target, low signal": grey(item.target, 0, white),
-            "phase encode along x, low signal": grey(item.along_x, 0, white),
-            "phase encode along y, low signal": grey(item.along_y, 0, white),
-        }
-        rows.append((pictures, f"{item.name} slice {item.slice_index}"))
-    write_page(path, rows, header)
+def pair_draws(dataset: SliceDataset, indices: Sequence[int]) -> list[Draw]:
+    """What `reconstruct_pairs` reads: each slice as acquired, then transposed if it can be."""
+    return [
+        Draw(epoch=0, index=index, rotated=rotated)
+        for index in indices
+        for rotated in (False, True)
+        if not rotated or dataset.volumes[dataset.places[index][0]].measured is None
+    ]

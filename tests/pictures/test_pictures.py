@@ -9,12 +9,17 @@ from PIL import Image
 from banding_removal.data.dataset import SliceDataset, collate
 from banding_removal.data.index import read_volume
 from banding_removal.data.masks import MaskSampler
+from banding_removal.metrics.banding import banding_of_slice
 from banding_removal.metrics.image_quality import Quality
 from banding_removal.metrics.slice_pair import SlicePair
 from banding_removal.pictures.curves import write_curves
 from banding_removal.pictures.input_grid import write_input_grid
 from banding_removal.pictures.page import GAP
-from banding_removal.pictures.validation_grid import ValidatedSlice, write_validation_grid
+from banding_removal.pictures.validation_grid import (
+    ValidatedSlice,
+    banding_caption,
+    write_validation_grid,
+)
 from banding_removal.runs.folder import new_run_folder, show_as_latest
 from tests.support.fastmri_files import write_volume
 
@@ -91,6 +96,19 @@ def test_a_grid_of_an_all_zero_slice_is_written(tmp_path: Path) -> None:
     blank = replace(item, pair=replace(item.pair, target=torch.zeros(16, 16)))
     write_validation_grid(tmp_path / "grid.png", [blank], header=[], zero_filled=True, window=0.25)
     assert read(tmp_path / "grid.png").ndim == 2
+
+
+def test_a_caption_says_the_signed_excess_or_why_there_is_none() -> None:
+    target = torch.rand(64, 64, generator=torch.Generator().manual_seed(0)) * 0.1
+    lines = 0.02 * torch.randn(64, 1, generator=torch.Generator().manual_seed(1))
+    # Streaks across the phase-encode axis: over-corrected.
+    found = banding_of_slice(target + lines.T, target + lines, target, scale=1.0)
+    assert found.low_signal.signed_excess < 0
+    assert f"signed excess {found.low_signal.signed_excess:.2f} %" in banding_caption(found)
+    assert "signed excess -" in banding_caption(found)
+    small = banding_of_slice(target[:12, :12], target[:12, :12], target[:12, :12], scale=1.0)
+    assert banding_caption(small) == f"banding not measurable: {small.low_signal.reason}"
+    assert banding_caption(None) == "banding not measurable: one orientation only"
 
 
 @pytest.mark.parametrize("coils", [1, 3, 9])

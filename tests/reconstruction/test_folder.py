@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from banding_removal import __version__
-from banding_removal.config.settings import REPOSITORY, Settings, from_words, plain
+from banding_removal.config.settings import REPOSITORY, Settings, from_words
 from banding_removal.data.dataset import SliceDataset, collate
 from banding_removal.data.index import VolumeError, read_volume
 from banding_removal.data.masks import MaskSampler
@@ -35,8 +35,9 @@ from banding_removal.reconstruction.plan import Job, shares_by_size
 from banding_removal.reconstruction.settings import ReconstructSettings
 from banding_removal.reconstruction.volume import images_of_volume, output_size
 from banding_removal.runs.build import build_predictor
-from banding_removal.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from banding_removal.runs.checkpoint import load_checkpoint
 from tests.support.fastmri_files import make_kspace, write_volume
+from tests.support.predictors import save_predictor
 
 CPU = torch.device("cpu")
 TRAINED = Settings(
@@ -61,29 +62,6 @@ class ZeroFilled(nn.Module):
         return rss(to_image(masked_kspace))
 
 
-def save_predictor(folder: Path, trained: Settings = TRAINED, seed: int = 0) -> Path:
-    """A run's folder with a checkpoint of an untrained predictor."""
-    torch.manual_seed(seed)
-    checkpoint = Checkpoint(
-        epoch=3,
-        step=70,
-        batches=0,
-        sums={},
-        predictor=build_predictor(trained, CPU).state_dict(),
-        optimizer={},
-        adversary=None,
-        adversary_optimizer=None,
-        rng=[],
-        history=[],
-        start={},
-        events=[],
-        settings=plain(trained),
-        volumes={},
-    )
-    save_checkpoint(folder, checkpoint, keep=0)
-    return folder
-
-
 @pytest.fixture
 def settings(tmp_path: Path) -> ReconstructSettings:
     """A checkpoint, and two volumes of different sizes, one of them without target."""
@@ -98,7 +76,7 @@ def settings(tmp_path: Path) -> ReconstructSettings:
         seed=2,
     )
     return ReconstructSettings(
-        checkpoint=save_predictor(tmp_path / "run"),
+        checkpoint=save_predictor(tmp_path / "run", TRAINED),
         volumes=tmp_path / "test",
         output=tmp_path / "output",
         device="cpu",
@@ -341,7 +319,7 @@ def test_other_reconstructions_are_not_overwritten(
     (output_of(settings) / "b.h5").unlink()
     other = settings
     if change == "checkpoint":
-        other = replace(settings, checkpoint=save_predictor(tmp_path / "other", seed=1))
+        other = replace(settings, checkpoint=save_predictor(tmp_path / "other", TRAINED, seed=1))
     elif change == "orientation":
         other = replace(settings, orientation="y")
     elif change == "volumes":

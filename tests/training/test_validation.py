@@ -14,9 +14,8 @@ from banding_removal.data.operators import rss, to_image
 from banding_removal.data.phantom.files import write_dataset
 from banding_removal.data.phantom.slices import MEDIUM
 from banding_removal.metrics.banding import banding_of_slice
-from banding_removal.metrics.low_signal import low_signal_regions, volume_scale
+from banding_removal.metrics.low_signal import volume_scale
 from banding_removal.metrics.statistics import summarize
-from banding_removal.pictures.zoom import low_signal_part
 from banding_removal.processes.team import Team
 from banding_removal.training.report import epoch_line
 from banding_removal.training.validation import Validator
@@ -108,20 +107,3 @@ def test_volumes_undersampled_by_the_scanner_have_no_banding_figures(tmp_path: P
     assert "banding not measurable" in epoch_line(row, 1, CPU)
     with pytest.raises(ValueError, match=r"measured\.h5 was undersampled by the scanner"):
         dataset[Draw(epoch=0, index=0, rotated=True)]
-
-
-def test_the_zoom_is_where_most_dark_anatomy_is(phantom: SliceDataset) -> None:
-    target, scale = phantom.targets(0)[2], volume_scale(phantom.targets(0))
-    part = low_signal_part(target, scale)
-    anatomy = low_signal_regions(target, scale).anatomy
-    inside = int(anatomy[part].sum())
-    height, width = target[part].shape
-    assert (height, width) == (51, 51)
-    others = [
-        int(anatomy[top : top + height, left : left + width].sum())
-        for top in range(0, 128 - height, 7)
-        for left in range(0, 128 - width, 7)
-    ]
-    assert inside >= max(others) > 0
-    blank = low_signal_part(torch.zeros(40, 30), 1.0)
-    assert torch.zeros(40, 30)[blank].shape == (16, 12)

@@ -22,7 +22,7 @@ from banding_removal.data.dataset import SliceDataset
 from banding_removal.losses.orientation import OrientationObjective
 from banding_removal.model.classifiers import Architecture, build_adversary
 from banding_removal.model.predictor import Predictor
-from banding_removal.reconstruction.orientations import reconstruct_both
+from banding_removal.reconstruction.pairs import reconstruct_pairs
 from banding_removal.runs.build import build_predictor, choose_device, make_datasets
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.runs.resume import saved_settings
@@ -50,8 +50,8 @@ def reconstructions(
 ) -> Tensor:
     """Upright reconstructions (2, slice, 1, h, w): phase encoding along x, along y."""
     step = max(1, len(dataset) // count)
-    both = reconstruct_both(predictor, dataset, range(0, len(dataset), step)[:count], device)
-    images = [torch.stack([item.along_x, item.along_y]) for item in both]
+    pairs = reconstruct_pairs(predictor, dataset, range(0, len(dataset), step)[:count], device)
+    images = [torch.stack([p.along_x, p.along_y]).cpu() for p in pairs if p.along_y is not None]
     return torch.stack(images, dim=1)[:, :, None]
 
 

@@ -24,7 +24,8 @@ from banding_removal.metrics.banding import banding_of_slice
 from banding_removal.metrics.low_signal import low_signal_regions, volume_scale
 from banding_removal.metrics.statistics import RegionSummary, summarize
 from banding_removal.metrics.streaks import signed_rms_percent, streak_energies
-from banding_removal.pictures.grids import Row, grey, low_signal_part, write_page
+from banding_removal.pictures.page import Row, grey, write_page
+from banding_removal.pictures.zoom import low_signal_part
 
 Floats = NDArray[np.floating]
 Pair = tuple[Floats, Floats]
@@ -154,7 +155,7 @@ def draw(path: Path) -> None:
         "target": grey(torch.from_numpy(target), 0, q),
         "measured (white: anatomy)": grey(measured, 0, 1),
     }
-    rows: list[Row] = [(where, "")]
+    rows: list[Row] = [Row(where)]
     names = [name for name in CHECKS if name not in ("streaks of 0.2 %", "streaks of 4 %")]
     for together in (names[:3], names[3:6], names[6:]):
         zooms, captions = {}, []
@@ -168,7 +169,7 @@ def draw(path: Path) -> None:
                 f"signed excess {region.signed_excess:.2f} %, "
                 f"along {region.along:.1f}, across {region.across:.1f} dB"
             )
-        rows.append((zooms, "   |   ".join(captions)))
+        rows.append(Row(zooms, "   |   ".join(captions)))
     write_page(path, rows, ["Pairs made from one target of the phantom; 0.3 q is white."])
 
 

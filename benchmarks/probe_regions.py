@@ -59,12 +59,12 @@ def main(words: list[str]) -> None:
         images = path_set(name, path, files, slice_range=settings.slices, device=device)
         for given in images.slices:
             one = cropped(given, name)
-            if one.r_y is None:
-                raise ConfigError(f"set {name!r}, {one.volume}: {one.why_no_r_y}")
+            if one.along_y is None:
+                raise ConfigError(f"set {name!r}, {one.name}: {one.why_no_along_y}")
             pairs.append(
-                Pair(volume=one.volume, slice_index=one.slice_index, r_x=one.r_x, r_y=one.r_y)
+                Pair(volume=one.name, slice_index=one.slice_index, r_x=one.along_x, r_y=one.along_y)
             )
-            low_signal.append(low_signal_regions(one.target, scales[one.volume]).low_signal)
+            low_signal.append(low_signal_regions(one.target, scales[one.name]).low_signal)
         cells = [f"{name:16}"]
         for masks in (None, low_signal, [~mask for mask in low_signal]):
             seen = pairs

@@ -29,7 +29,6 @@ Variant = Literal[
     "fastmri",
 ]
 Stage = Literal["pretrain", "adversarial", "inference"]
-EVERY_NETWORK = 1000  # more than any predictor has
 
 
 @dataclass(frozen=True, kw_only=True)

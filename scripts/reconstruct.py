@@ -19,7 +19,8 @@ from banding_removal.command_line import user_errors
 from banding_removal.config.overrides import from_words
 from banding_removal.data.index import VolumeError
 from banding_removal.processes.team import launch
-from banding_removal.reconstruction.folder import ReconstructSettings, reconstruct
+from banding_removal.reconstruction.folder import reconstruct
+from banding_removal.reconstruction.settings import ReconstructSettings
 
 if __name__ == "__main__":
     with user_errors():

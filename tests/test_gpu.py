@@ -13,7 +13,8 @@ import torch
 from banding_removal.config.recipes import ADVERSARY, DIRECT, PAPER
 from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import collate
-from banding_removal.reconstruction.folder import ReconstructSettings, reconstruct
+from banding_removal.reconstruction.folder import reconstruct
+from banding_removal.reconstruction.settings import ReconstructSettings
 from banding_removal.runs.build import make_datasets
 from banding_removal.training.loop import train
 from banding_removal.training.step import make_players, train_step

@@ -152,21 +152,21 @@ def _measure(
     pairs: list[Pair] = []
     why_no_pairs = ""
     for given in tqdm(image_set.slices, desc=image_set.name, leave=False, mininterval=1):
-        if given.volume not in references:
-            raise ValueError(f"set {image_set.name!r}: {given.volume} is not among the volumes")
+        if given.name not in references:
+            raise ValueError(f"set {image_set.name!r}: {given.name} is not among the volumes")
         images = cropped(given, image_set.name)
-        if images.volume not in sums:
-            sums[images.volume] = VolumeSums.of(references[images.volume])
-        sums[images.volume].add(images)
-        if images.r_y is None:
-            why_no_pairs = images.why_no_r_y
+        if images.name not in sums:
+            sums[images.name] = VolumeSums.of(references[images.name])
+        sums[images.name].add(images)
+        if images.along_y is None:
+            why_no_pairs = images.why_no_along_y
         elif keep_pairs:
             pairs.append(
                 Pair(
-                    volume=images.volume,
+                    volume=images.name,
                     slice_index=images.slice_index,
-                    r_x=images.r_x,
-                    r_y=images.r_y,
+                    r_x=images.along_x,
+                    r_y=images.along_y,
                 )
             )
     if not sums:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -10,11 +10,12 @@ from torch import Tensor
 
 from banding_removal.data.index import VolumeError
 from banding_removal.data.operators import center_crop
-from banding_removal.evaluation.image_sets import ReferenceVolume, SliceImages
+from banding_removal.evaluation.image_sets import ReferenceVolume
 from banding_removal.metrics.banding import BandingOfSlice, RegionBanding, banding_of_slice
 from banding_removal.metrics.image_quality import LOG_SIZE, WINDOW, VolumeQuality, hfen
 from banding_removal.metrics.probe import VolumeProbe
 from banding_removal.metrics.probe_classifier import View
+from banding_removal.metrics.slice_pair import SlicePair
 from banding_removal.metrics.statistics import REGIONS, BandingSummary, summarize
 
 QUALITY = ("nmse", "psnr", "ssim", "mse", "hfen")
@@ -74,9 +75,9 @@ class VolumeSums:
             y=VolumeQuality(data_range=data_range),
         )
 
-    def add(self, images: SliceImages) -> None:
+    def add(self, images: SlicePair) -> None:
         """Measure a slice, as `cropped` returns it."""
-        r_x, r_y, target = images.r_x, images.r_y, images.target
+        r_x, r_y, target = images.along_x, images.along_y, images.target
 
         def banding_with(other: Tensor | None) -> BandingOfSlice:
             return banding_of_slice(
@@ -84,7 +85,7 @@ class VolumeSums:
                 other,
                 target,
                 scale=self.reference.scale,
-                volume=images.volume,
+                volume=images.name,
                 slice_index=images.slice_index,
             )
 
@@ -99,11 +100,11 @@ class VolumeSums:
             for region in REGIONS:
                 measured: RegionBanding | None = getattr(item, region, None)
                 key = f"{prefix}{region}"
-                reasons[key] = images.why_no_r_y if measured is None else measured.reason
+                reasons[key] = images.why_no_along_y if measured is None else measured.reason
                 metrics |= {f"{key}.{name}": getattr(measured, name, math.nan) for name in names}
         self.slices.append(
             SliceResult(
-                volume=images.volume,
+                volume=images.name,
                 slice_index=images.slice_index,
                 metrics=metrics,
                 reasons=reasons,
@@ -171,22 +172,21 @@ def _mean_of_known(values: Sequence[float]) -> float:
     return float(np.mean(known)) if known else math.nan
 
 
-def cropped(images: SliceImages, set_name: str) -> SliceImages:
+def cropped(images: SlicePair, set_name: str) -> SlicePair:
     """The images, checked and cropped to the smallest height and width of target and images.
 
     Raises:
-        ValueError: they are not real (h, w), or r_x and r_y differ in shape.
+        ValueError: they are not real (h, w), or along_x and along_y differ in shape.
         FloatingPointError: an image is not finite.
         VolumeError: images are too small for SSIM.
     """
-    where = f"set {set_name!r}: {images.volume} slice {images.slice_index}"
-    named = {"target": images.target, "along x": images.r_x}
-    if images.r_y is not None:
-        named["along y"] = images.r_y
-        if images.r_y.shape != images.r_x.shape:
-            raise ValueError(
-                f"{where}: {tuple(images.r_x.shape)} along x, {tuple(images.r_y.shape)} along y"
-            )
+    where = f"set {set_name!r}: {images.name} slice {images.slice_index}"
+    named = {"target": images.target, "along x": images.along_x}
+    if images.along_y is not None:
+        named["along y"] = images.along_y
+        if images.along_y.shape != images.along_x.shape:
+            along_x, along_y = (tuple(i.shape) for i in (images.along_x, images.along_y))
+            raise ValueError(f"{where}: {along_x} along x, {along_y} along y")
     for name, image in named.items():
         if image.ndim != 2 or image.is_complex():
             raise ValueError(f"{where}: {name} is {image.dtype} {tuple(image.shape)}, not (h, w)")
@@ -196,13 +196,13 @@ def cropped(images: SliceImages, set_name: str) -> SliceImages:
     if min(height, width) < WINDOW:
         raise VolumeError(f"{where}: images of {height} x {width} are too small for SSIM")
     part = [center_crop(image.float().cpu(), (height, width)) for image in named.values()]
-    return SliceImages(
-        volume=images.volume,
-        slice_index=images.slice_index,
+    return replace(
+        images,
         target=part[0],
-        r_x=part[1],
-        r_y=part[2] if images.r_y is not None else None,
-        why_no_r_y=images.why_no_r_y or ("" if images.r_y is not None else "one orientation only"),
+        along_x=part[1],
+        along_y=part[2] if images.along_y is not None else None,
+        why_no_along_y=images.why_no_along_y
+        or ("" if images.along_y is not None else "one orientation only"),
     )
 
 

@@ -1,4 +1,4 @@
-"""The simple remedies for banding, to be compared with: noise that hides it, blur that thins it."""
+"""Simple remedies to compare with: noise that hides banding, and blur that weakens it."""
 
 import math
 
@@ -12,10 +12,10 @@ MEDIAN_WINDOW = 11  # pixels
 
 
 def dithered(image: Tensor, scale: float, strength: float, seed: tuple[int, ...]) -> Tensor:
-    """R + strength * q * sqrt(m / q) * n: noise that follows the local signal hides the streaks.
+    """R + strength * q * sqrt(m / q) * n, cut at 0: noise that follows the local signal.
 
-    m is the median of r in a window of 11 x 11 pixels, n is white and Gaussian. Dithering of this
-    kind is what the paper (Defazio et al. 2020, section 4) compares its method with.
+    m is the median of r in a window of 11 x 11 pixels, n is white Gaussian noise. The paper
+    (Defazio et al. 2020, section 4) compares its method with dithering of this kind.
 
     Args:
         image: reconstruction r, real (h, w).
@@ -31,7 +31,7 @@ def dithered(image: Tensor, scale: float, strength: float, seed: tuple[int, ...]
 
 
 def blurred_across(image: Tensor, sigma: float, *, phase_encode_axis: int) -> Tensor:
-    """The image, blurred across its streaks: along readout, Gaussian, `sigma` pixels.
+    """Blur an image along readout, across its streaks, with a Gaussian.
 
     Streaks of banding lie along phase encode and are one pixel thick.
 
@@ -39,6 +39,9 @@ def blurred_across(image: Tensor, sigma: float, *, phase_encode_axis: int) -> Te
         image: reconstruction, real (h, w).
         sigma: standard deviation in pixels.
         phase_encode_axis: of the image, 0 or 1 (-1).
+
+    Raises:
+        ValueError: `sigma` is not positive and finite.
     """
     if not (sigma > 0 and math.isfinite(sigma)):
         raise ValueError(f"sigma must be positive, got {sigma}")

@@ -1,12 +1,17 @@
-"""A trained predictor's banding as one picture: settings, and the way from checkpoint to PNG."""
+"""The banding of a trained predictor as one picture."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from banding_removal.config.settings import REPOSITORY
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.errors import ConfigError
-from banding_removal.reconstruction.orientations import reconstruct_both, write_orientation_grid
+from banding_removal.metrics.slice_pair import SlicePair
+from banding_removal.pictures.page import Row, grey, write_page
+from banding_removal.reconstruction.pairs import reconstruct_pairs
 from banding_removal.runs.build import build_predictor, choose_device, make_datasets
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.runs.resume import saved_settings
@@ -18,42 +23,36 @@ class ShowSettings:
 
     checkpoint: Path = REPOSITORY / "logs" / "run"  # a run's folder, or one of its checkpoints
     output: Path | None = None  # of the PNG; null: banding.png in the run's folder
-    count: int = 4  # middle slices of this many validation volumes
-    slices: tuple[int, ...] = ()  # positions in the validation set, instead of `count`
-    window: float = 0.25  # white of the low-signal pictures, of the volume's largest value
+    count: int = 4  # show the middle slices of this many validation volumes
+    slices: tuple[int, ...] = ()  # or these positions in the validation set
+    window: float = 0.25  # white of the low-signal pictures, of the volume's largest target value
     device: str = "auto"
 
 
 def show(settings: ShowSettings) -> Path:
-    """Write the picture; returns its path."""
+    """Reconstruct slices along x and along y, and write the picture; returns its path.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is damaged.
+        ConfigError: a slice does not exist, or the scanner undersampled all volumes.
+    """
     path = find_checkpoint(settings.checkpoint)
     checkpoint = load_checkpoint(path)
     trained = saved_settings(path, checkpoint)
     device = choose_device(settings.device)
     predictor = build_predictor(trained, device, checkpoint, path)
     _, validation = make_datasets(trained)
-    indices = settings.slices or middle_slices(validation, settings.count)
-    outside = [index for index in indices if not 0 <= index < len(validation)]
-    if outside:
-        raise ConfigError(f"slices {outside} are not among the {len(validation)} of validation")
-    volumes = [validation.volumes[validation.places[index][0]] for index in indices]
-    measured = [volume.name for volume in volumes if volume.measured is not None]
-    if measured or not indices:
-        raise ConfigError(
-            f"no slices to show: {', '.join(measured) or 'all volumes'} were undersampled by the "
-            "scanner and cannot be transposed"
-        )
-    output = settings.output or path.parent.parent / "banding.png"
-    write_orientation_grid(
-        output,
-        reconstruct_both(predictor, validation, indices, device),
-        header=[
-            f"{path.parent.parent.name}, epoch {checkpoint.epoch}: the same slices, undersampled "
-            f"along x and along y. Low signal: white at {settings.window:.0%} of the volume's "
-            f"maximum. Streaks: along x in the third column, along y in the fourth."
-        ],
-        window=settings.window,
+    indices = _slices_to_show(settings, validation)
+    run = path.parent.parent
+    header = (
+        f"{run.name}, epoch {checkpoint.epoch}: the same slices, undersampled along x and along y. "
+        f"Low signal: white at {settings.window:.0%} of the volume's maximum. Streaks: along x in "
+        f"the third column, along y in the fourth."
     )
+    pairs = reconstruct_pairs(predictor, validation, indices, device)
+    rows = [_row(pair.to(torch.device("cpu")), settings.window) for pair in pairs]
+    output = settings.output or run / "banding.png"
+    write_page(output, rows, [header])
     return output
 
 
@@ -66,3 +65,31 @@ def middle_slices(dataset: SliceDataset, count: int) -> list[int]:
     middles = [indices[len(indices) // 2] for indices in by_volume.values()]
     count = min(count, len(middles))
     return [middles[i * len(middles) // count] for i in range(count)]
+
+
+def _slices_to_show(settings: ShowSettings, dataset: SliceDataset) -> Sequence[int]:
+    indices = settings.slices or middle_slices(dataset, settings.count)
+    outside = [index for index in indices if not 0 <= index < len(dataset)]
+    if outside:
+        raise ConfigError(f"slices {outside} are not among the {len(dataset)} of validation")
+    volumes = [dataset.volumes[dataset.places[index][0]] for index in indices]
+    measured = [volume.name for volume in volumes if volume.measured is not None]
+    if measured or not indices:
+        raise ConfigError(
+            f"no slices to show: {', '.join(measured) or 'all volumes'} were undersampled by the "
+            "scanner and cannot be transposed"
+        )
+    return indices
+
+
+def _row(pair: SlicePair, window: float) -> Row:
+    """Target | target, low signal | reconstruction along x | along y."""
+    assert pair.along_y is not None, "the volume was fully sampled"
+    white = pair.data_range * window
+    pictures = {
+        "target": grey(pair.target, 0, float(pair.target.max()) or 1.0),
+        "target, low signal": grey(pair.target, 0, white),
+        "phase encode along x, low signal": grey(pair.along_x, 0, white),
+        "phase encode along y, low signal": grey(pair.along_y, 0, white),
+    }
+    return Row(pictures, f"{pair.name} slice {pair.slice_index}")

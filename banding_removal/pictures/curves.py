@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from banding_removal.files import atomic_write
 
-Panels = tuple[tuple[str, tuple[str, ...]], ...]
+Panels = tuple[tuple[str, tuple[str, ...]], ...]  # title, keys of the history
 
 PANELS: Panels = (
     ("loss", ("train_loss", "val_loss")),
@@ -18,8 +18,6 @@ PANELS: Panels = (
     ("PSNR (dB)", ("val_psnr",)),
     ("learning rate", ("lr",)),
     ("ms per step", ("step_ms", "wait_ms")),
-)
-BANDING_PANELS: Panels = (
     ("banding (dB)", ("val_banding",)),
     ("banding, signed excess (% of q)", ("val_banding_signed_excess",)),
     ("streaks over the target's (dB)", ("val_banding_along", "val_banding_across")),
@@ -29,18 +27,24 @@ ADVERSARY_PANELS: Panels = (
     ("adversary's accuracy", ("accuracy",)),
     ("adversary's penalty and bias", ("penalty", "bias")),
 )
+COLUMNS = 3
 
 
 def write_curves(path: Path, history: Sequence[dict[str, Any]], title: str) -> None:
-    """One panel a figure of the history (one row an epoch, key "epoch"), written atomically."""
-    panels = PANELS + BANDING_PANELS
+    """Plot the history, one panel per group of metrics, and write it whole or not at all.
+
+    Args:
+        path: of the PNG.
+        history: a row per epoch, with its number at "epoch"; missing metrics leave gaps.
+        title: above the panels.
+    """
+    panels = PANELS
     if any("accuracy" in row for row in history):
         panels += ADVERSARY_PANELS
-    rows = len(panels) // 3
+    rows = len(panels) // COLUMNS
     figure = Figure(figsize=(13, 3.25 * rows), layout="constrained")
-    axes = figure.subplots(rows, 3).flat
     epochs = [row["epoch"] for row in history]
-    for axis, (name, keys) in zip(axes, panels, strict=True):
+    for axis, (name, keys) in zip(figure.subplots(rows, COLUMNS).flat, panels, strict=True):
         for key in keys:
             values = [row.get(key, float("nan")) for row in history]
             axis.plot(epochs, values, marker="o", markersize=3, label=key)
@@ -50,8 +54,8 @@ def write_curves(path: Path, history: Sequence[dict[str, Any]], title: str) -> N
         axis.xaxis.get_major_locator().set_params(integer=True)
         if len(keys) > 1:
             axis.legend()
-    axes_of = {name: axis for axis, (name, _) in zip(figure.axes, panels, strict=True)}
-    axes_of["learning rate"].set_yscale("log")
+        if name == "learning rate":
+            axis.set_yscale("log")
     figure.suptitle(title)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)

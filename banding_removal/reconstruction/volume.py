@@ -9,7 +9,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from banding_removal.data.dataset import Draw, Example, SliceDataset, collate
+from banding_removal.data.dataset import Batch, Draw, Example, SliceDataset, collate
 from banding_removal.data.index import Volume
 from banding_removal.data.operators import center_crop
 
@@ -21,7 +21,7 @@ class SliceImage:
     slice_index: int
     image: Tensor  # float32 (h, w)
     target: Tensor | None  # float32 (h, w)
-    columns: int  # of k-space along the axis that was undersampled
+    columns: int  # of k-space along the undersampled axis
     measured_columns: int
     acs_lines: int
 
@@ -29,8 +29,9 @@ class SliceImage:
 def output_size(volume: Volume) -> tuple[int, int]:
     """Height and width of a volume's images, as fastMRI crops them.
 
-    Those of the target; without one, of the header's reconstruction, and where k-space has fewer
-    columns than that (a few brain volumes) a square of so many. Never more than k-space has.
+    This is the size of the target. Without a target it is the reconstruction size of the header;
+    if k-space has fewer columns than that (a few brain volumes), it is a square of that many
+    columns. It never exceeds the size of k-space.
     """
     height, width = volume.target_size or volume.recon_size or (volume.height, volume.width)
     if volume.target_size is None and volume.width < width:
@@ -48,66 +49,65 @@ def images_of_volume(
 ) -> Iterator[SliceImage]:
     """Reconstruct the slices of a volume one after the other.
 
-    One slice is on the device and the next is being read meanwhile: memory does not grow with the
-    volume.
+    The next slice is read while the current one is reconstructed; memory does not grow with the
+    volume. The predictor is switched to evaluation mode.
 
     Args:
-        predictor: of masked k-space, mask and numbers of centre lines, as `Predictor`; on `device`.
-        dataset: masks are as it draws them in epoch 0, as in validation; its `rotate_probability`
-            is not used. Made with `require_target=False` it may have volumes without target.
-        volume_index: position in `dataset.volumes`; slices are those in `dataset.places`.
+        predictor: maps masked k-space, mask and numbers of centre lines to images, as `Predictor`;
+            on `device`.
+        dataset: masks are those of epoch 0, as in validation. If it was made with
+            `require_target=False`, volumes may lack a target.
+        volume_index: position in `dataset.volumes`; the slices are those in `dataset.places`.
         device: of the predictor.
-        rotated: transpose the k-space before it is undersampled, so that phase encoding is along
-            the other axis; images come out upright all the same.
+        rotated: transpose k-space before it is undersampled, so that phase encoding is along y.
+            Images are upright in either case.
 
     Yields:
         Each slice, in order.
 
     Raises:
-        ValueError: `rotated`, of a volume that was undersampled by the scanner.
+        ValueError: `rotated`, but the scanner undersampled the volume.
         VolumeError: the file cannot be read, or holds NaN or Inf.
         FloatingPointError: a reconstruction is not finite; the file and slice are named.
     """
     volume = dataset.volumes[volume_index]
     if rotated and volume.measured is not None:
         raise ValueError(f"{volume.path} was undersampled by the scanner: it cannot be transposed")
-    draws = [Draw(epoch=0, index=i) for i, (v, _) in enumerate(dataset.places) if v == volume_index]
+    draws = [
+        Draw(epoch=0, index=index, rotated=rotated)
+        for index, (of_volume, _) in enumerate(dataset.places)
+        if of_volume == volume_index
+    ]
     size = output_size(volume)
     predictor.eval()
-    for example in _read_ahead(dataset.with_rotation(float(rotated)), draws):
-        batch = collate([example]).to(device)
-        with torch.no_grad():
-            output = predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
-        if not output.isfinite().all():
-            raise FloatingPointError(
-                f"{volume.path}: the reconstruction of slice {example.slice_index} is not finite"
-            )
-        target = example.target
-        if rotated:
-            output = output.swapaxes(-2, -1)
-            target = None if target is None else target.swapaxes(-2, -1)
+    for example in _read_ahead(dataset, draws):
+        image = upright_image(predictor, collate([example]).to(device))
+        target = None if example.target is None else example.target[0]
+        if target is not None and rotated:
+            target = target.T
         yield SliceImage(
             slice_index=example.slice_index,
-            # A copy of the part: a view would keep the whole image, for as long as it is kept.
-            image=center_crop(output, size)[0, 0].cpu().clone(),
-            target=None if target is None else center_crop(target, size)[0].clone(),
+            # Cloned, because a view would keep the whole image in memory.
+            image=center_crop(image, size).cpu().clone(),
+            target=None if target is None else center_crop(target, size).clone(),
             columns=example.mask.shape[-1],
             measured_columns=int(example.mask.sum()),
             acs_lines=example.acs_lines,
         )
 
 
-def reconstruct_volume(
-    predictor: nn.Module,
-    dataset: SliceDataset,
-    volume_index: int,
-    *,
-    device: torch.device,
-    rotated: bool = False,
-) -> Tensor:
-    """All images of a volume, float32 (slice, h, w) on the CPU; see `images_of_volume`."""
-    slices = images_of_volume(predictor, dataset, volume_index, device=device, rotated=rotated)
-    return torch.stack([item.image for item in slices])
+@torch.no_grad()
+def upright_image(predictor: nn.Module, batch: Batch) -> Tensor:
+    """Reconstruct a batch of one slice: real (H, W), transposed back if its k-space was transposed.
+
+    Raises:
+        FloatingPointError: the reconstruction is not finite; the file and slice are named.
+    """
+    output: Tensor = predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
+    if not output.isfinite().all():
+        raise FloatingPointError(f"the reconstruction of {batch.describe()} is not finite")
+    image = output[0, 0]
+    return image.T if batch.rotated.item() else image
 
 
 def _read_ahead(dataset: SliceDataset, draws: Sequence[Draw]) -> Iterator[Example]:

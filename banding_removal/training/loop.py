@@ -19,7 +19,8 @@ from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import Batch, Draw, SliceDataset, collate
 from banding_removal.data.sampler import EpochSampler
 from banding_removal.pictures.curves import write_curves
-from banding_removal.pictures.grids import write_grid, write_raw_grid
+from banding_removal.pictures.input_grid import write_input_grid
+from banding_removal.pictures.validation_grid import write_validation_grid
 from banding_removal.processes.team import Team
 from banding_removal.runs.folder import RunLock
 from banding_removal.runs.log import (
@@ -119,7 +120,7 @@ def _train_epochs(run: Run) -> None:
     metrics = None
     if team.is_first:
         raw = collate([run.train_set[_middle(run.train_set)]])
-        write_raw_grid(folder / "grids" / "raw_grid.png", raw)
+        write_input_grid(folder / "grids" / "raw_grid.png", raw)
         metrics = MetricsWriter(folder, after=progress.step)
 
     try:
@@ -151,7 +152,7 @@ def _train_epochs(run: Run) -> None:
                         stop(run)
                     row |= history_row(result)
                     if progress.start:
-                        check_validation(progress.start, result.figures)
+                        check_validation(progress.start, result.metrics)
                 except (FloatingPointError, FailingError) as error:
                     metrics = roll_back(run, error, metrics, to_validated=True)
                     continue
@@ -167,9 +168,9 @@ def _train_epochs(run: Run) -> None:
                     folder / "curves.png", progress.history, f"{folder.name}, epoch {epoch}"
                 )
             if metrics is not None and result is not None:
-                metrics.write("val", step=progress.step, epoch=epoch, values=result.figures)
+                metrics.write("val", step=progress.step, epoch=epoch, values=result.metrics)
                 if display and (epoch % settings.grid_every == 0 or last):
-                    write_grid(
+                    write_validation_grid(
                         folder / "grids" / f"epoch{epoch:03d}.png",
                         result.display,
                         header=grid_header(settings, folder, progress.history),
@@ -206,7 +207,7 @@ def _look_before(run: Run, validator: Validator) -> None:
     result = validator.run(run.players.predictor)
     if result is None:
         stop(run)
-    run.progress.start.update(result.figures)
+    run.progress.start.update(result.metrics)
     log.info("before: validation %s", validation_in_words(history_row(result)))
 
 

@@ -15,7 +15,7 @@ from banding_removal.training.validation import ValidationResult
 def history_row(result: ValidationResult) -> dict[str, Any]:
     """The history's part of a validation: all figures, and those of each volume."""
     return {
-        **{f"val_{key}": value for key, value in result.figures.items()},
+        **{f"val_{key}": value for key, value in result.metrics.items()},
         "volumes": {name: asdict(quality) for name, quality in result.volumes.items()},
     }
 

@@ -16,7 +16,7 @@ from banding_removal.data.dataset import SliceDataset
 from banding_removal.errors import ConfigError
 from banding_removal.losses.reconstruction import finite
 from banding_removal.processes.team import Team
-from banding_removal.reconstruction.orientations import reconstruct_both
+from banding_removal.reconstruction.pairs import reconstruct_pairs
 from banding_removal.training.replay import PairStore
 from banding_removal.training.step import Players, clip_gradients, set_weights
 
@@ -92,10 +92,11 @@ def _reconstructions(
         raise ConfigError("adversary_pretrain_steps needs volumes that were fully sampled")
     count = min(len(usable), max(settings.adversary_pretrain_slices, team.size))
     chosen = [usable[i * len(usable) // count] for i in range(count)]
+    share = chosen[team.rank % count :: team.size]
     store = PairStore(count)
-    for index in chosen[team.rank % count :: team.size]:
+    for pair in reconstruct_pairs(players.predictor, dataset, share, device):
         if team.stop.signal_name is not None:
             break
-        (both,) = reconstruct_both(players.predictor, dataset, [index], device)
-        store.add([torch.stack([both.along_x, both.along_y])[:, None]])
+        assert pair.along_y is not None, "the volumes were fully sampled"
+        store.add([torch.stack([pair.along_x, pair.along_y])[:, None]])
     return store

@@ -33,7 +33,9 @@ def test_losses_and_gradients_are_those_of_the_cpu(
     layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, references = gradients_on(torch.device("cpu"))
-    monkeypatch.setattr(layers, "memory_format", lambda _: layout)  # float32 and bfloat16 have their own
+    monkeypatch.setattr(
+        layers, "memory_format", lambda _: layout
+    )  # float32 and bfloat16 have their own
     figures, gradients = gradients_on(GPU)
     assert figures == pytest.approx(expected, rel=1e-6)
     assert len(gradients) == len(references) > 60

@@ -21,13 +21,14 @@ from banding_removal.data.index import Volume, VolumeError, read_volume
 from banding_removal.errors import CheckpointError, ConfigError
 from banding_removal.evaluation.evaluate import Evaluation, evaluate
 from banding_removal.evaluation.figure import draw
-from banding_removal.evaluation.image_sets import ImageSet, SliceImages, path_set, reference_volumes
+from banding_removal.evaluation.image_sets import ImageSet, path_set, reference_volumes
 from banding_removal.evaluation.report import claim_output, write_report
 from banding_removal.evaluation.settings import EvaluateSettings, evaluate_files
 from banding_removal.evaluation.table import markdown
 from banding_removal.metrics.banding import banding_of_slice
 from banding_removal.metrics.image_quality import VolumeQuality, hfen
 from banding_removal.metrics.low_signal import volume_scale
+from banding_removal.metrics.slice_pair import SlicePair
 from banding_removal.metrics.statistics import summarize
 from banding_removal.processes.team import Team
 from banding_removal.runs.build import build_predictor
@@ -73,37 +74,41 @@ def streaky(target: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return r_x.astype(np.float32), r_y.astype(np.float32)
 
 
-def streaky_slices(files: Sequence[Volume]) -> list[SliceImages]:
+def streaky_slices(files: Sequence[Volume]) -> list[SlicePair]:
     slices = []
     for v, file in enumerate(files):
-        for index, target in enumerate(targets_of(file)):
+        targets = targets_of(file)
+        for index, target in enumerate(targets):
             r_x, r_y = (torch.from_numpy(r) for r in streaky(target, 10 * v + index))
             slices.append(
-                SliceImages(
-                    volume=file.name,
+                SlicePair(
+                    name=file.name,
                     slice_index=index,
+                    acquisition=file.acquisition,
+                    data_range=float(targets.max()),
+                    scale=volume_scale(targets),
                     target=torch.from_numpy(target),
-                    r_x=r_x,
-                    r_y=r_y,
+                    along_x=r_x,
+                    along_y=r_y,
                 )
             )
     return slices
 
 
-def write_folder(folder: Path, slices: Sequence[SliceImages], *, orientations: str = "xy") -> Path:
+def write_folder(folder: Path, slices: Sequence[SlicePair], *, orientations: str = "xy") -> Path:
     """The images as another software would write them; `x`: a plain folder."""
     for axis in orientations:
         inside = folder / axis if len(orientations) > 1 else folder
         inside.mkdir(parents=True)
-        for name in {item.volume for item in slices}:
-            images = [item.r_x if axis == "x" else item.r_y for item in slices]
-            chosen = [r for item, r in zip(slices, images, strict=True) if item.volume == name]
+        for name in {item.name for item in slices}:
+            images = [item.along_x if axis == "x" else item.along_y for item in slices]
+            chosen = [r for item, r in zip(slices, images, strict=True) if item.name == name]
             with h5py.File(inside / name, "w") as file:
                 file["reconstruction"] = np.stack([r.numpy() for r in chosen if r is not None])
     return folder
 
 
-def image_set(slices: Sequence[SliceImages], name: str = "streaky") -> ImageSet:
+def image_set(slices: Sequence[SlicePair], name: str = "streaky") -> ImageSet:
     return ImageSet(name=name, origin="memory", slices=slices)
 
 
@@ -125,20 +130,20 @@ def test_metrics_are_those_computed_by_hand(files: list[Volume]) -> None:
         target = targets_of(file)
         data_range = torch.tensor([file.data_range], dtype=torch.float32)
         quality = VolumeQuality(data_range=float(data_range))
-        of_file = [item for item in slices if item.volume == file.name]
+        of_file = [item for item in slices if item.name == file.name]
         edges[file.name] = float(
-            np.mean([float(hfen(s.r_x[None, None], s.target[None, None])) for s in of_file])
+            np.mean([float(hfen(s.along_x[None, None], s.target[None, None])) for s in of_file])
         )
         for s in of_file:
-            assert s.r_y is not None
-            quality.add(s.r_x[None, None], s.target[None, None], data_range)
+            assert s.along_y is not None
+            quality.add(s.along_x[None, None], s.target[None, None], data_range)
             by_hand.append(
                 banding_of_slice(
-                    s.r_x,
-                    s.r_y,
+                    s.along_x,
+                    s.along_y,
                     s.target,
                     scale=volume_scale(target),
-                    volume=s.volume,
+                    volume=s.name,
                     slice_index=s.slice_index,
                 )
             )
@@ -188,18 +193,18 @@ def test_larger_reconstructions_are_cropped_about_their_centre(files: list[Volum
     padded = [
         replace(
             s,
-            r_x=torch.nn.functional.pad(s.r_x, (3, 3, 2, 2), value=9.0),
-            r_y=torch.nn.functional.pad(s.r_y, (3, 3, 2, 2), value=9.0),
+            along_x=torch.nn.functional.pad(s.along_x, (3, 3, 2, 2), value=9.0),
+            along_y=torch.nn.functional.pad(s.along_y, (3, 3, 2, 2), value=9.0),
         )
         for s in slices
-        if s.r_y is not None
+        if s.along_y is not None
     ]
     first, second = evaluated(files, image_set(slices), image_set(padded, "padded")).sets
     assert first.overall == second.overall
 
 
 def test_the_target_as_a_set_has_no_error_and_no_banding(files: list[Volume]) -> None:
-    slices = [replace(s, r_x=s.target, r_y=s.target) for s in streaky_slices(files)]
+    slices = [replace(s, along_x=s.target, along_y=s.target) for s in streaky_slices(files)]
     evaluation = evaluated(files, image_set(slices), probe_steps=2)
     metrics = evaluation.sets[0].overall.metrics
     assert metrics["nmse"].value == 0
@@ -245,7 +250,9 @@ def test_one_orientation_has_the_weaker_metrics_and_the_reason_alone(
 
 def test_over_corrected_images_are_shown_with_their_sign(files: list[Volume]) -> None:
     slices = streaky_slices(files)
-    swapped = [replace(s, r_x=s.r_y, r_y=s.r_x) for s in slices if s.r_y is not None]
+    swapped = [
+        replace(s, along_x=s.along_y, along_y=s.along_x) for s in slices if s.r_y is not None
+    ]
     right, wrong = evaluated(files, image_set(slices), image_set(swapped, "swapped")).sets
     name = "low_signal.signed_excess"
     value = right.overall.metrics[name].value
@@ -278,7 +285,7 @@ def test_groups_have_the_metrics_of_their_volumes_alone(files: list[Volume]) -> 
     }
     part = [file for file in files if file.acquisition == "CORPDFS_FBK"]
     names = {file.name for file in part}
-    alone = evaluated(part, image_set([s for s in slices if s.volume in names])).sets[0]
+    alone = evaluated(part, image_set([s for s in slices if s.name in names])).sets[0]
     group = result.groups["acquisition"]["CORPDFS_FBK"]
     assert (group.volumes, group.slices) == (2, 6)
     for name, metric in alone.overall.metrics.items():
@@ -293,7 +300,11 @@ def test_groups_have_the_metrics_of_their_volumes_alone(files: list[Volume]) -> 
 
 def test_images_in_another_unit_are_reported_and_not_rescaled(files: list[Volume]) -> None:
     slices = streaky_slices(files)
-    tenfold = [replace(s, r_x=10 * s.r_x, r_y=10 * s.r_y) for s in slices if s.r_y is not None]
+    tenfold = [
+        replace(s, along_x=10 * s.along_x, along_y=10 * s.along_y)
+        for s in slices
+        if s.along_y is not None
+    ]
     good, bad = evaluated(files, image_set(slices), image_set(tenfold, "tenfold")).sets
     assert good.warnings == ()
     assert good.scale_factor == pytest.approx(1, abs=0.02)
@@ -305,7 +316,7 @@ def test_images_in_another_unit_are_reported_and_not_rescaled(files: list[Volume
 
 def test_images_along_y_that_were_not_transposed_back_are_noticed(files: list[Volume]) -> None:
     slices = streaky_slices(files)
-    turned = [replace(s, r_y=s.r_y.T.contiguous()) for s in slices if s.r_y is not None]
+    turned = [replace(s, along_y=s.along_y.T.contiguous()) for s in slices if s.along_y is not None]
     assert "look transposed" in " ".join(evaluated(files, image_set(turned)).sets[0].warnings)
 
 
@@ -362,7 +373,7 @@ def test_a_set_that_is_not_there_or_holds_nothing_is_named(
 
 def test_images_in_memory_that_are_not_usable_are_named(files: list[Volume]) -> None:
     slices = streaky_slices(files)
-    bad = replace(slices[4], r_x=torch.full_like(slices[4].r_x, torch.nan))
+    bad = replace(slices[4], along_x=torch.full_like(slices[4].along_x, torch.nan))
     with pytest.raises(FloatingPointError, match=r"set 'streaky': v1\.h5 slice 1: .*along x"):
         evaluated(files, image_set([*slices[:4], bad]))
     with pytest.raises(ValueError, match=r"have different slices: 9 and 8"):
@@ -381,7 +392,7 @@ def test_volumes_without_target_are_all_named(tmp_path: Path) -> None:
 
 def test_written_files_parse_and_agree(tmp_path: Path, files: list[Volume]) -> None:
     slices = streaky_slices(files)
-    single = [replace(s, r_y=None, why_no_r_y="not made") for s in slices]
+    single = [replace(s, along_y=None, why_no_along_y="not made") for s in slices]
     evaluation = evaluated(files, image_set(slices), image_set(single, "a|b"), probe_steps=2)
     claim_output(tmp_path / "out")
     table = write_report(tmp_path / "out", evaluation, {"seed": 0})
@@ -489,14 +500,14 @@ def test_a_checkpoint_has_the_metrics_of_its_validation(settings: Settings) -> N
             assert volume.metrics[name] == getattr(expected, name)
     for name in ("ssim", "nmse", "psnr"):
         mean = result.overall.metrics[name].value
-        assert mean == pytest.approx(validation.figures[name], rel=1e-12)
+        assert mean == pytest.approx(validation.metrics[name], rel=1e-12)
         assert mean == pytest.approx(checkpoint.history[-1][f"val_{name}"], rel=1e-12)
         for group, summary in result.groups["group"].items():
-            expected_of_group = validation.figures[f"{name}/{group}"]
+            expected_of_group = validation.metrics[f"{name}/{group}"]
             assert summary.metrics[name].value == pytest.approx(expected_of_group, rel=1e-12)
     for key, name in (("banding", "contribution"), ("banding_across", "across")):
         assert result.overall.metrics[f"low_signal.{name}"].value == pytest.approx(
-            validation.figures[key], rel=1e-6, nan_ok=True
+            validation.metrics[key], rel=1e-6, nan_ok=True
         )
 
 

@@ -37,7 +37,8 @@ from banding_removal.data.dataset import SliceDataset
 from banding_removal.data.index import VolumeError, read_volume, read_volumes
 from banding_removal.data.masks import MaskSampler
 from banding_removal.errors import CheckpointError, ConfigError
-from banding_removal.evaluation.image_sets import reference_volumes, shape_of_file, slice_of_file
+from banding_removal.evaluation.image_files import shape_of_file, slice_of_file
+from banding_removal.evaluation.image_sets import reference_volumes
 from banding_removal.model.predictor import Predictor
 from banding_removal.reconstruction.files import Origin, difference, differences
 from banding_removal.runs.checkpoint import (

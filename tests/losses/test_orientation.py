@@ -14,7 +14,7 @@ from banding_removal.errors import CheckpointError, ConfigError
 from banding_removal.losses.orientation import OrientationObjective, adversary_input, upright
 from banding_removal.model.classifiers import ARCHITECTURES, Architecture, build_adversary
 from banding_removal.processes.team import Team
-from banding_removal.reconstruction.orientations import reconstruct_both
+from banding_removal.reconstruction.pairs import reconstruct_pairs
 from banding_removal.runs.build import make_datasets
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.training.loading import make_loader
@@ -337,8 +337,9 @@ def test_the_warm_up_teaches_the_adversary_alone(
     players = make_players(stage_2, torch.device("cpu"))
     assert players.objective is not None and players.replay is not None
     before = {key: value.clone() for key, value in players.predictor.state_dict().items()}
-    both = reconstruct_both(players.predictor, train_set, [0, 2, 4], torch.device("cpu"))
-    images = torch.stack([x for item in both for x in (item.along_x, item.along_y)])[:, None]
+    pairs = reconstruct_pairs(players.predictor, train_set, [0, 2, 4], torch.device("cpu"))
+    both = [image for pair in pairs for image in (pair.along_x, pair.along_y)]
+    images = torch.stack([image for image in both if image is not None])[:, None]
     rotated = torch.tensor([0.0, 1.0] * 3)
     fresh = players.objective.judge(images, rotated)
     assert warm_up(stage_2, players, train_set, torch.device("cpu"), Team())

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,27 +9,38 @@ from PIL import Image
 from banding_removal.data.dataset import SliceDataset, collate
 from banding_removal.data.index import read_volume
 from banding_removal.data.masks import MaskSampler
+from banding_removal.metrics.banding import banding_of_slice
 from banding_removal.metrics.image_quality import Quality
+from banding_removal.metrics.slice_pair import SlicePair
 from banding_removal.pictures.curves import write_curves
-from banding_removal.pictures.grids import GAP, DisplaySlice, write_grid, write_raw_grid
+from banding_removal.pictures.input_grid import write_input_grid
+from banding_removal.pictures.page import GAP
+from banding_removal.pictures.validation_grid import (
+    ValidatedSlice,
+    banding_caption,
+    write_validation_grid,
+)
 from banding_removal.runs.folder import new_run_folder, show_as_latest
 from tests.support.fastmri_files import write_volume
 
 
-def display_slice(size: tuple[int, int], seed: int = 0) -> DisplaySlice:
+def validated_slice(size: tuple[int, int], seed: int = 0) -> ValidatedSlice:
     generator = torch.Generator().manual_seed(seed)
     target = torch.rand(size, generator=generator)
-    return DisplaySlice(
-        name="file1000001.h5",
-        slice_index=seed,
-        acquisition="CORPDFS_FBK",
-        target=target,
-        reconstruction=target + 0.01 * torch.randn(size, generator=generator),
+    return ValidatedSlice(
+        pair=SlicePair(
+            name="file1000001.h5",
+            slice_index=seed,
+            acquisition="CORPDFS_FBK",
+            data_range=1.0,
+            scale=1.0,
+            target=target,
+            along_x=target + 0.01 * torch.randn(size, generator=generator),
+            along_y=target + 0.01 * torch.randn(size, generator=generator),
+        ),
         zero_filled=target * 0.5,
-        data_range=1.0,
-        scale=1.0,
-        other=target + 0.01 * torch.randn(size, generator=generator),
         quality=Quality(nmse=float("nan"), psnr=30.0, ssim=0.8, mse=1e-10),
+        banding=None,
     )
 
 
@@ -43,9 +55,9 @@ def test_nothing_of_a_grid_is_cut_off_at_any_size(
     tmp_path: Path, size: tuple[int, int], zero_filled: bool
 ) -> None:
     path = tmp_path / "grid.png"
-    write_grid(
+    write_validation_grid(
         path,
-        [display_slice(size, i) for i in range(2)],
+        [validated_slice(size, i) for i in range(2)],
         header=["a long header " * 40, "second line"],
         zero_filled=zero_filled,
         window=0.25,
@@ -60,13 +72,14 @@ def test_nothing_of_a_grid_is_cut_off_at_any_size(
 
 
 def test_the_columns_hold_what_they_say(tmp_path: Path) -> None:
-    item = display_slice((240, 240))
+    item = validated_slice((240, 240))
     path = tmp_path / "grid.png"
-    write_grid(path, [item], header=[], zero_filled=False, window=None)
+    write_validation_grid(path, [item], header=[], zero_filled=False, window=None)
     pixels = read(path).astype(int)
-    low, high = float(item.target.min()), float(item.target.max())
-    scaled = (255 * (item.target - low) / (high - low)).round().int().numpy()
-    error = (item.reconstruction - item.target).abs() / (high - low)
+    target = item.pair.target
+    low, high = float(target.min()), float(target.max())
+    scaled = (255 * (target - low) / (high - low)).round().int().numpy()
+    error = (item.pair.along_x - target).abs() / (high - low)
     grey_error = (255 * (0.5 + 4 * error).clamp(0, 1)).round().int().numpy()
     rows = [
         y for y in range(pixels.shape[0] - 240) if (pixels[y, GAP : GAP + 240] == scaled[0]).all()
@@ -79,19 +92,32 @@ def test_the_columns_hold_what_they_say(tmp_path: Path) -> None:
 
 
 def test_a_grid_of_an_all_zero_slice_is_written(tmp_path: Path) -> None:
-    item = display_slice((16, 16))
-    blank = DisplaySlice(**{**vars(item), "target": torch.zeros(16, 16)})
-    write_grid(tmp_path / "grid.png", [blank], header=[], zero_filled=True, window=0.25)
+    item = validated_slice((16, 16))
+    blank = replace(item, pair=replace(item.pair, target=torch.zeros(16, 16)))
+    write_validation_grid(tmp_path / "grid.png", [blank], header=[], zero_filled=True, window=0.25)
     assert read(tmp_path / "grid.png").ndim == 2
 
 
+def test_a_caption_says_the_signed_excess_or_why_there_is_none() -> None:
+    target = torch.rand(64, 64, generator=torch.Generator().manual_seed(0)) * 0.1
+    lines = 0.02 * torch.randn(64, 1, generator=torch.Generator().manual_seed(1))
+    # Streaks across the phase-encode axis: over-corrected.
+    found = banding_of_slice(target + lines.T, target + lines, target, scale=1.0)
+    assert found.low_signal.signed_excess < 0
+    assert f"signed excess {found.low_signal.signed_excess:.2f} %" in banding_caption(found)
+    assert "signed excess -" in banding_caption(found)
+    small = banding_of_slice(target[:12, :12], target[:12, :12], target[:12, :12], scale=1.0)
+    assert banding_caption(small) == f"banding not measurable: {small.low_signal.reason}"
+    assert banding_caption(None) == "banding not measurable: one orientation only"
+
+
 @pytest.mark.parametrize("coils", [1, 3, 9])
-def test_the_raw_grid_shows_every_coil(tmp_path: Path, coils: int) -> None:
+def test_the_input_grid_shows_every_coil(tmp_path: Path, coils: int) -> None:
     volume = read_volume(write_volume(tmp_path / "v.h5", coils=coils))
     dataset = SliceDataset(
         [volume], MaskSampler(kind="magic", accelerations=(4,), acs=(4,)), seed=0
     )
-    write_raw_grid(tmp_path / "raw.png", collate([dataset[1]]))
+    write_input_grid(tmp_path / "raw.png", collate([dataset[1]]))
     height = read(tmp_path / "raw.png").shape[0]
     rows = 1 + -(-coils // 4)
     assert height > rows * 240

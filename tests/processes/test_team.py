@@ -85,13 +85,13 @@ def test_two_processes_compute_what_one_does(three_volumes: Settings) -> None:
     alone = jobs.validation(three_volumes, Team())
     shared = result["validation"]
     assert alone is not None
-    assert shared.figures == pytest.approx(alone.figures, rel=0, abs=0, nan_ok=True)
-    assert math.isfinite(shared.figures["banding"])
+    assert shared.metrics == pytest.approx(alone.metrics, rel=0, abs=0, nan_ok=True)
+    assert math.isfinite(shared.metrics["banding"])
     assert shared.volumes == alone.volumes
     assert list(shared.volumes) == list(alone.volumes)
     for one, other in zip(shared.display, alone.display, strict=True):
-        assert (one.name, one.slice_index) == (other.name, other.slice_index)
-        assert torch.equal(one.reconstruction, other.reconstruction)
+        assert (one.pair.name, one.pair.slice_index) == (other.pair.name, other.pair.slice_index)
+        assert torch.equal(one.pair.along_x, other.pair.along_x)
 
 
 @pytest.mark.parametrize(("stage", "paired"), [(1, False), (2, False), (2, True)])

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from banding_removal import __version__
-from banding_removal.config.overrides import from_words, plain
+from banding_removal.config.overrides import from_words
 from banding_removal.config.settings import REPOSITORY, Settings
 from banding_removal.data.dataset import SliceDataset, collate
 from banding_removal.data.index import VolumeError, read_volume
@@ -30,19 +30,15 @@ from banding_removal.errors import CheckpointError, ConfigError
 from banding_removal.model.predictor import Predictor
 from banding_removal.processes.exit_status import exit_code, in_words
 from banding_removal.processes.team import launch
-from banding_removal.reconstruction import files as reconstruction_files
-from banding_removal.reconstruction import folder as reconstruct_folder
-from banding_removal.reconstruction.folder import (
-    ReconstructSettings,
-    Report,
-    StoppedAmongVolumes,
-    reconstruct,
-    shares_by_size,
-)
-from banding_removal.reconstruction.volume import images_of_volume, output_size, reconstruct_volume
+from banding_removal.reconstruction.files import Origin
+from banding_removal.reconstruction.folder import Report, StoppedAmongVolumes, reconstruct
+from banding_removal.reconstruction.plan import Job, shares_by_size
+from banding_removal.reconstruction.settings import ReconstructSettings
+from banding_removal.reconstruction.volume import images_of_volume, output_size
 from banding_removal.runs.build import build_predictor
-from banding_removal.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from banding_removal.runs.checkpoint import load_checkpoint
 from tests.support.fastmri_files import make_kspace, write_volume
+from tests.support.predictors import save_predictor
 
 CPU = torch.device("cpu")
 TRAINED = Settings(
@@ -67,29 +63,6 @@ class ZeroFilled(nn.Module):
         return rss(to_image(masked_kspace))
 
 
-def save_predictor(folder: Path, trained: Settings = TRAINED, seed: int = 0) -> Path:
-    """A run's folder with a checkpoint of an untrained predictor."""
-    torch.manual_seed(seed)
-    checkpoint = Checkpoint(
-        epoch=3,
-        step=70,
-        batches=0,
-        sums={},
-        predictor=build_predictor(trained, CPU).state_dict(),
-        optimizer={},
-        adversary=None,
-        adversary_optimizer=None,
-        rng=[],
-        history=[],
-        start={},
-        events=[],
-        settings=plain(trained),
-        volumes={},
-    )
-    save_checkpoint(folder, checkpoint, keep=0)
-    return folder
-
-
 @pytest.fixture
 def settings(tmp_path: Path) -> ReconstructSettings:
     """A checkpoint, and two volumes of different sizes, one of them without target."""
@@ -104,7 +77,7 @@ def settings(tmp_path: Path) -> ReconstructSettings:
         seed=2,
     )
     return ReconstructSettings(
-        checkpoint=save_predictor(tmp_path / "run"),
+        checkpoint=save_predictor(tmp_path / "run", TRAINED),
         volumes=tmp_path / "test",
         output=tmp_path / "output",
         device="cpu",
@@ -119,6 +92,14 @@ def predictor_of(settings: ReconstructSettings) -> Predictor:
 
 def dataset_of(*paths: Path, masks: MaskSampler = FOURTH_COLUMNS) -> SliceDataset:
     return SliceDataset([read_volume(p) for p in paths], masks, seed=0, require_target=False)
+
+
+def volume_of(
+    predictor: nn.Module, dataset: SliceDataset, index: int = 0, *, rotated: bool = False
+) -> Tensor:
+    """All images of a volume (slice, h, w)."""
+    slices = images_of_volume(predictor, dataset, index, device=CPU, rotated=rotated)
+    return torch.stack([item.image for item in slices])
 
 
 @torch.no_grad()
@@ -187,16 +168,14 @@ def test_in_memory_a_volume_is_the_same_as_in_its_file(settings: ReconstructSett
     paths = [settings.volumes / name for name in ("a.h5", "b.h5")]
     dataset = dataset_of(*paths)
     for index, path in enumerate(paths):
-        images = reconstruct_volume(predictor_of(settings), dataset, index, device=CPU)
+        images = volume_of(predictor_of(settings), dataset, index)
         np.testing.assert_array_equal(images.numpy(), read(output_of(settings) / path.name)[0])
 
 
 def test_a_predictor_in_training_mode_is_set_to_evaluate(tmp_path: Path) -> None:
     path = write_volume(tmp_path / "a.h5")
     predictor = build_predictor(replace(TRAINED, dropout=0.5), CPU).train()
-    first, second = (
-        reconstruct_volume(predictor, dataset_of(path), 0, device=CPU) for _ in range(2)
-    )
+    first, second = (volume_of(predictor, dataset_of(path)) for _ in range(2))
     assert torch.equal(first, second)
 
 
@@ -270,8 +249,7 @@ def test_a_volume_equal_to_its_transpose_gives_transposes(tmp_path: Path) -> Non
     symmetric = (kspace + kspace.swapaxes(-2, -1)).astype(np.complex64)
     path = write_volume(tmp_path / "a.h5", size=(32, 32), kspace=symmetric, acquired=(0, 32))
     along_x, along_y = (
-        reconstruct_volume(ZeroFilled(), dataset_of(path), 0, device=CPU, rotated=rotated)
-        for rotated in (False, True)
+        volume_of(ZeroFilled(), dataset_of(path), rotated=rotated) for rotated in (False, True)
     )
     torch.testing.assert_close(along_y, along_x.swapaxes(-2, -1))
     assert (along_y - along_x).abs().max() > 0.1 * along_x.max()  # and undersampling shows
@@ -298,7 +276,7 @@ def test_what_the_scanner_undersampled_is_not_transposed(settings: ReconstructSe
         reconstruct(replace(settings, orientation="both"))
     assert not output_of(settings).exists()
     with pytest.raises(ValueError, match=r"measured\.h5 was undersampled"):
-        reconstruct_volume(ZeroFilled(), dataset_of(path), 0, device=CPU, rotated=True)
+        volume_of(ZeroFilled(), dataset_of(path), rotated=True)
 
 
 # --- previews ---
@@ -342,7 +320,7 @@ def test_other_reconstructions_are_not_overwritten(
     (output_of(settings) / "b.h5").unlink()
     other = settings
     if change == "checkpoint":
-        other = replace(settings, checkpoint=save_predictor(tmp_path / "other", seed=1))
+        other = replace(settings, checkpoint=save_predictor(tmp_path / "other", TRAINED, seed=1))
     elif change == "orientation":
         other = replace(settings, orientation="y")
     elif change == "volumes":
@@ -462,8 +440,8 @@ def test_a_reconstruction_that_is_not_finite_is_named(tmp_path: Path) -> None:
             return super().forward(masked_kspace) * torch.nan
 
     path = write_volume(tmp_path / "a.h5")
-    with pytest.raises(FloatingPointError, match=r"a\.h5: the reconstruction of slice 0"):
-        reconstruct_volume(Broken(), dataset_of(path), 0, device=CPU)
+    with pytest.raises(FloatingPointError, match=r"reconstruction of a\.h5 slice 0 is not finite"):
+        volume_of(Broken(), dataset_of(path))
 
 
 def test_wrong_paths_are_named(settings: ReconstructSettings, tmp_path: Path) -> None:
@@ -492,7 +470,7 @@ def test_the_default_output_is_in_the_run_by_epoch(settings: ReconstructSettings
 def test_every_setting_of_a_reconstruction_is_read() -> None:
     text = "\n".join(
         (REPOSITORY / "banding_removal" / name).read_text()
-        for name in ("reconstruction/folder.py", "processes/team.py")
+        for name in ("reconstruction/folder.py", "reconstruction/plan.py", "processes/team.py")
     )
     for field in dataclasses.fields(ReconstructSettings):
         assert f"settings.{field.name}" in text
@@ -502,12 +480,12 @@ def test_every_setting_of_a_reconstruction_is_read() -> None:
 
 
 def test_volumes_are_shared_by_size(settings: ReconstructSettings, tmp_path: Path) -> None:
-    origin = reconstruction_files.Origin(
+    origin = Origin(
         checkpoint="", checkpoint_sha256="", epoch=0, step=0, source="", source_bytes=0,
         orientation="x", version="",
     )  # fmt: skip
     jobs = [
-        reconstruct_folder.Job(
+        Job(
             volume=read_volume(
                 write_volume(tmp_path / f"{slices}_{coils}.h5", slices=slices, coils=coils)
             ),

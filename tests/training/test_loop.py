@@ -296,9 +296,12 @@ def test_validation_figures_are_means_over_volumes_and_groups_as_scikit_image_ha
             values.append(structural_similarity(target, image, data_range=example.data_range))
         expected[volume.group] = np.mean(values)
     for group, value in expected.items():
-        assert result.figures[f"ssim/{group}"] == pytest.approx(value, rel=1e-6)
-    assert result.figures["ssim"] == pytest.approx(np.mean(list(expected.values())), rel=1e-6)
-    assert [(s.name, s.slice_index) for s in result.display] == [("val0.h5", 1), ("val1.h5", 1)]
+        assert result.metrics[f"ssim/{group}"] == pytest.approx(value, rel=1e-6)
+    assert result.metrics["ssim"] == pytest.approx(np.mean(list(expected.values())), rel=1e-6)
+    assert [(s.pair.name, s.pair.slice_index) for s in result.display] == [
+        ("val0.h5", 1),
+        ("val1.h5", 1),
+    ]
 
 
 def test_display_slices_are_fixed_spread_out_and_begin_with_an_end_slice(tmp_path: Path) -> None:

@@ -14,9 +14,8 @@ from banding_removal.data.operators import rss, to_image
 from banding_removal.data.phantom.files import write_dataset
 from banding_removal.data.phantom.slices import MEDIUM
 from banding_removal.metrics.banding import banding_of_slice
-from banding_removal.metrics.low_signal import low_signal_regions, volume_scale
+from banding_removal.metrics.low_signal import volume_scale
 from banding_removal.metrics.statistics import summarize
-from banding_removal.pictures.grids import low_signal_part
 from banding_removal.processes.team import Team
 from banding_removal.training.report import epoch_line
 from banding_removal.training.validation import Validator
@@ -67,20 +66,20 @@ def test_banding_figures_are_those_of_both_orientations_of_every_slice(
             )
         )
         if index == 6:
-            assert torch.equal(result.display[1].reconstruction, r_x)
-            assert result.display[1].other is not None
-            assert torch.equal(result.display[1].other, r_y)
+            assert torch.equal(result.display[1].pair.along_x, r_x)
+            assert result.display[1].pair.along_y is not None
+            assert torch.equal(result.display[1].pair.along_y, r_y)
             assert result.display[1].banding == slices[-1]
     low = summarize(slices).low_signal
     assert low.slices > 0
-    assert result.figures["banding"] == low.contribution.value
-    assert result.figures["banding_signed_excess"] == low.signed_excess.value
-    assert result.figures["banding_along"] == low.along.value
-    assert result.figures["banding_across"] == low.across.value
+    assert result.metrics["banding"] == low.contribution.value
+    assert result.metrics["banding_signed_excess"] == low.signed_excess.value
+    assert result.metrics["banding_along"] == low.along.value
+    assert result.metrics["banding_across"] == low.across.value
     groups = {volume.group for volume in phantom.volumes}
-    assert {f"banding/{group}" for group in groups} <= set(result.figures)
+    assert {f"banding/{group}" for group in groups} <= set(result.metrics)
     row = {"epoch": 1, "train_loss": 0.5, "step_ms": 1.0, "wait_ms": 0.0}
-    row |= {f"val_{key}": value for key, value in result.figures.items()}
+    row |= {f"val_{key}": value for key, value in result.metrics.items()}
     assert f"signed excess {low.signed_excess.value:.2f} %" in epoch_line(row, 1, CPU)
     # a row of an earlier version, which has the excess without its sign
     earlier = {"val_banding_excess": 0.25, **row}
@@ -107,28 +106,11 @@ def test_volumes_undersampled_by_the_scanner_have_no_banding_figures(tmp_path: P
     dataset = SliceDataset(volumes, MASKS, seed=0)
     result = validator(dataset, (0,)).run(zero_filled())
     assert result is not None
-    assert np.isnan(result.figures["banding"])
-    assert np.isfinite(result.figures["ssim"])
-    assert result.display[0].other is None
+    assert np.isnan(result.metrics["banding"])
+    assert np.isfinite(result.metrics["ssim"])
+    assert result.display[0].pair.along_y is None
     row = {"epoch": 1, "train_loss": 0.5, "step_ms": 1.0, "wait_ms": 0.0}
-    row |= {f"val_{key}": value for key, value in result.figures.items()}
+    row |= {f"val_{key}": value for key, value in result.metrics.items()}
     assert "banding not measurable" in epoch_line(row, 1, CPU)
     with pytest.raises(ValueError, match=r"measured\.h5 was undersampled by the scanner"):
         dataset[Draw(epoch=0, index=0, rotated=True)]
-
-
-def test_the_zoom_is_where_most_dark_anatomy_is(phantom: SliceDataset) -> None:
-    target, scale = phantom.targets(0)[2], volume_scale(phantom.targets(0))
-    part = low_signal_part(target, scale)
-    anatomy = low_signal_regions(target, scale).anatomy
-    inside = int(anatomy[part].sum())
-    height, width = target[part].shape
-    assert (height, width) == (51, 51)
-    others = [
-        int(anatomy[top : top + height, left : left + width].sum())
-        for top in range(0, 128 - height, 7)
-        for left in range(0, 128 - width, 7)
-    ]
-    assert inside >= max(others) > 0
-    blank = low_signal_part(torch.zeros(40, 30), 1.0)
-    assert torch.zeros(40, 30)[blank].shape == (16, 12)

@@ -1,0 +1,50 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from banding_removal.config.settings import Settings
+from banding_removal.data.index import read_volume
+from banding_removal.data.masks import MaskSampler
+from banding_removal.errors import ConfigError
+from banding_removal.evaluation.image_sets import path_set
+from banding_removal.metrics.slice_pair import SlicePair
+from tests.support.fastmri_files import write_volume
+from tests.support.predictors import save_predictor
+
+CPU = torch.device("cpu")
+TRAINED = Settings(device="cpu", cascades=1, chans=2, pools=1, sens_chans=2, acs_lines=(6,))
+
+
+def test_a_checkpoint_is_evaluated_with_other_masks_if_they_are_given(tmp_path: Path) -> None:
+    files = [read_volume(write_volume(tmp_path / "a.h5", slices=2))]
+    run = save_predictor(tmp_path / "run", TRAINED)
+
+    def pairs(masks: MaskSampler | None) -> list[SlicePair]:
+        found = path_set("a", run, files, slice_range=(1, None), device=CPU, masks=masks)
+        return list(found.slices)
+
+    (own,), (same,) = pairs(None), pairs(TRAINED.mask_sampler())
+    (other,) = pairs(MaskSampler(kind="magic", accelerations=(2,), acs=(6,)))
+    assert own.along_y is not None and same.along_y is not None and other.along_y is not None
+    for image, image_same, image_other in (
+        (own.along_x, same.along_x, other.along_x),
+        (own.along_y, same.along_y, other.along_y),
+    ):
+        assert torch.equal(image, image_same)
+        assert not torch.equal(image, image_other)
+    with pytest.raises(ConfigError, match=r"run.* on a\.h5: 40 centre lines"):
+        pairs(MaskSampler(kind="magic", accelerations=(4,), acs=(40,)))
+
+
+def test_masks_are_refused_for_images_from_files(tmp_path: Path) -> None:
+    files = [read_volume(write_volume(tmp_path / "a.h5"))]
+    with pytest.raises(ConfigError, match="masks are for checkpoints"):
+        path_set(
+            "a",
+            tmp_path,
+            files,
+            slice_range=(None, None),
+            device=CPU,
+            masks=TRAINED.mask_sampler(),
+        )

@@ -251,7 +251,7 @@ def test_one_orientation_has_the_weaker_metrics_and_the_reason_alone(
 def test_over_corrected_images_are_shown_with_their_sign(files: list[Volume]) -> None:
     slices = streaky_slices(files)
     swapped = [
-        replace(s, along_x=s.along_y, along_y=s.along_x) for s in slices if s.r_y is not None
+        replace(s, along_x=s.along_y, along_y=s.along_x) for s in slices if s.along_y is not None
     ]
     right, wrong = evaluated(files, image_set(slices), image_set(swapped, "swapped")).sets
     name = "low_signal.signed_excess"

@@ -27,19 +27,17 @@ def reconstruct_pairs(
 ) -> Iterator[SlicePair]:
     """Undersample and reconstruct slices along x and along y.
 
-    Slices that the scanner undersampled are reconstructed along x only. Only one pair is in
-    memory at a time. The predictor is switched to evaluation mode.
+    Slices that the scanner undersampled are reconstructed along x only. The predictor is switched
+    to evaluation mode.
 
     Args:
-        predictor: maps masked k-space, mask and numbers of centre lines to images, as `Predictor`;
-            on `device`.
+        predictor: called with masked k-space, mask and numbers of centre lines; on `device`.
         dataset: made with `require_target`. Masks are those of epoch 0, as in validation.
         indices: positions in `dataset.places`.
         device: of the predictor and of the images.
-        batches: those of `pair_draws(dataset, indices)`, for instance from a loader with workers;
-            by default each slice is read when its turn comes.
-        scales: a cache of the volumes' scales by position in `dataset.volumes`, for a caller that
-            reconstructs the same slices again.
+        batches: of `pair_draws(dataset, indices)`, for instance from a loader with workers; by
+            default each is read when its turn comes.
+        scales: of volumes, by position in `dataset.volumes`; unknown ones are computed and added.
 
     Yields:
         A pair for each index, cropped to the smaller height and width of image and target.
@@ -56,10 +54,8 @@ def reconstruct_pairs(
     for index in indices:
         volume_index, slice_index = dataset.places[index]
         volume = dataset.volumes[volume_index]
-        if volume_index not in scales:
-            scales[volume_index] = volume_scale(dataset.targets(volume_index))
         batch = next(loaded).to(device)
-        assert batch.target is not None, "the data set is made with require_target"
+        assert batch.target is not None, "the data set was made with require_target"
         along_x, target = crop_to_smaller(upright_image(predictor, batch), batch.target[0, 0])
         data_range = float(batch.data_range)
         along_y = None
@@ -67,6 +63,8 @@ def reconstruct_pairs(
             batch = next(loaded).to(device)
             height, width = along_x.shape
             along_y = center_crop(upright_image(predictor, batch), (height, width))
+        if volume_index not in scales:
+            scales[volume_index] = volume_scale(dataset.targets(volume_index))
         yield SlicePair(
             name=volume.name,
             slice_index=slice_index,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from banding_removal.data.index import Volume
+from banding_removal.data.volume import Volume
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import Literal
 from banding_removal.command_line import user_errors
 from banding_removal.config.settings import REPOSITORY, from_words
 from banding_removal.data.phantom.files import SPLITS, write_dataset
-from banding_removal.data.phantom.slices import DEMO, MEDIUM, REAL_SIZE, PhantomSpec
+from banding_removal.data.phantom.spec import DEMO, MEDIUM, REAL_SIZE, PhantomSpec
 from banding_removal.errors import ConfigError
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from banding_removal.config.settings import from_plain
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.data.hdf5 import READ_ERRORS, check_stored, open_file, own_dataset
-from banding_removal.data.index import SUFFIX, Volume, VolumeError
+from banding_removal.data.volume import SUFFIX, Volume, VolumeError
 from banding_removal.errors import ConfigError
 from banding_removal.metrics.low_signal import volume_scale
 from banding_removal.reconstruction.orientations import reconstruct_both

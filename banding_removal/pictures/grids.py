@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-from banding_removal.data.dataset import Batch
+from banding_removal.data.batch import Batch
 from banding_removal.data.operators import center_crop, rss, to_image
 from banding_removal.files import atomic_write
 from banding_removal.metrics.banding import BandingOfSlice

@@ -9,8 +9,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from banding_removal.data.apart import LostError, each_apart
 from banding_removal.data.hdf5 import READ_ERRORS, holds, open_file, own_dataset
+from banding_removal.data.in_subprocess import SubprocessLostError, map_in_subprocess
 from banding_removal.files import atomic_write
 from banding_removal.pictures.grids import Pixels, Row, grey, write_page
 from banding_removal.reconstruction.volume import SliceImage
@@ -82,8 +82,8 @@ def differences(
     files: Sequence[tuple[Path, Origin, tuple[int, ...]]], seconds: float | None = None
 ) -> Iterator[str | None]:
     """What `difference` says of each, whatever a file does to HDF5: they are read apart."""
-    for found in each_apart(lambda item: difference(*item), files, seconds):
-        yield f"cannot be read ({found})" if isinstance(found, LostError) else found
+    for found in map_in_subprocess(lambda item: difference(*item), files, seconds):
+        yield f"cannot be read ({found})" if isinstance(found, SubprocessLostError) else found
 
 
 def _attribute(file: h5py.File, key: str) -> str | int | None:

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from banding_removal import __version__
 from banding_removal.config.settings import REPOSITORY, Settings, from_plain
 from banding_removal.data.dataset import SliceDataset
-from banding_removal.data.index import SUFFIX, Volume, VolumeError, read_volumes
+from banding_removal.data.index import read_volumes
+from banding_removal.data.volume import SUFFIX, Volume, VolumeError
 from banding_removal.errors import ConfigError
 from banding_removal.processes.signals import Stopped
 from banding_removal.processes.team import Team

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from banding_removal.data.dataset import SliceDataset, collate
+from banding_removal.data.batch import collate
+from banding_removal.data.dataset import SliceDataset
 from banding_removal.data.operators import crop_to_smaller
 from banding_removal.model.predictor import Predictor
 from banding_removal.pictures.grids import Row, grey, write_page

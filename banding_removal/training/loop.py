@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from banding_removal.config.settings import Settings, describe
-from banding_removal.data.dataset import Batch, Draw, SliceDataset, collate
+from banding_removal.data.batch import Batch, collate
+from banding_removal.data.dataset import Draw, SliceDataset
 from banding_removal.data.sampler import EpochSampler
 from banding_removal.errors import RunInUseError
 from banding_removal.files import remove_leftovers

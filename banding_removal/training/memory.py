@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from banding_removal.config.settings import Settings
-from banding_removal.data.dataset import Batch
+from banding_removal.data.batch import Batch
 from banding_removal.model.predictor import Predictor
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,9 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from banding_removal.data.phantom.scan import PhantomVolume, make_volume
 from banding_removal.data.phantom.shapes import SLICE_RANGE_MM
-from banding_removal.data.phantom.slices import PhantomSpec, PhantomVolume, make_volume
+from banding_removal.data.phantom.spec import PhantomSpec
 
 ACQUISITION = {"PD": "CORPD_FBK", "PDFS": "CORPDFS_FBK"}
 MANIFEST = "phantom.json"

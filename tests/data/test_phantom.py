@@ -16,18 +16,12 @@ import pytest
 import torch
 
 from banding_removal.config.settings import from_words
-from banding_removal.data.header import parse_header
+from banding_removal.data.ismrmrd import parse_header
 from banding_removal.data.operators import center_crop, rss, to_image
 from banding_removal.data.phantom import files
 from banding_removal.data.phantom.files import write_dataset, write_volume
-from banding_removal.data.phantom.slices import (
-    DEMO,
-    MEDIUM,
-    REAL_SIZE,
-    PhantomSpec,
-    PhantomVolume,
-    make_volume,
-)
+from banding_removal.data.phantom.scan import PhantomVolume, make_volume
+from banding_removal.data.phantom.spec import DEMO, MEDIUM, REAL_SIZE, PhantomSpec
 from banding_removal.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]

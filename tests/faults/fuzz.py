@@ -33,8 +33,9 @@ from numpy.random import Generator
 from banding_removal.command_line import user_errors
 from banding_removal.config.settings import Settings, describe, from_plain, from_words, plain
 from banding_removal.data.dataset import SliceDataset
-from banding_removal.data.index import VolumeError, read_volume, read_volumes
+from banding_removal.data.index import read_volumes
 from banding_removal.data.masks import MaskSampler
+from banding_removal.data.volume import VolumeError, read_volume
 from banding_removal.errors import CheckpointError, ConfigError
 from banding_removal.evaluation.image_sets import reference_volumes, shape_of_file, slice_of_file
 from banding_removal.model.predictor import Predictor

@@ -18,8 +18,8 @@ from torch import Tensor
 import banding_removal.training.loop
 from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import SliceDataset
-from banding_removal.data.index import Volume, VolumeError, read_volume
 from banding_removal.data.masks import MaskSampler
+from banding_removal.data.volume import Volume, VolumeError, read_volume
 from banding_removal.evaluation.image_sets import reference_volumes, shape_of_file, slice_of_file
 from banding_removal.evaluation.settings import EvaluateSettings, evaluate_files
 from banding_removal.reconstruction.files import Origin, difference

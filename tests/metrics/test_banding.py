@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from banding_removal.data.phantom.slices import DEMO, PhantomSpec, make_volume
+from banding_removal.data.phantom.scan import make_volume
+from banding_removal.data.phantom.spec import DEMO, PhantomSpec
 from banding_removal.metrics.banding import (
     BandingOfSlice,
     RegionBanding,

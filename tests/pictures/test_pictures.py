@@ -5,9 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from banding_removal.data.dataset import SliceDataset, collate
-from banding_removal.data.index import read_volume
+from banding_removal.data.batch import collate
+from banding_removal.data.dataset import SliceDataset
 from banding_removal.data.masks import MaskSampler
+from banding_removal.data.volume import read_volume
 from banding_removal.metrics.image_quality import Quality
 from banding_removal.pictures.curves import write_curves
 from banding_removal.pictures.grids import GAP, DisplaySlice, write_grid, write_raw_grid

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from banding_removal.config.settings import Settings
-from banding_removal.data.dataset import Example, SliceDataset
-from banding_removal.data.index import read_volume
+from banding_removal.data.batch import Example
+from banding_removal.data.dataset import SliceDataset
 from banding_removal.data.masks import MaskSampler, seeded_by_name
 from banding_removal.data.operators import (
     center_crop,
@@ -34,6 +34,7 @@ from banding_removal.data.operators import (
     to_image,
     to_kspace,
 )
+from banding_removal.data.volume import read_volume
 from banding_removal.losses.orientation import OrientationObjective
 from banding_removal.losses.reconstruction import reconstruction_loss
 from banding_removal.metrics.image_quality import VolumeQuality

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from banding_removal.config.settings import Settings
-from banding_removal.data.dataset import Batch
+from banding_removal.data.batch import Batch
 from banding_removal.model.predictor import Predictor
 from banding_removal.training import memory
 from banding_removal.training.memory import Recomputation, fewest_recomputed, free_bytes

@@ -14,17 +14,17 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
-PATIENCE = 60.0  # seconds of computing for one file, which takes some hundredths
-MEMORY = 1 << 30  # bytes for one file, which takes some ten million
+TIME_LIMIT_S = 60.0  # seconds of computing for one file, which takes some hundredths
+MEMORY_LIMIT = 1 << 30  # bytes for one file, which takes some ten million
 
 
-class LostError(Exception):
+class SubprocessLostError(Exception):
     """A child process died or hung; the message says how."""
 
 
-def each_apart(
+def map_in_subprocess(
     function: Callable[[T], R], items: Sequence[T], seconds: float | None = None
-) -> Iterator[R | LostError]:
+) -> Iterator[R | SubprocessLostError]:
     """The function's result for each item, in order, or how the child process was lost over it.
 
     One child does all, and only after a loss another one those that are left.
@@ -33,9 +33,9 @@ def each_apart(
         function: of one item; what it returns must be picklable, and it must not raise.
         items: any.
         seconds: of computing, after which it counts as hanging (waiting for a disk does not count);
-            None: `PATIENCE`.
+            None: `TIME_LIMIT_S`.
     """
-    seconds = PATIENCE if seconds is None else seconds
+    seconds = TIME_LIMIT_S if seconds is None else seconds
     context = multiprocessing.get_context("fork")
     done = 0
     while done < len(items):
@@ -50,7 +50,10 @@ def each_apart(
                     result: Any = ours.recv()
                 except EOFError:
                     child.join()
-                    result, lost = LostError(_how_it_ended(child.exitcode or 0, seconds)), True
+                    result, lost = (
+                        SubprocessLostError(_how_it_ended(child.exitcode or 0, seconds)),
+                        True,
+                    )
                 done += 1
                 yield result
         finally:
@@ -78,10 +81,10 @@ def _call_each(
 
 
 def _bound_memory() -> None:
-    """Let this process fail to get more than `MEMORY` beyond what it has; on Linux."""
+    """Let this process fail to get more than `MEMORY_LIMIT` beyond what it has; on Linux."""
     pages = Path("/proc/self/statm")
     if pages.exists():
         has = int(pages.read_text().split()[5]) * resource.getpagesize()
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        if hard == resource.RLIM_INFINITY or hard > has + MEMORY:
-            resource.setrlimit(resource.RLIMIT_DATA, (has + MEMORY, hard))
+        if hard == resource.RLIM_INFINITY or hard > has + MEMORY_LIMIT:
+            resource.setrlimit(resource.RLIMIT_DATA, (has + MEMORY_LIMIT, hard))

@@ -1,7 +1,7 @@
-"""Undersampled slices as training examples, and batches of them.
+"""Undersampled slices as examples, and batches of them.
 
-Most of masked k-space is zeros. Examples and batches hold the measured columns alone, until
-somebody asks a batch for the whole: on the device, long after its way from process to process.
+Most of masked k-space is zero. Examples and batches hold only the measured columns, which is less
+to move between processes and to the device; there, `masked_kspace` fills in the zeros.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One slice, undersampled. H is always readout, W the axis that was undersampled."""
+    """One undersampled slice; H is always readout, W the axis that was undersampled."""
 
     measured: Tensor  # complex64 (coil, H, n): the columns of k-space where `mask` is true
     mask: Tensor  # bool (1, 1, W)
@@ -37,8 +37,8 @@ class Example:
 class Batch:
     """Examples of one size."""
 
-    measured: Tensor  # complex64 (coil, H, N): the measured columns of all, one after the other
-    columns: Tensor  # int64 (N,): their numbers, those of example i beginning at i W
+    measured: Tensor  # complex64 (coil, H, N): measured columns of all examples, side by side
+    columns: Tensor  # int64 (N,): where each belongs; column y of example i is i W + y
     mask: Tensor  # bool (B, 1, 1, W)
     acs_lines: Tensor  # int64 (B,)
     target: Tensor | None  # float32 (B, 1, h, w)
@@ -49,7 +49,7 @@ class Batch:
 
     @cached_property
     def masked_kspace(self) -> Tensor:
-        """complex64 (B, coil, H, W), zero where not measured; made when it is first asked for."""
+        """complex64 (B, coil, H, W), zero where not measured; computed on first access."""
         coils, height, _ = self.measured.shape
         batch, _, _, width = self.mask.shape
         side_by_side = self.measured.new_zeros(coils, height, batch * width)
@@ -72,8 +72,8 @@ class Batch:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def __getstate__(self) -> dict[str, Any]:
-        # From a loading process, a tensor goes through shared memory, which costs a third of a
-        # millisecond however small it is, and an array goes within the message.
+        # A worker process sends each tensor through shared memory, which takes a third of a
+        # millisecond however small it is; arrays travel inside the message.
         return {
             key: value.numpy() if isinstance(value, Tensor) and key != "measured" else value
             for key, value in self._fields().items()
@@ -113,7 +113,7 @@ def collate(examples: Sequence[Example]) -> Batch:
     measured = [e.measured for e in examples]
     mask = torch.stack([e.mask for e in examples])
     return Batch(
-        # One alone is not copied.
+        # a single example is not copied
         measured=measured[0] if len(measured) == 1 else torch.cat(measured, dim=-1),
         columns=mask.flatten().nonzero().flatten(),
         mask=mask,
@@ -127,7 +127,7 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 
 def joined(batches: Sequence[Batch]) -> list[Batch]:
-    """One batch of all examples, in their order, if they are of one size; else the batches."""
+    """Batches of one size as a single batch, in order; batches of different sizes as they are."""
     first = batches[0]
 
     def sizes(batch: Batch) -> tuple[Any, ...]:

@@ -1,8 +1,8 @@
-"""The volume index: what each HDF5 file of a folder holds, read once and cached on disk.
+"""The index of a folder: what each HDF5 file in it holds, read once and cached on disk.
 
-Header and attributes are variable-length strings. HDF5 keeps something for every reopening of
-those, which over days of training is the memory leak that fastMRI users know; here they are read
-once per file and version, and never again while slices are loaded.
+HDF5 leaks memory whenever variable-length strings (header, attributes) are read, which over days of
+training is the leak that fastMRI users know. Here they are read once for each version of a file,
+and never while slices are loaded.
 """
 
 import contextlib
@@ -29,14 +29,14 @@ CACHE_VERSION = 3
 def read_volumes(
     paths: Sequence[Path], seconds: float | None = None
 ) -> Iterator[Volume | VolumeError]:
-    """What `read_volume` returns or raises for each file, whatever the file does to HDF5.
+    """What `read_volume` returns or raises for each file, read in a child process.
 
-    They are read in a child process. One that crashes it, or keeps it busy for more than so many
-    seconds (see `map_in_subprocess`), is as unusable as others.
+    A file that crashes the child or exceeds its limits (`map_in_subprocess`) gives a VolumeError,
+    too.
     """
     for path, found in zip(paths, map_in_subprocess(_attempt, paths, seconds), strict=True):
         if isinstance(found, SubprocessLostError):
-            yield VolumeError(f"{path}: {found}: it is damaged; put the right file there, or none")
+            yield VolumeError(f"{path}: {found}: it is damaged; replace or remove it")
         else:
             yield found
 
@@ -49,16 +49,17 @@ def _attempt(path: Path) -> Volume | VolumeError:
 
 
 def index_folder(folder: Path, *, cache_folder: Path, skip_bad: bool = False) -> list[Volume]:
-    """Index every *.h5 file of a folder, by name; only new or changed ones are opened.
+    """Index every *.h5 file of a folder, sorted by name; only new or changed files are opened.
 
     Args:
         folder: for instance <data_path>/multicoil_train.
-        cache_folder: where the index is kept; made if missing.
+        cache_folder: for the cached index; created if missing.
         skip_bad: leave unusable files out, with a warning, instead of raising.
 
     Raises:
         FileNotFoundError: no such folder, or no *.h5 file in it.
-        VolumeError: one or more files are unusable (all are named).
+        VolumeError: one or more files are unusable (the message names all of them), or, with
+            `skip_bad`, every file is.
     """
     paths = sorted(folder.glob("*" + SUFFIX)) if folder.is_dir() else []
     if not paths:
@@ -86,7 +87,7 @@ def index_folder(folder: Path, *, cache_folder: Path, skip_bad: bool = False) ->
 
 
 def _load_cache(path: Path) -> dict[str, Volume]:
-    """The cached index; empty where there is none or it cannot be used (it is only a cache)."""
+    """The cached volumes by path; empty if there is no usable cache."""
     if not path.exists():
         return {}
     try:
@@ -101,7 +102,7 @@ def _load_cache(path: Path) -> dict[str, Volume]:
 
 
 def _tuples(record: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no tuples: give them back, so that cached and fresh records are equal."""
+    """Lists, which JSON has instead of tuples, as tuples again."""
     return {key: tuple(v) if isinstance(v, list) else v for key, v in record.items()}
 
 
@@ -109,14 +110,14 @@ def _save_cache(path: Path, volumes: Iterable[Volume]) -> None:
     content = json.dumps(
         {"version": CACHE_VERSION, "volumes": [asdict(volume) for volume in volumes]}
     )
-    # Several processes may index one folder at once; each replaces the file as a whole.
+    # Several processes may index a folder at the same time; each replaces the whole file.
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(content)
         os.replace(temporary, path)
     except OSError as error:
-        # Slower next time, nothing more.
+        # not fatal: the next run reads the files again
         log.warning("the index could not be cached: %s", error)
         with contextlib.suppress(OSError):
             temporary.unlink()

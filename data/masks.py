@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from banding_removal.data.mask_rules import RULES, BoolArray, MaskKind, Request
 
@@ -18,6 +19,19 @@ class Mask:
 
     columns: BoolArray
     acs_lines: int
+
+    @classmethod
+    def of_scanner(cls, columns: BoolArray) -> "Mask":
+        """The mask of a volume that the scanner undersampled.
+
+        Its centre is the widest centred block of measured columns, at least 1.
+        """
+        width = len(columns)
+        for acs_lines in range(1, width + 1):
+            first = (width - acs_lines + 1) // 2
+            if not columns[first : first + acs_lines].all():
+                return cls(columns=columns, acs_lines=max(acs_lines - 1, 1))
+        return cls(columns=columns, acs_lines=width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +109,19 @@ class MaskSampler:
             columns[: acquired[0]] = False
             columns[acquired[1] :] = False
         return Mask(columns=columns, acs_lines=acs_lines)
+
+
+def acquired_columns(kspace: NDArray[np.complex64]) -> tuple[int, int]:
+    """Columns [left, right) of (coil, H, W) outside which all is zero; [0, W) if everything is."""
+    width = kspace.shape[-1]
+    found: NDArray[np.bool_] = np.logical_or.reduce(kspace[:, kspace.shape[1] // 2], axis=0)
+    columns = np.flatnonzero(found)
+    left, right = (columns[0], columns[-1] + 1) if columns.size else (width, width)
+    # The middle row nearly always has them all: only the columns outside need a full look.
+    found[:left] = kspace[..., :left].any(axis=(0, 1))
+    found[right:] = kspace[..., right:].any(axis=(0, 1))
+    columns = np.flatnonzero(found)
+    return (int(columns[0]), int(columns[-1]) + 1) if columns.size else (0, width)
 
 
 def seeded_by_name(name: str) -> np.random.RandomState:

@@ -1,4 +1,4 @@
-"""What one HDF5 file in the fastMRI layout holds, read and checked without its pixels."""
+"""One HDF5 file in the fastMRI layout: its sizes, contrast and scanner, without its pixels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ SUFFIX = ".h5"
 
 
 class VolumeError(Exception):
-    """Files that cannot be used; the message names each and says why."""
+    """Unusable files; the message names each and says why."""
 
     @classmethod
     def of_all(cls, problems: Sequence[str]) -> "VolumeError":
-        """One error for several files, a line each."""
+        """One error for several files, a line for each."""
         lines = "\n".join(f"  {problem}" for problem in problems)
         return cls(f"{len(problems)} unusable volume(s):\n{lines}")
 
@@ -47,21 +47,21 @@ class Volume:
     width: int  # phase encode
     target_key: str | None
     target_size: tuple[int, int] | None
-    data_range: float | None  # largest value of the target
+    data_range: float | None  # largest value of the target, attribute `max`
     acquisition: str
     scanner: str
     field_strength: float | None  # tesla
-    acquired: tuple[int, int] | None  # phase-encode columns [left, right), by the header
-    recon_size: tuple[int, int] | None  # of the scanner's images, by the header
-    measured: str | None  # one 0 or 1 a column: the file's own mask, if it was undersampled
+    acquired: tuple[int, int] | None  # phase-encode columns [left, right), from the header
+    recon_size: tuple[int, int] | None  # of the scanner's images, from the header
+    measured: str | None  # own mask of an undersampled file, a 0 or 1 for each column
 
     @property
     def name(self) -> str:
-        """File name, from which masks are seeded."""
+        """File name, which seeds the volume's mask."""
         return Path(self.path).name
 
     def unchanged(self) -> bool:
-        """Whether the file still has the size and time it was indexed with."""
+        """Whether the file still has the size and modification time of the index."""
         try:
             stat = Path(self.path).stat()
         except OSError:
@@ -70,22 +70,22 @@ class Volume:
 
     @property
     def group(self) -> str:
-        """Key of the per-contrast validation figures, scanner_acquisition."""
+        """Key of the validation metrics per contrast, scanner_acquisition."""
         return f"{self.scanner}_{self.acquisition}"
 
     @property
     def acceleration(self) -> int | None:
-        """Factor by which the file itself is undersampled, columns / measured, rounded."""
+        """Columns / measured columns, rounded, of a file that the scanner undersampled."""
         if self.measured is None or "1" not in self.measured:
             return None
         return round(len(self.measured) / self.measured.count("1"))
 
 
 def read_volume(path: Path) -> Volume:
-    """Read and check everything about a file but its pixels.
+    """Read and check everything in a file except its pixels.
 
     Raises:
-        VolumeError: not an HDF5 file, truncated, or not in the fastMRI layout.
+        VolumeError: the file is not HDF5, is truncated, or does not have the fastMRI layout.
     """
     try:
         stat = path.stat()
@@ -137,7 +137,7 @@ def _read_fields(file: h5py.File) -> dict[str, Any]:
     header = parse_header(read_text(file, "ismrmrd_header"))
     acquired = header.acquired
     if acquired is not None and not (0 <= acquired[0] < acquired[1] <= width):
-        acquired = None  # they are not about this matrix; a user who needs them is told
+        acquired = None  # the header describes another matrix; `SliceDataset` reports it
     return {
         "slices": slices,
         "coils": coil_axis[0] if coil_axis else None,
@@ -157,7 +157,7 @@ def _read_fields(file: h5py.File) -> dict[str, Any]:
 
 def _acquisition(file: h5py.File) -> str:
     name = name_attribute(file, "acquisition") or "unknown"
-    # Pre-contrast T1 is the same acquisition for every purpose here.
+    # T1 before contrast agent counts as T1.
     return "AXT1" if name == "AXT1PRE" else name
 
 

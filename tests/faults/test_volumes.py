@@ -83,14 +83,16 @@ def spoil_unseen(path: Path) -> None:
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-CHANGED = r"slice [01]: the file was changed or removed after it was indexed: put the right file"
+CHANGED = (
+    r"slice [01]: the file was changed or removed after it was indexed: replace or remove the file"
+)
 CHANGES: dict[str, tuple[Change, str]] = {
     "truncated": (truncate, CHANGED),
     "deleted": (Path.unlink, CHANGED),
     "replaced": (replace_by_larger, CHANGED),
     "replaced by as many bytes": (replace_by_equal_size, CHANGED),
     "replaced by a pipe": (put_a_pipe, CHANGED),
-    "made NaN": (spoil_unseen, r"k-space of slice [01] has NaN or Inf: put the right file"),
+    "made NaN": (spoil_unseen, r"k-space of slice [01] has NaN or Inf: replace or remove the file"),
 }
 
 

@@ -65,7 +65,7 @@ def make_brain(spec: PhantomSpec, template: NDArray[np.float32], seed: int) -> P
     sigma = level * log_uniform(shape, *spec.noise) * (1 if inverted else 0.5)
 
     grid = Grid.of(spec.kspace_size, spec.pixel_mm)
-    receiver = Receiver.draw(coil, spec.coils)
+    receiver = Receiver.draw(coil, spec.coils, spec.coil_radius_mm)
 
     def anatomy(z: float) -> NDArray[np.float32]:
         image = _cut(template, linear, plane, grid, z) ** np.float32(gamma)

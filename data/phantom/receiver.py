@@ -12,7 +12,7 @@ ComplexArray = NDArray[np.complex64]
 
 
 class Receiver(NamedTuple):
-    """Loops around the leg, and the phase of the image.
+    """Coil loops around the leg, and the phase of the image.
 
     Coil c has sensitivity (1 + |r - r_c|^2 / a_c^2)^(-3/2) exp(i (b_c + g_c . r)): the magnitude
     is that of a loop of radius a_c on its axis, the phase is smooth.
@@ -27,8 +27,14 @@ class Receiver(NamedTuple):
     image_field: SmoothField  # the rest of phi, in units of 0.3 radians
 
     @classmethod
-    def draw(cls, rng: Generator, coils: int) -> "Receiver":
-        """Loops on an elliptic cylinder, in two rings (up to 8 coils) or three, zigzag."""
+    def draw(cls, rng: Generator, coils: int, radius_mm: tuple[float, float]) -> "Receiver":
+        """Loops on an elliptic cylinder, in two rings (up to 8 coils) or three, zigzag.
+
+        Args:
+            rng: source of all draws.
+            coils: how many.
+            radius_mm: range of the loops' radii a_c.
+        """
         rings = 1 if coils == 1 else 2 if coils <= 8 else 3
         angle = rng.uniform(0, 2 * np.pi) + 2 * np.pi * np.arange(coils) / coils
         angle += rng.normal(0, 0.1, coils)
@@ -40,7 +46,7 @@ class Receiver(NamedTuple):
         )
         return cls(
             centre=centre.astype(np.float32),
-            radius=rng.uniform(54, 66, coils).astype(np.float32),
+            radius=rng.uniform(*radius_mm, coils).astype(np.float32),
             phase=rng.uniform(0, 2 * np.pi, coils).astype(np.float32),
             gradient=rng.normal(0, 0.015, (coils, 3)).astype(np.float32),
             image_gradient=rng.normal(0, 0.018, 3).astype(np.float32),

@@ -1,27 +1,35 @@
-"""What a phantom volume looks like: sizes, noise, contrast."""
+"""What a phantom volume looks like: sizes, coils, noise, contrast."""
 
+import math
 from dataclasses import dataclass, replace
 
-TARGET_FOV_MM = 160.0  # along the longer side of the target, as in most fastMRI knees
+# Below, hardly any border of a tissue is in view; above, the knee is so small that the percentile
+# by which a volume is scaled may be 0.
+FOV_RANGE_MM = (40.0, 640.0)
+MAX_SIGNAL_SPREAD = 1.0  # brightness between 1/7 and 7 times the usual one
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhantomSpec:
-    """What one phantom volume looks like; ready made are `DEMO`, `MEDIUM` and `REAL_SIZE`.
+    """What one phantom volume looks like; `DEMO`, `MEDIUM` and `REAL_SIZE` are ready to use.
 
     Raises:
         ValueError: a field is out of its range, or two fields contradict each other.
     """
 
     kspace_size: tuple[int, int]  # k-space matrix (readout H, phase encode W)
-    target_size: tuple[int, int]  # centre crop (h, w); longer side 160 mm, square pixels
+    target_size: tuple[int, int]  # centre crop (h, w); square pixels
     coils: int
-    acquired: tuple[int, int]  # phase-encode columns [left, right) that are measured; else zero
+    acquired: tuple[int, int]  # measured phase-encode columns [left, right); the rest is zero
     slices: int  # equally spaced; the first and the last hold no anatomy
     # range (log-uniform) of the noise's standard deviation per coil and pixel in PDFS volumes,
-    # as a fraction of the volume's clean 99.5th percentile; PD volumes get half of it
+    # as a fraction of the volume's 99.5th percentile without noise; PD volumes get half of it
     noise: tuple[float, float]
     fat_suppressed_share: float  # probability that a volume is fat-suppressed
+    # along the longer side of the target, as in most fastMRI knees; smaller: a larger knee
+    fov_mm: float = 160.0
+    coil_radius_mm: tuple[float, float] = (54.0, 66.0)  # range (uniform) of the loops' radii
+    signal_spread: float = 0.12  # standard deviation of the logarithm of a tissue's brightness
 
     def __post_init__(self) -> None:
         (height, width), (h, w) = self.kspace_size, self.target_size
@@ -41,12 +49,24 @@ class PhantomSpec:
         if not 0 < low <= high:
             raise ValueError(f"noise must be a range 0 < low <= high, not ({low}, {high})")
         if not 0 <= self.fat_suppressed_share <= 1:
-            raise ValueError(f"fat_suppressed_share is a share, not {self.fat_suppressed_share}")
+            raise ValueError(
+                f"fat_suppressed_share must be in [0, 1], not {self.fat_suppressed_share}"
+            )
+        low, high = FOV_RANGE_MM
+        if not low <= self.fov_mm <= high:
+            raise ValueError(f"fov_mm must be in [{low:g}, {high:g}], not {self.fov_mm}")
+        low, high = self.coil_radius_mm
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"coil_radius_mm must be a range 0 < low <= high, not ({low}, {high})")
+        if not 0 <= self.signal_spread <= MAX_SIGNAL_SPREAD:
+            raise ValueError(
+                f"signal_spread must be in [0, {MAX_SIGNAL_SPREAD:g}], not {self.signal_spread}"
+            )
 
     @property
     def pixel_mm(self) -> float:
         """Side of a pixel in mm."""
-        return TARGET_FOV_MM / max(self.target_size)
+        return self.fov_mm / max(self.target_size)
 
     @property
     def volume_bytes(self) -> int:

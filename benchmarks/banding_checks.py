@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from banding_removal.data.phantom.slices import DEMO, MEDIUM, REAL_SIZE, PhantomSpec, make_volume
+from banding_removal.data.phantom.scan import make_volume
+from banding_removal.data.phantom.spec import DEMO, MEDIUM, REAL_SIZE, PhantomSpec
 from banding_removal.metrics.banding import banding_of_slice
 from banding_removal.metrics.low_signal import low_signal_regions, volume_scale
 from banding_removal.metrics.statistics import RegionSummary, summarize

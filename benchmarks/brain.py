@@ -16,14 +16,10 @@ from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
 from banding_removal.data.phantom.files import claim_folder, volume_seeds, write_volume
+from banding_removal.data.phantom.receiver import Receiver
+from banding_removal.data.phantom.scan import SIGNAL_LEVEL, PhantomVolume, scan
 from banding_removal.data.phantom.shapes import Grid, log_uniform
-from banding_removal.data.phantom.slices import (
-    SIGNAL_LEVEL,
-    PhantomSpec,
-    PhantomVolume,
-    Receiver,
-    scan,
-)
+from banding_removal.data.phantom.spec import PhantomSpec
 from banding_removal.data.phantom.tissues import Contrast
 
 SIZE = 0.66  # the head is made so much smaller, to fit into the phantom's coils
@@ -56,7 +52,7 @@ def read_template(path: Path) -> NDArray[np.float32]:
 
 
 def make_brain(spec: PhantomSpec, template: NDArray[np.float32], seed: int) -> PhantomVolume:
-    """One head, all its slices; arguments and result as of `data.phantom.slices.make_volume`."""
+    """One head, all its slices; arguments and result as of `data.phantom.scan.make_volume`."""
     streams = np.random.SeedSequence(seed).spawn(3)
     shape, coil, noise = (np.random.default_rng(stream) for stream in streams)
     inverted = bool(shape.random() < spec.fat_suppressed_share)  # as of a T2-weighted image
@@ -69,7 +65,7 @@ def make_brain(spec: PhantomSpec, template: NDArray[np.float32], seed: int) -> P
     sigma = level * log_uniform(shape, *spec.noise) * (1 if inverted else 0.5)
 
     grid = Grid.of(spec.kspace_size, spec.pixel_mm)
-    receiver = Receiver.draw(coil, spec.coils)
+    receiver = Receiver.draw(coil, spec.coils, spec.coil_radius_mm)
 
     def anatomy(z: float) -> NDArray[np.float32]:
         image = _cut(template, linear, plane, grid, z) ** np.float32(gamma)

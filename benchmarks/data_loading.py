@@ -24,12 +24,13 @@ import torch
 
 from banding_removal.command_line import user_errors
 from banding_removal.config.overrides import from_words
-from banding_removal.data.dataset import Batch, Draw, SliceDataset, collate
-from banding_removal.data.handles import CAPACITY
+from banding_removal.data.batch import Batch, collate
+from banding_removal.data.dataset import Draw, SliceDataset
+from banding_removal.data.handle_cache import CAPACITY
 from banding_removal.data.index import index_folder
 from banding_removal.data.masks import MaskSampler
 from banding_removal.data.phantom.files import write_dataset
-from banding_removal.data.phantom.slices import DEMO, REAL_SIZE, PhantomSpec
+from banding_removal.data.phantom.spec import DEMO, REAL_SIZE, PhantomSpec
 from banding_removal.runs.build import choose_device
 from banding_removal.training.loading import make_loader
 

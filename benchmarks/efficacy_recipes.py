@@ -7,7 +7,7 @@ from banding_removal.config.demo import PRETRAINING, STAGE_2
 from banding_removal.config.recipes import ADVERSARY, DIRECT, PAPER
 from banding_removal.config.settings import Settings
 from banding_removal.data.filters import VolumeFilter
-from banding_removal.data.phantom.slices import DEMO, MEDIUM, REAL_SIZE, PhantomSpec
+from banding_removal.data.phantom.spec import DEMO, MEDIUM, REAL_SIZE, PhantomSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from banding_removal.data.dataset import Batch
+from banding_removal.data.batch import Batch
 
 L1_WEIGHT = 0.01
 REG_PARAM = 0.1

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from banding_removal.config.recipes import DIRECT
 from banding_removal.config.renames import EVERY_NETWORK
 from banding_removal.config.settings import Settings
-from banding_removal.data.dataset import Batch, Example, collate
+from banding_removal.data.batch import Batch, Example, collate
 from banding_removal.data.masks import MaskSampler
 from banding_removal.data.operators import center_crop
-from banding_removal.data.phantom.slices import DEMO, MEDIUM, REAL_SIZE, PhantomSpec, make_volume
+from banding_removal.data.phantom.scan import make_volume
+from banding_removal.data.phantom.spec import DEMO, MEDIUM, REAL_SIZE, PhantomSpec
 from banding_removal.training.step import make_players, train_step
 from benchmarks import plain
 

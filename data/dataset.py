@@ -1,16 +1,12 @@
-"""Slices of volumes as training examples: read, transpose or not, mask, batch.
+"""Slices of volumes as training examples: read, perhaps transpose, mask.
 
 `h5 slice -> (transpose?) -> mask -> Example -> Batch -> device -> masked k-space`
-
-Most of masked k-space is zeros. Examples and batches hold the measured columns alone, until
-somebody asks a batch for the whole: on the device, long after its way from process to process.
 """
 
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any
 
 import h5py
@@ -20,190 +16,53 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from banding_removal.data.handles import HandleCache
+from banding_removal.data.batch import Example
+from banding_removal.data.handle_cache import HandleCache
 from banding_removal.data.hdf5 import READ_ERRORS, own_dataset
-from banding_removal.data.index import Volume, VolumeError
-from banding_removal.data.masks import Mask, MaskSampler, seeded_by_draw, seeded_by_name
+from banding_removal.data.masks import (
+    Mask,
+    MaskSampler,
+    acquired_columns,
+    seeded_by_draw,
+    seeded_by_name,
+)
+from banding_removal.data.volume import Volume, VolumeError
 
-REMEDY = "put the right file there, or none, and give the same command again"
+REMEDY = "replace or remove the file and run the same command again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draw:
-    """Which slice, in which epoch: the key of a `SliceDataset`."""
+    """Which slice in which epoch: the key of a `SliceDataset`."""
 
     epoch: int
     index: int
-    rotated: bool | None = None  # transposed or not; None: as the data set draws it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One slice, undersampled. H is always readout, W the axis that was undersampled."""
-
-    measured: Tensor  # complex64 (coil, H, n): the columns of k-space where `mask` is true
-    mask: Tensor  # bool (1, 1, W)
-    acs_lines: int
-    target: Tensor | None  # float32 (1, h, w)
-    data_range: float  # largest target value of the volume; NaN without target
-    rotated: bool  # k-space and target were transposed before masking
-    name: str
-    slice_index: int
-
-    @property
-    def masked_kspace(self) -> Tensor:
-        """complex64 (coil, H, W), zero where not measured."""
-        return collate([self]).masked_kspace[0]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Examples of one size."""
-
-    measured: Tensor  # complex64 (coil, H, N): the measured columns of all, one after the other
-    columns: Tensor  # int64 (N,): their numbers, those of example i beginning at i W
-    mask: Tensor  # bool (B, 1, 1, W)
-    acs_lines: Tensor  # int64 (B,)
-    target: Tensor | None  # float32 (B, 1, h, w)
-    data_range: Tensor  # float32 (B,)
-    rotated: Tensor  # float32 (B,), 1 where transposed: the adversary's label
-    names: tuple[str, ...]
-    slices: tuple[int, ...]
-
-    @cached_property
-    def masked_kspace(self) -> Tensor:
-        """complex64 (B, coil, H, W), zero where not measured; made when it is first asked for."""
-        coils, height, _ = self.measured.shape
-        batch, _, _, width = self.mask.shape
-        side_by_side = self.measured.new_zeros(coils, height, batch * width)
-        side_by_side.index_copy_(-1, self.columns, self.measured)
-        return side_by_side.view(coils, height, batch, width).movedim(2, 0).contiguous()
-
-    def to(self, device: torch.device) -> "Batch":
-        """The batch with its tensors on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory; the data loader calls this."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def _map(self, function: Any) -> "Batch":
-        tensors = {k: function(v) for k, v in self._fields().items() if isinstance(v, Tensor)}
-        return replace(self, **tensors)
-
-    def _fields(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def __getstate__(self) -> dict[str, Any]:
-        # From a loading process, a tensor goes through shared memory, which costs a third of a
-        # millisecond however small it is, and an array goes within the message.
-        return {
-            key: value.numpy() if isinstance(value, Tensor) and key != "measured" else value
-            for key, value in self._fields().items()
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for key, value in state.items():
-            vars(self)[key] = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-
-    def describe(self) -> str:
-        """Where the examples come from, for messages."""
-        return ", ".join(
-            f"{name} slice {index}{' (transposed)' if rotated else ''}"
-            for name, index, rotated in zip(
-                self.names, self.slices, self.rotated.tolist(), strict=True
-            )
-        )
-
-
-def collate(examples: Sequence[Example]) -> Batch:
-    """Batch examples of one size.
-
-    Raises:
-        ValueError: sizes differ, or only some have a target; the files are named.
-    """
-    shapes = {
-        (_kspace_shape(e), None if e.target is None else tuple(e.target.shape)) for e in examples
-    }
-    if len(shapes) > 1:
-        files = ", ".join(
-            f"{e.name}: k-space {_kspace_shape(e)}, "
-            f"{'no target' if e.target is None else f'target {tuple(e.target.shape)}'}"
-            for e in examples
-        )
-        raise ValueError(f"a batch needs examples of one size, got {files}")
-    targets = [e.target for e in examples if e.target is not None]
-    measured = [e.measured for e in examples]
-    mask = torch.stack([e.mask for e in examples])
-    return Batch(
-        # One alone is not copied.
-        measured=measured[0] if len(measured) == 1 else torch.cat(measured, dim=-1),
-        columns=mask.flatten().nonzero().flatten(),
-        mask=mask,
-        acs_lines=torch.tensor([e.acs_lines for e in examples]),
-        target=torch.stack(targets) if targets else None,
-        data_range=torch.tensor([e.data_range for e in examples]),
-        rotated=torch.tensor([float(e.rotated) for e in examples]),
-        names=tuple(e.name for e in examples),
-        slices=tuple(e.slice_index for e in examples),
-    )
-
-
-def joined(batches: Sequence[Batch]) -> list[Batch]:
-    """One batch of all examples, in their order, if they are of one size; else the batches."""
-    first = batches[0]
-
-    def sizes(batch: Batch) -> tuple[Any, ...]:
-        target = None if batch.target is None else batch.target.shape[1:]
-        return (*batch.measured.shape[:-1], batch.mask.shape[-1], target)
-
-    if len(batches) == 1 or any(sizes(batch) != sizes(first) for batch in batches):
-        return list(batches)
-    width, columns, before = first.mask.shape[-1], [], 0
-    for batch in batches:
-        columns.append(batch.columns + before * width)
-        before += len(batch.names)
-    targets = [batch.target for batch in batches if batch.target is not None]
-    return [
-        Batch(
-            measured=torch.cat([batch.measured for batch in batches], dim=-1),
-            columns=torch.cat(columns),
-            mask=torch.cat([batch.mask for batch in batches]),
-            acs_lines=torch.cat([batch.acs_lines for batch in batches]),
-            target=torch.cat(targets) if targets else None,
-            data_range=torch.cat([batch.data_range for batch in batches]),
-            rotated=torch.cat([batch.rotated for batch in batches]),
-            names=sum((batch.names for batch in batches), ()),
-            slices=sum((batch.slices for batch in batches), ()),
-        )
-    ]
-
-
-def _kspace_shape(example: Example) -> tuple[int, ...]:
-    return (*example.measured.shape[:-1], example.mask.shape[-1])
+    rotated: bool | None = None  # whether to transpose; None: the data set draws it
 
 
 class SliceDataset(Dataset[Example]):
     """Every slice of the given volumes, keyed by `Draw(epoch, index)` or by index (epoch 0).
 
     All draws are functions of (seed, epoch, file name, slice): the same for any number of workers
-    and processes, and after a resume. Volumes that were undersampled by the scanner bring their
-    own mask, are used with it and are never transposed.
+    and processes, and after a resume. A volume that the scanner undersampled keeps its own mask and
+    is never transposed.
 
     Args:
         volumes: from `index_folder`, filtered.
-        masks: the mask sampler.
-        seed: of the draws.
-        rotate_probability: orientation augmentation, 1/2 in training, else 0.
-        redraw_masks: new mask for each (epoch, slice); False: one per volume, by its name.
-        offsets_from_data: find the acquired columns from the zeros of the k-space, and start the
-            mask's lines at the first one (as the paper's runs did); False: take the columns from
-            the header and draw the start.
-        slice_range: slices [first, stop) of each volume, None: from its first, to its last.
-        require_target: a volume without a target is an error.
+        masks: draws the masks of fully sampled volumes.
+        seed: of all draws.
+        rotate_probability: probability of transposing a slice before it is masked; 1/2 in
+            training, 0 in validation.
+        redraw_masks: True: a new mask for each (epoch, slice); False: one mask for each volume,
+            seeded by its name.
+        offsets_from_data: True: the acquired columns are those that are not zero in k-space, and
+            the mask's lines start at the first of them (as in the paper's runs); False: the header
+            gives the columns, and the start is drawn.
+        slice_range: slices [first, stop) of each volume; None: no limit.
+        require_target: refuse volumes without a target.
 
     Raises:
-        VolumeError: volumes without target, or without acquired columns, where these are needed.
+        VolumeError: volumes lack a target or the acquired columns, where these are needed.
         ValueError: no slice is left.
     """
 
@@ -249,11 +108,15 @@ class SliceDataset(Dataset[Example]):
         return len(self.places)
 
     def rotated(self, draw: Draw) -> bool:
-        """Whether this draw is transposed; depends on (seed, epoch, file name, slice) alone."""
+        """Whether this draw is transposed.
+
+        Raises:
+            ValueError: the draw asks to transpose a volume that the scanner undersampled.
+        """
         return self._draw_rotation(draw, self._generator(draw))
 
     def size(self, draw: Draw) -> tuple[int, ...]:
-        """Shape of the example's k-space and target: what must agree within a batch."""
+        """Shapes of the example's k-space and target, which must agree within a batch."""
         volume = self.volumes[self.places[draw.index][0]]
         kspace, target = (volume.height, volume.width), volume.target_size or ()
         if self.rotated(draw):
@@ -264,7 +127,8 @@ class SliceDataset(Dataset[Example]):
         """Read one slice.
 
         Raises:
-            VolumeError: the file cannot be read, or its k-space or target is not finite.
+            VolumeError: the file cannot be read, or its k-space or target has NaN or Inf.
+            ValueError: as in `rotated`.
         """
         draw = key if isinstance(key, Draw) else Draw(epoch=0, index=key)
         volume_index, slice_index = self.places[draw.index]
@@ -276,7 +140,7 @@ class SliceDataset(Dataset[Example]):
         if rotated:
             target = None if target is None else target.swapaxes(-2, -1)
         mask = self._mask(volume, rng, rotated, kspace)
-        # Columns of a transposed slice are rows of the file and stay so in memory.
+        # The columns of a transposed slice are rows of the file; they stay rows in memory.
         measured = torch.from_numpy(kspace.compress(mask.columns, axis=1 if rotated else 2))
         return Example(
             measured=measured.mT if rotated else measured,
@@ -296,19 +160,19 @@ class SliceDataset(Dataset[Example]):
             VolumeError: the file cannot be read.
         """
         volume = self.volumes[volume_index]
-        assert volume.target_key is not None, "the data set is made with require_target"
+        assert volume.target_key is not None, "the data set needs require_target"
         with _named_errors(volume, "target"):
             images = own_dataset(self._open(volume), volume.target_key)[()].astype(np.float32)
         return torch.from_numpy(images)
 
     def with_rotation(self, probability: float) -> "SliceDataset":
-        """The same slices and masks, transposed with this probability."""
+        """The same data set with another `rotate_probability`."""
         other = copy.copy(self)
         other.rotate_probability = probability
         return other
 
     def close(self) -> None:
-        """Close this process's open files; they are opened again when needed."""
+        """Close this process's open files; reading opens them again."""
         self._handles.close()
 
     def _generator(self, draw: Draw) -> np.random.RandomState:
@@ -319,13 +183,18 @@ class SliceDataset(Dataset[Example]):
         volume = self.volumes[self.places[draw.index][0]]
         drawn = volume.measured is None and bool(rng.uniform() < self.rotate_probability)
         if draw.rotated and volume.measured is not None:
-            raise ValueError(f"{volume.path} was undersampled by the scanner: it stays upright")
+            raise ValueError(
+                f"{volume.path} was undersampled by the scanner and cannot be transposed"
+            )
         return drawn if draw.rotated is None else draw.rotated
 
     def _read(
         self, volume: Volume, slice_index: int
     ) -> tuple[NDArray[np.complex64], NDArray[np.float32] | None]:
-        """K-space (coil, H, W) and target (h, w) of a slice: datasets of fixed-size numbers."""
+        """K-space (coil, H, W) and target (h, w) of a slice.
+
+        Only datasets of numbers are read: HDF5 leaks memory where strings are read again and again.
+        """
         with _named_errors(volume, f"slice {slice_index}"):
             file = self._open(volume)
             stored = own_dataset(file, "kspace")
@@ -342,8 +211,7 @@ class SliceDataset(Dataset[Example]):
         return kspace.reshape(-1, volume.height, volume.width), target
 
     def _open(self, volume: Volume) -> h5py.File:
-        # A file truncated while it is open reads as zeros, and one that was replaced may have any
-        # shape: both are noticed here and not in the pictures.
+        # A file truncated while open reads as zeros, and a replaced one may have any shape.
         if not volume.unchanged():
             raise OSError(f"the file was changed or removed after it was indexed: {REMEDY}")
         return self._handles.open(volume.path)
@@ -357,14 +225,14 @@ class SliceDataset(Dataset[Example]):
     ) -> Mask:
         if volume.measured is not None:
             columns = np.array([column == "1" for column in volume.measured])
-            return Mask(columns=columns, acs_lines=_center_run(columns))
+            return Mask.of_scanner(columns)
         if rotated:
             kspace = kspace.swapaxes(-2, -1)
         width = kspace.shape[-1]
         if self.offsets_from_data:
-            acquired: tuple[int, int] | None = _extent(kspace)
+            acquired: tuple[int, int] | None = acquired_columns(kspace)
         else:
-            # Readout, the phase-encode axis of a transposed slice, is measured in full.
+            # A transposed slice is undersampled along readout, which is acquired in full.
             acquired = (0, width) if rotated else volume.acquired
         rng = rng if self.redraw_masks else seeded_by_name(volume.name)
         offset = acquired[0] if self.offsets_from_data and acquired is not None else None
@@ -373,7 +241,7 @@ class SliceDataset(Dataset[Example]):
 
 @contextmanager
 def _named_errors(volume: Volume, what: str) -> Iterator[None]:
-    """Whatever reading HDF5 raises, as a VolumeError that names the file."""
+    """Turn what HDF5 raises into a VolumeError that names the file."""
     try:
         yield
     except READ_ERRORS as error:
@@ -381,32 +249,7 @@ def _named_errors(volume: Volume, what: str) -> Iterator[None]:
 
 
 def _all_finite(values: NDArray[Any]) -> bool:
-    """Whether no number is NaN or Inf: both show in the extremes."""
+    """Whether no value is NaN or Inf: either would show in the minimum or the maximum."""
     tensor = torch.from_numpy(values)
     low, high = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).aminmax()
     return bool(low.isfinite() & high.isfinite())
-
-
-def _extent(kspace: NDArray[np.complex64]) -> tuple[int, int]:
-    """First and one past the last column of (coil, H, W) that is not zero; all if everything is."""
-    width = kspace.shape[-1]
-    found: NDArray[np.bool_] = np.logical_or.reduce(kspace[:, kspace.shape[1] // 2], axis=0)
-    columns = np.flatnonzero(found)
-    left, right = (columns[0], columns[-1] + 1) if columns.size else (width, width)
-    # The middle line has them all, nearly always: a look at what little it leaves outside.
-    found[:left] = kspace[..., :left].any(axis=(0, 1))
-    found[right:] = kspace[..., right:].any(axis=(0, 1))
-    columns = np.flatnonzero(found)
-    return (int(columns[0]), int(columns[-1]) + 1) if columns.size else (0, width)
-
-
-def _center_run(columns: NDArray[np.bool_]) -> int:
-    """Number of measured columns around the centre without a gap, as a centred block (ACS)."""
-    count = 0
-    width = len(columns)
-    while count < width:
-        first = (width - (count + 1) + 1) // 2
-        if not columns[first : first + count + 1].all():
-            break
-        count += 1
-    return max(count, 1)

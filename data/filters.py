@@ -1,4 +1,4 @@
-"""Which volumes of an index take part."""
+"""Conditions that choose volumes from an index."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from banding_removal.data.index import Volume
+from banding_removal.data.volume import Volume
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ FIELD_TOLERANCE = 1.0  # tesla
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeFilter:
-    """Conditions on a volume, each off when unset; all must hold."""
+    """Conditions on a volume; each is off when unset, and all that are set must hold."""
 
     magnet: float | None = None  # field strength within 1 T of this, tesla
     width: Range = (None, None)  # k-space columns (phase encode)
@@ -27,18 +27,18 @@ class VolumeFilter:
     coils: Range = (None, None)
     acquisitions: tuple[str, ...] = ()  # e.g. CORPD_FBK, CORPDFS_FBK, AXT1
     scanners: tuple[str, ...] = ()  # systemModel of the header
-    acceleration: int | None = None  # files undersampled by this factor, from their own mask
-    fraction: float = 1.0  # random part of what the other conditions leave
+    acceleration: int | None = None  # files that the scanner undersampled by this factor
+    fraction: float = 1.0  # random part of the volumes that pass all other conditions
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction of the volumes must be in (0, 1], got {self.fraction}")
 
     def apply(self, volumes: Sequence[Volume], seed: int) -> list[Volume]:
-        """The volumes that pass, in their order; `seed` draws the random fraction.
+        """The volumes that pass, in order; `seed` is that of the random fraction.
 
         Raises:
-            ValueError: nothing is left; the message counts what each condition removed.
+            ValueError: none passes; the message says how many each condition removed.
         """
         kept, removed = list(volumes), []
         for name, condition in self._conditions().items():

@@ -1,8 +1,8 @@
-"""HDF5 files from anywhere: opened and read so that only what they hold themselves is read.
+"""Checked reading of HDF5 files from untrusted sources.
 
-A file can name other files to read from (external links, external storage, virtual datasets), can
-declare more than it stores, and can hold any type under any name. What is read here is checked
-first, and a problem is a ValueError or one of `READ_ERRORS`, for the caller to name the file with.
+A file can refer to other files (external links, external storage, virtual datasets), declare more
+data than it stores, and hold any type under any name. Everything is checked before it is read; a
+problem raises ValueError or another of `READ_ERRORS`, and the caller adds the file's name.
 """
 
 import math
@@ -13,41 +13,39 @@ from pathlib import Path
 
 import h5py
 
-# h5py and numpy report damage below the first bytes, and sizes that cannot be, as any of these.
+# What h5py and numpy raise for damaged files and impossible sizes.
 READ_ERRORS = (
     *(OSError, KeyError, IndexError, TypeError, ValueError, RuntimeError),
     *(OverflowError, MemoryError, SystemError),
 )
-MOST_COMPRESSION = 100  # times that a dataset may be larger than what is stored of it
-LONGEST_TEXT = 1 << 20  # bytes; headers of scanners have some ten thousand
-LONGEST_NAME = 100  # characters
+MAX_COMPRESSION = 100  # declared size of a compressed dataset over its stored size
+MAX_TEXT = 1 << 20  # bytes; scanners' headers have some ten thousand
+MAX_NAME = 100  # characters
 
 
 def open_file(path: Path | str) -> h5py.File:
-    """A file, open for reading.
+    """Open a file for reading, without a lock.
 
     Raises:
-        OSError: there is none, or it is not a regular file (a pipe would be waited for), or no
-            HDF5 file.
+        OSError: the file does not exist, is not a regular file (opening a pipe would hang) or is
+            not HDF5.
     """
     if not stat.S_ISREG(Path(path).stat().st_mode):
         raise OSError("it is not a regular file")
-    # Without locking: many processes read the same volumes, and some cluster file systems have no
-    # locks at all.
+    # Many processes read the same volumes, and some cluster file systems have no locks.
     return h5py.File(path, "r", locking=False)
 
 
 def holds(file: h5py.File, key: str) -> bool:
-    """Whether there is anything of that name; links are not followed."""
+    """Whether the file has an entry of that name; links are not followed."""
     return bool(file.id.links.exists(key.encode()))
 
 
 def own_dataset(file: h5py.File, key: str) -> h5py.Dataset:
-    """A dataset whose data are in the file itself.
+    """The dataset of that name, whose data the file itself must hold.
 
     Raises:
-        ValueError: there is none, or it is elsewhere: behind a soft or an external link, in another
-            file, or put together from other datasets.
+        ValueError: there is no such dataset, or it is a link, external or virtual.
     """
     link = file.get(key, getlink=True)
     if isinstance(link, h5py.SoftLink | h5py.ExternalLink):
@@ -66,13 +64,13 @@ def own_dataset(file: h5py.File, key: str) -> h5py.Dataset:
 
 
 def check_stored(dataset: h5py.Dataset) -> None:
-    """Make sure that the data are there in full, before memory is taken for them.
+    """Check that a dataset is stored in full, before memory is allocated for it.
 
-    HDF5 reads zeros where nothing was ever written.
+    HDF5 reads zeros where nothing was written.
 
     Raises:
-        ValueError: the file stores less than the dataset declares, or it was compressed so well
-            that it is made to fill the memory.
+        ValueError: the file stores less than the dataset declares (for a compressed one: less than
+            a hundredth, which could only be meant to fill the memory).
     """
     name = dataset.name.lstrip("/")
     declared = math.prod(dataset.shape) * dataset.dtype.itemsize
@@ -84,33 +82,33 @@ def check_stored(dataset: h5py.Dataset) -> None:
         if written < chunks:
             raise ValueError(f"{name} was not written in full: {written} of {chunks} chunks")
     compressed = dataset.id.get_create_plist().get_nfilters() > 0
-    if declared > stored * (MOST_COMPRESSION if compressed else 1):
+    if declared > stored * (MAX_COMPRESSION if compressed else 1):
         raise ValueError(
             f"{name} declares {declared} bytes, shape {dataset.shape}, and stores {stored}"
         )
 
 
 def read_text(file: h5py.File, key: str) -> bytes:
-    """A dataset that is one string.
+    """The content of a dataset that is one string.
 
     Raises:
-        ValueError: it is something else, or very long.
+        ValueError: it is something else, or longer than `MAX_TEXT`.
     """
     dataset = own_dataset(file, key)
     if h5py.check_string_dtype(dataset.dtype) is None or dataset.size != 1:
         raise ValueError(f"{key} is {dataset.dtype} {dataset.shape}, not a byte string")
     check_stored(dataset)
-    if dataset.dtype.itemsize > LONGEST_TEXT:
-        raise ValueError(f"{key} has {dataset.dtype.itemsize} bytes, more than {LONGEST_TEXT}")
+    if dataset.dtype.itemsize > MAX_TEXT:
+        raise ValueError(f"{key} has {dataset.dtype.itemsize} bytes, more than {MAX_TEXT}")
     value = dataset[()] if dataset.shape == () else dataset[(0,) * dataset.ndim]
     text = value.encode() if isinstance(value, str) else bytes(value)
-    if len(text) > LONGEST_TEXT:
-        raise ValueError(f"{key} has {len(text)} bytes, more than {LONGEST_TEXT}")
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"{key} has {len(text)} bytes, more than {MAX_TEXT}")
     return text
 
 
 def name_attribute(file: h5py.File, key: str) -> str | None:
-    """An attribute that is a short name; None: there is none.
+    """An attribute that is a short name; None if it is missing.
 
     Raises:
         ValueError: it is something else.
@@ -125,7 +123,7 @@ def name_attribute(file: h5py.File, key: str) -> str | None:
 
 
 def number_attribute(file: h5py.File, key: str) -> float | None:
-    """An attribute that is one real number; None: there is none.
+    """An attribute that is one real number; None if it is missing.
 
     Raises:
         ValueError: it is something else.
@@ -139,11 +137,11 @@ def number_attribute(file: h5py.File, key: str) -> float | None:
 
 
 def checked_name(text: str, what: str) -> str:
-    """A name that goes into tables, logs and pictures, as it is.
+    """The text itself, if it can be shown in tables, logs and pictures.
 
     Raises:
-        ValueError: it has line ends, control characters or too many characters.
+        ValueError: it has control characters or more than `MAX_NAME` characters.
     """
-    if len(text) > LONGEST_NAME or not text.isprintable():
+    if len(text) > MAX_NAME or not text.isprintable():
         raise ValueError(f"the {what} is {reprlib.repr(text)}, not a name")
     return text

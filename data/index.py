@@ -1,8 +1,8 @@
-"""The volume index: what each HDF5 file of a folder holds, read once and cached on disk.
+"""The index of a folder: what each HDF5 file in it holds, read once and cached on disk.
 
-Header and attributes are variable-length strings. HDF5 keeps something for every reopening of
-those, which over days of training is the memory leak that fastMRI users know; here they are read
-once per file and version, and never again while slices are loaded.
+HDF5 leaks memory whenever variable-length strings (header, attributes) are read, which over days of
+training is the leak that fastMRI users know. Here they are read once for each version of a file,
+and never while slices are loaded.
 """
 
 import contextlib
@@ -12,120 +12,31 @@ import logging
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
 from tqdm import tqdm
 
-from banding_removal.data.apart import LostError, each_apart
-from banding_removal.data.hdf5 import (
-    READ_ERRORS,
-    check_stored,
-    checked_name,
-    holds,
-    name_attribute,
-    number_attribute,
-    open_file,
-    own_dataset,
-    read_text,
-)
-from banding_removal.data.header import parse_header
+from banding_removal.data.in_subprocess import SubprocessLostError, map_in_subprocess
+from banding_removal.data.volume import SUFFIX, Volume, VolumeError, read_volume
 
 log = logging.getLogger(__name__)
 
 CACHE_VERSION = 3
-SUFFIX = ".h5"
-
-
-class VolumeError(Exception):
-    """Files that cannot be used; the message names each and says why."""
-
-    @classmethod
-    def of_all(cls, problems: Sequence[str]) -> "VolumeError":
-        """One error for several files, a line each."""
-        lines = "\n".join(f"  {problem}" for problem in problems)
-        return cls(f"{len(problems)} unusable volume(s):\n{lines}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Volume:
-    """One HDF5 file in the fastMRI layout (Zbontar et al., arXiv 1811.08839)."""
-
-    path: str
-    bytes: int
-    mtime_ns: int
-    slices: int
-    coils: int | None  # None: single-coil file, k-space without a coil axis
-    height: int  # readout
-    width: int  # phase encode
-    target_key: str | None
-    target_size: tuple[int, int] | None
-    data_range: float | None  # largest value of the target
-    acquisition: str
-    scanner: str
-    field_strength: float | None  # tesla
-    acquired: tuple[int, int] | None  # phase-encode columns [left, right), by the header
-    recon_size: tuple[int, int] | None  # of the scanner's images, by the header
-    measured: str | None  # one 0 or 1 a column: the file's own mask, if it was undersampled
-
-    @property
-    def name(self) -> str:
-        """File name, from which masks are seeded."""
-        return Path(self.path).name
-
-    def unchanged(self) -> bool:
-        """Whether the file still has the size and time it was indexed with."""
-        try:
-            stat = Path(self.path).stat()
-        except OSError:
-            return False
-        return (stat.st_size, stat.st_mtime_ns) == (self.bytes, self.mtime_ns)
-
-    @property
-    def group(self) -> str:
-        """Key of the per-contrast validation figures, scanner_acquisition."""
-        return f"{self.scanner}_{self.acquisition}"
-
-    @property
-    def acceleration(self) -> int | None:
-        """Factor by which the file itself is undersampled, columns / measured, rounded."""
-        if self.measured is None or "1" not in self.measured:
-            return None
-        return round(len(self.measured) / self.measured.count("1"))
-
-
-def read_volume(path: Path) -> Volume:
-    """Read and check everything about a file but its pixels.
-
-    Raises:
-        VolumeError: not an HDF5 file, truncated, or not in the fastMRI layout.
-    """
-    try:
-        stat = path.stat()
-        with open_file(path) as file:
-            fields = _read_fields(file)
-    except READ_ERRORS as error:
-        why = " ".join(str(error).split()) or repr(error)
-        raise VolumeError(f"{path}: {why}") from error
-    return Volume(
-        path=str(path.absolute()), bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, **fields
-    )
 
 
 def read_volumes(
     paths: Sequence[Path], seconds: float | None = None
 ) -> Iterator[Volume | VolumeError]:
-    """What `read_volume` returns or raises for each file, whatever the file does to HDF5.
+    """What `read_volume` returns or raises for each file, read in a child process.
 
-    They are read in a child process. One that crashes it, or keeps it busy for more than so many
-    seconds (see `each_apart`), is as unusable as others.
+    A file that crashes the child or exceeds its limits (`map_in_subprocess`) gives a VolumeError,
+    too.
     """
-    for path, found in zip(paths, each_apart(_attempt, paths, seconds), strict=True):
-        if isinstance(found, LostError):
-            yield VolumeError(f"{path}: {found}: it is damaged; put the right file there, or none")
+    for path, found in zip(paths, map_in_subprocess(_attempt, paths, seconds), strict=True):
+        if isinstance(found, SubprocessLostError):
+            yield VolumeError(f"{path}: {found}: it is damaged; replace or remove it")
         else:
             yield found
 
@@ -137,95 +48,18 @@ def _attempt(path: Path) -> Volume | VolumeError:
         return error
 
 
-def _read_fields(file: h5py.File) -> dict[str, Any]:
-    kspace = own_dataset(file, "kspace")
-    if kspace.ndim not in (3, 4):
-        raise ValueError(
-            f"kspace has shape {kspace.shape}; expected [slice, coil, H, W] (or [slice, H, W])"
-        )
-    if kspace.dtype != np.complex64:
-        raise ValueError(f"kspace has dtype {kspace.dtype}; expected complex64")
-    if 0 in kspace.shape:
-        raise ValueError(f"kspace is empty, shape {kspace.shape}")
-    check_stored(kspace)
-    slices, *coil_axis, height, width = map(int, kspace.shape)
-
-    preferred = (
-        ["reconstruction_rss"] if coil_axis else ["reconstruction_esc", "reconstruction_rss"]
-    )
-    target_key = next((key for key in preferred if holds(file, key)), None)
-    target_size, data_range = None, None
-    if target_key is not None:
-        target = own_dataset(file, target_key)
-        if target.ndim != 3 or target.shape[0] != slices or target.dtype.kind != "f":
-            raise ValueError(
-                f"{target_key} is {target.dtype} {target.shape}; "
-                f"expected real [{slices}, h, w] for {slices} slices of k-space"
-            )
-        if 0 in target.shape:
-            raise ValueError(f"{target_key} is empty, shape {target.shape}")
-        check_stored(target)
-        target_size = (int(target.shape[1]), int(target.shape[2]))
-        data_range = number_attribute(file, "max")
-        if data_range is None:
-            data_range = float(np.max([np.max(image) for image in target]))
-        if not (np.isfinite(data_range) and data_range > 0):
-            raise ValueError(f"the largest value of {target_key} is {data_range}")
-
-    header = parse_header(read_text(file, "ismrmrd_header"))
-    acquired = header.acquired
-    if acquired is not None and not (0 <= acquired[0] < acquired[1] <= width):
-        acquired = None  # they are not about this matrix; a user who needs them is told
-    return {
-        "slices": slices,
-        "coils": coil_axis[0] if coil_axis else None,
-        "height": height,
-        "width": width,
-        "target_key": target_key,
-        "target_size": target_size,
-        "data_range": data_range,
-        "acquisition": _acquisition(file),
-        "scanner": checked_name(header.scanner, "scanner in the ISMRMRD header"),
-        "field_strength": header.field_strength,
-        "acquired": acquired,
-        "recon_size": header.recon_size,
-        "measured": _measured(file, width),
-    }
-
-
-def _acquisition(file: h5py.File) -> str:
-    name = name_attribute(file, "acquisition") or "unknown"
-    # Pre-contrast T1 is the same acquisition for every purpose here.
-    return "AXT1" if name == "AXT1PRE" else name
-
-
-def _measured(file: h5py.File, width: int) -> str | None:
-    if not holds(file, "mask"):
-        return None
-    mask = own_dataset(file, "mask")
-    if mask.shape != (width,) or mask.dtype.kind not in "biuf":
-        raise ValueError(
-            f"mask has shape {mask.shape}, type {mask.dtype}; expected a number for each of "
-            f"{width} columns"
-        )
-    check_stored(mask)
-    columns = mask[()].astype(bool)
-    if not columns.any():
-        raise ValueError("mask says that no column was measured")
-    return "".join("1" if column else "0" for column in columns)
-
-
 def index_folder(folder: Path, *, cache_folder: Path, skip_bad: bool = False) -> list[Volume]:
-    """Index every *.h5 file of a folder, by name; only new or changed ones are opened.
+    """Index every *.h5 file of a folder, sorted by name; only new or changed files are opened.
 
     Args:
         folder: for instance <data_path>/multicoil_train.
-        cache_folder: where the index is kept; made if missing.
+        cache_folder: for the cached index; created if missing.
         skip_bad: leave unusable files out, with a warning, instead of raising.
 
     Raises:
         FileNotFoundError: no such folder, or no *.h5 file in it.
-        VolumeError: one or more files are unusable (all are named).
+        VolumeError: one or more files are unusable (the message names all of them), or, with
+            `skip_bad`, every file is.
     """
     paths = sorted(folder.glob("*" + SUFFIX)) if folder.is_dir() else []
     if not paths:
@@ -253,7 +87,7 @@ def index_folder(folder: Path, *, cache_folder: Path, skip_bad: bool = False) ->
 
 
 def _load_cache(path: Path) -> dict[str, Volume]:
-    """The cached index; empty where there is none or it cannot be used (it is only a cache)."""
+    """The cached volumes by path; empty if there is no usable cache."""
     if not path.exists():
         return {}
     try:
@@ -268,7 +102,7 @@ def _load_cache(path: Path) -> dict[str, Volume]:
 
 
 def _tuples(record: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no tuples: give them back, so that cached and fresh records are equal."""
+    """Lists, which JSON has instead of tuples, as tuples again."""
     return {key: tuple(v) if isinstance(v, list) else v for key, v in record.items()}
 
 
@@ -276,14 +110,14 @@ def _save_cache(path: Path, volumes: Iterable[Volume]) -> None:
     content = json.dumps(
         {"version": CACHE_VERSION, "volumes": [asdict(volume) for volume in volumes]}
     )
-    # Several processes may index one folder at once; each replaces the file as a whole.
+    # Several processes may index a folder at the same time; each replaces the whole file.
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(content)
         os.replace(temporary, path)
     except OSError as error:
-        # Slower next time, nothing more.
+        # not fatal: the next run reads the files again
         log.warning("the index could not be cached: %s", error)
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -1,30 +1,16 @@
 """Undersampling masks over the phase-encode columns of centred k-space.
 
-A mask is the fully sampled centre (ACS) together with lines spaced by the acceleration, within
-the columns that the scanner acquired. `magic` is offset sampling (Defazio, "Offset Sampling
-Improves Deep Learning based Accelerated MRI Reconstructions by Exploiting Symmetry",
-arXiv 1912.01101): lines are placed so that the conjugate mirror image of each falls between lines.
+A mask is the fully sampled centre (ACS) plus lines placed by the rule of its kind, both cut to the
+columns that the scanner acquired.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-MaskKind = Literal[
-    "magic",
-    "magic_v2",
-    "quadrature",
-    "equispaced",
-    "equispaced_v2",
-    "random",
-    "magic_fraction",
-    "equispaced_fraction",
-    "random_fraction",
-]
-BoolArray = NDArray[np.bool_]
+from banding_removal.data.mask_rules import RULES, BoolArray, MaskKind, Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,24 +20,31 @@ class Mask:
     columns: BoolArray
     acs_lines: int
 
+    @classmethod
+    def of_scanner(cls, columns: BoolArray) -> "Mask":
+        """The mask of a volume that the scanner undersampled.
+
+        Its centre is the widest centred block of measured columns, at least 1.
+        """
+        width = len(columns)
+        for acs_lines in range(1, width + 1):
+            first = (width - acs_lines + 1) // 2
+            if not columns[first : first + acs_lines].all():
+                return cls(columns=columns, acs_lines=max(acs_lines - 1, 1))
+        return cls(columns=columns, acs_lines=width)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSampler:
     """Draws masks of one kind.
 
     Args:
-        kind: the rule for the lines between centre and edge:
-            `magic`: ones at 1::a of the positive and 2::a of the negative frequencies for an
-                even offset, at 3::a and 0::a for an odd one, as published. The starts suit a = 4.
-            `magic_v2`: the same with the offset taken modulo a first.
-            `quadrature`: the same idea for any a: lines at frequencies p + a j, with p = a/4 for
-                an even offset and -a/4 for an odd one; equals `magic` at a = 4.
-            `equispaced`: columns offset::a; `equispaced_v2`: offset modulo a first.
-            `random`: each column with probability (W/a - acs) / (W - acs).
-            `*_fraction`: the centre as a fraction of W, and the spacing widened to
-                a (acs - W) / (acs a - W), so that the overall rate is W/a.
-        accelerations: factors a, one is drawn for each mask.
-        acs: numbers of centre columns (for `*_fraction`: fractions of W), one is drawn.
+        kind: which rule places the lines (see `RULES`).
+        accelerations: factors a; one is drawn for each mask.
+        acs: numbers of centre columns, or fractions of W for `*_fraction`; one is drawn.
+
+    Raises:
+        ValueError: unknown kind, acceleration below 1, or a centre that does not suit the kind.
     """
 
     kind: MaskKind
@@ -65,17 +58,20 @@ class MaskSampler:
             raise ValueError(f"accelerations must be at least 1, got {self.accelerations}")
         if not self.acs or min(self.acs) <= 0:
             raise ValueError(f"a mask needs a positive number of centre lines, got {self.acs}")
-        fraction = self.kind.endswith("_fraction")
-        if fraction and max(self.acs) >= 1:
-            raise ValueError(f"{self.kind} wants the centre as fractions below 1, got {self.acs}")
-        if not fraction and any(acs != int(acs) for acs in self.acs):
-            raise ValueError(f"{self.kind} wants whole numbers of centre lines, got {self.acs}")
+        if self._centre_is_fraction and max(self.acs) >= 1:
+            raise ValueError(f"{self.kind} needs centre fractions below 1, got {self.acs}")
+        if not self._centre_is_fraction and any(acs != int(acs) for acs in self.acs):
+            raise ValueError(f"{self.kind} needs whole numbers of centre lines, got {self.acs}")
+
+    @property
+    def _centre_is_fraction(self) -> bool:
+        return self.kind.endswith("_fraction")
 
     def check(self, width: int) -> None:
-        """Make sure that every combination can be drawn for `width` columns.
+        """Check that every combination of centre and acceleration fits `width` columns.
 
         Raises:
-            ValueError: one cannot, as in `draw`.
+            ValueError: one does not, as in `draw`.
         """
         for acs in self.acs:
             for acceleration in self.accelerations:
@@ -95,26 +91,18 @@ class MaskSampler:
         Args:
             width: number of columns W.
             rng: source of all draws, in the order centre, acceleration, lines.
-            offset: where the lines start (see `kind`); None: drawn below the acceleration.
-            acquired: columns [left, right) outside which nothing was measured; None: all were.
+            offset: where the lines start, for the kinds that have a start; None: it is drawn.
+            acquired: columns [left, right) that were measured; None: all.
 
         Raises:
             ValueError: more centre lines than the acceleration allows for this width.
         """
         acs = self.acs[rng.randint(0, len(self.acs))]
         acceleration = self.accelerations[rng.randint(0, len(self.accelerations))]
-        acs_lines = round(width * acs) if self.kind.endswith("_fraction") else int(acs)
+        acs_lines = round(width * acs) if self._centre_is_fraction else int(acs)
         if not 0 < acs_lines <= width:
             raise ValueError(f"{acs_lines} centre lines do not suit {width} columns")
-        if offset is None and not self.kind.startswith("random"):
-            offset = int(rng.randint(acceleration))
-        if self.kind.startswith("random"):
-            _check_rate(acs_lines * acceleration < width, width, acceleration, acs_lines)
-            probability = (width / acceleration - acs_lines) / (width - acs_lines)
-            columns = rng.uniform(size=width) < probability
-        else:
-            assert offset is not None  # drawn above
-            columns = _LINES[self.kind](width, acceleration, offset, acs_lines)
+        columns = RULES[self.kind](Request(width, acceleration, acs_lines, offset, rng))
         first = (width - acs_lines + 1) // 2
         columns[first : first + acs_lines] = True
         if acquired is not None:
@@ -123,115 +111,25 @@ class MaskSampler:
         return Mask(columns=columns, acs_lines=acs_lines)
 
 
-def _check_rate(possible: bool, width: int, acceleration: int, acs_lines: int) -> None:
-    if not possible:
-        raise ValueError(
-            f"{acs_lines} centre lines of {width} columns alone are more than acceleration "
-            f"{acceleration} measures: use fewer centre lines or a lower acceleration"
-        )
-
-
-def _magic_starts(offset: int) -> tuple[int, int]:
-    """First sampled non-negative and first sampled negative frequency (counted from -1 down)."""
-    return (1, 2) if offset % 2 == 0 else (3, 0)
-
-
-def _from_halves(width: int, positive: NDArray[np.int_], negative: NDArray[np.int_]) -> BoolArray:
-    """Centred mask from the sampled positions of the non-negative and the negative half.
-
-    Position i of the negative half is frequency -(i + 1).
-    """
-    right, left = _halves(width)
-    halves = [_sampled(right, positive), _sampled(left, negative)[::-1]]
-    return np.fft.fftshift(np.concatenate(halves))
-
-
-def _sampled(size: int, positions: NDArray[np.int_]) -> BoolArray:
-    """Mask of `size` columns, those at the positions sampled."""
-    columns = np.zeros(size, dtype=bool)
-    columns[positions] = True
-    return columns
-
-
-def _halves(width: int) -> tuple[int, int]:
-    return (width + 1) // 2, width - (width + 1) // 2
-
-
-def _magic(width: int, acceleration: int, offset: int, _acs_lines: int) -> BoolArray:
-    start_right, start_left = _magic_starts(offset)
-    right, left = _halves(width)
-    return _from_halves(
-        width,
-        np.arange(start_right, right, acceleration),
-        np.arange(start_left, left, acceleration),
-    )
-
-
-def _magic_v2(width: int, acceleration: int, offset: int, acs_lines: int) -> BoolArray:
-    return _magic(width, acceleration, offset % acceleration, acs_lines)
-
-
-def _quadrature(width: int, acceleration: int, offset: int, _acs_lines: int) -> BoolArray:
-    quarter = max(1, round(acceleration / 4))
-    start = (quarter if offset % 2 == 0 else -quarter) % acceleration
-    right, left = _halves(width)
-    return _from_halves(
-        width,
-        np.arange(start, right, acceleration),
-        # frequency start - a, counted from -1 down
-        np.arange((acceleration - start - 1) % acceleration, left, acceleration),
-    )
-
-
-def _equispaced(width: int, acceleration: int, offset: int, _acs_lines: int) -> BoolArray:
-    return _sampled(width, np.arange(offset, width, acceleration))
-
-
-def _equispaced_v2(width: int, acceleration: int, offset: int, acs_lines: int) -> BoolArray:
-    return _equispaced(width, acceleration, offset % acceleration, acs_lines)
-
-
-def _spacing(width: int, acceleration: int, acs_lines: int) -> float:
-    """Distance of lines at which centre and lines together are W/a columns."""
-    _check_rate(acs_lines * acceleration < width, width, acceleration, acs_lines)
-    return acceleration * (acs_lines - width) / (acs_lines * acceleration - width)
-
-
-def _spaced(start: int, size: int, spacing: float) -> NDArray[np.int_]:
-    return np.around(np.arange(start, size - 1, spacing)).astype(int)
-
-
-def _equispaced_fraction(width: int, acceleration: int, offset: int, acs_lines: int) -> BoolArray:
-    spacing = _spacing(width, acceleration, acs_lines)
-    return _sampled(width, _spaced(offset, width, spacing))
-
-
-def _magic_fraction(width: int, acceleration: int, offset: int, acs_lines: int) -> BoolArray:
-    spacing = _spacing(width, acceleration, acs_lines)
-    start_right, start_left = _magic_starts(offset)
-    right, left = _halves(width)
-    return _from_halves(
-        width, _spaced(start_right, right, spacing), _spaced(start_left, left, spacing)
-    )
-
-
-_LINES: dict[str, Callable[[int, int, int, int], BoolArray]] = {
-    "magic": _magic,
-    "magic_v2": _magic_v2,
-    "quadrature": _quadrature,
-    "equispaced": _equispaced,
-    "equispaced_v2": _equispaced_v2,
-    "equispaced_fraction": _equispaced_fraction,
-    "magic_fraction": _magic_fraction,
-}
+def acquired_columns(kspace: NDArray[np.complex64]) -> tuple[int, int]:
+    """Columns [left, right) of (coil, H, W) outside which all is zero; [0, W) if everything is."""
+    width = kspace.shape[-1]
+    found: NDArray[np.bool_] = np.logical_or.reduce(kspace[:, kspace.shape[1] // 2], axis=0)
+    columns = np.flatnonzero(found)
+    left, right = (columns[0], columns[-1] + 1) if columns.size else (width, width)
+    # The middle row nearly always has them all: only the columns outside need a full look.
+    found[:left] = kspace[..., :left].any(axis=(0, 1))
+    found[right:] = kspace[..., right:].any(axis=(0, 1))
+    columns = np.flatnonzero(found)
+    return (int(columns[0]), int(columns[-1]) + 1) if columns.size else (0, width)
 
 
 def seeded_by_name(name: str) -> np.random.RandomState:
-    """The generator of a volume's own mask, the same in every run: seeded by the file name."""
+    """The generator of a volume's mask: seeded by the file name, the same in every run."""
     return np.random.RandomState(tuple(map(ord, name)))
 
 
 def seeded_by_draw(seed: int, epoch: int, name: str, slice_index: int) -> np.random.RandomState:
-    """The generator of one training example in one epoch; nothing else enters its draws."""
+    """The generator of one slice in one epoch: its draws depend on these four values alone."""
     sequence = np.random.SeedSequence([seed, epoch, slice_index, *name.encode()])
     return np.random.RandomState(sequence.generate_state(4))

@@ -1,6 +1,6 @@
 """Fourier and coil operators of multi-coil MRI on native complex tensors.
 
-Everything here is a plain function; the last two axes are (readout, phase encode).
+The last two axes are (readout, phase encode).
 With S the sensitivity maps and F the centred orthonormal 2-D Fourier transform,
 `expand` is E = F S and `reduce` its adjoint E^H = sum_coils conj(S) F^-1
 (Sriram et al., "End-to-End Variational Networks", MICCAI 2020, eq. 5 and 6).

@@ -1,4 +1,4 @@
-"""The order of an epoch."""
+"""The order in which the slices of an epoch come, and their distribution over processes."""
 
 import itertools
 from collections import defaultdict
@@ -12,34 +12,36 @@ from banding_removal.data.dataset import Draw, SliceDataset
 
 
 class EpochSampler(Sampler[list[Draw]]):
-    """Batches of draws for one epoch after another; set `epoch` before iterating.
+    """Batches of draws for one epoch; set `epoch` before iterating.
 
-    The order depends on (seed, epoch) alone. The epoch travels inside each draw, so that workers
-    that live for the whole run need not be told of it. Volumes differ in size; batches larger than
-    one gather slices of equal size in order of appearance, and what is left over at the end comes
-    as smaller batches.
+    The order depends on (seed, epoch) alone. Each draw carries its epoch, because workers live for
+    the whole run. Batches hold slices of one size, collected in order of appearance; incomplete
+    batches come last.
 
-    With a `fraction` below 1 an epoch is that part of the data, and the next epoch takes up where
+    With a `fraction` below 1 an epoch is that part of the data, and the next epoch continues where
     it ended: five epochs of a fifth see every slice once.
 
-    Several processes take the batches in turn, each its own: process r of n gets r, r + n, ... So
-    that all of them take the same number of whole steps, an epoch is filled up with its own first
-    batches to a multiple of n x `accumulate`: n processes see in a step what one with
-    accumulate=n sees.
+    Process r of n gets batches r, r + n, ... All processes need the same number of whole steps, so
+    an epoch is padded with its own first batches to a multiple of n x `accumulate`. n processes
+    then see in a step what one process with accumulate=n sees.
 
-    With `paired`, every batch comes twice in a row, upright and then transposed. What is said above
-    of batches holds for pairs of them: they stay together in one process and in one step.
+    With `paired`, every batch comes twice in a row, upright and then transposed. "Batch" above then
+    means such a pair, which stays in one process and one step.
 
     Args:
         dataset: slices and their sizes.
-        batch_size: of each process.
+        batch_size: examples in a batch.
         seed: of the orders.
-        shuffle: False: in the order of the data set.
-        fraction: of the data in an epoch.
+        shuffle: False: the order of the data set.
+        fraction: part of the data in an epoch.
         rank: which process this is.
         ranks: number of processes.
-        accumulate: batches (pairs of them) of each process that make one step.
+        accumulate: batches of each process in one step.
         paired: every slice in both orientations.
+
+    Attributes:
+        epoch: the epoch that iterating goes through.
+        start: how many of its batches (of all processes) to skip, when a run is resumed.
     """
 
     def __init__(
@@ -65,11 +67,11 @@ class EpochSampler(Sampler[list[Draw]]):
         self.accumulate = accumulate
         self.paired = paired
         self.epoch = 0
-        self.start = 0  # batches (or pairs) of the epoch, of all processes, had before
+        self.start = 0
 
     @property
     def steps(self) -> int:
-        """Steps that are left of the epoch."""
+        """Steps left in the epoch."""
         batches = self.count if self.batch_size == 1 else sum(1 for _ in self._batches())
         return -(-max(0, batches - self.start) // (self.ranks * self.accumulate))
 
@@ -97,7 +99,7 @@ class EpochSampler(Sampler[list[Draw]]):
         yield from waiting.values()
 
     def _indices(self) -> list[int]:
-        """The epoch's part of an endless row of passes over the data, each in a new order."""
+        """The epoch's part of an endless sequence of passes over the data, each shuffled anew."""
         total, start = len(self.dataset), self.epoch * self.count
         found: list[int] = []
         while len(found) < self.count:
@@ -110,9 +112,10 @@ class EpochSampler(Sampler[list[Draw]]):
 
 
 def shares_by_volume(dataset: SliceDataset, ranks: int) -> list[list[int]]:
-    """Slices of a data set for each of `ranks` processes: whole volumes, about equally many slices.
+    """Indices of slices for each of `ranks` processes: whole volumes, about equally many slices.
 
-    The largest volumes go first, each to whoever has the fewest slices.
+    Volumes are assigned from the largest to the smallest, each to the process with the fewest
+    slices.
     """
     by_volume: dict[int, list[int]] = defaultdict(list)
     for index, (volume, _) in enumerate(dataset.places):

@@ -17,7 +17,7 @@ from banding_removal.config.demo import PHANTOM, PRETRAINING, SCHEDULES, STAGE_2
 from banding_removal.config.recipes import DIRECT
 from banding_removal.config.settings import Settings
 from banding_removal.data.phantom.files import write_dataset
-from banding_removal.data.phantom.slices import DEMO
+from banding_removal.data.phantom.spec import DEMO
 from banding_removal.errors import ConfigError
 from banding_removal.evaluation.comparison import CompareSettings, compare
 from banding_removal.evaluation.table import overview

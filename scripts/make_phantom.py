@@ -18,7 +18,7 @@ from banding_removal.config.bounds import bounded, check_bounds
 from banding_removal.config.overrides import from_words
 from banding_removal.config.settings import REPOSITORY
 from banding_removal.data.phantom.files import SPLITS, write_dataset
-from banding_removal.data.phantom.slices import DEMO, MEDIUM, REAL_SIZE, PhantomSpec
+from banding_removal.data.phantom.spec import DEMO, MEDIUM, REAL_SIZE, PhantomSpec
 
 
 @dataclass(frozen=True, kw_only=True)

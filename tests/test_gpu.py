@@ -12,7 +12,7 @@ import torch
 
 from banding_removal.config.recipes import ADVERSARY, DIRECT, PAPER
 from banding_removal.config.settings import Settings
-from banding_removal.data.dataset import collate
+from banding_removal.data.batch import collate
 from banding_removal.reconstruction.folder import reconstruct
 from banding_removal.reconstruction.settings import ReconstructSettings
 from banding_removal.runs.build import make_datasets

@@ -6,7 +6,8 @@ from typing import Literal
 
 from banding_removal.config.bounds import bounded, check_bounds
 from banding_removal.data.filters import VolumeFilter
-from banding_removal.data.masks import MaskKind, MaskSampler
+from banding_removal.data.mask_rules import MaskKind
+from banding_removal.data.masks import MaskSampler
 from banding_removal.errors import ConfigError
 from banding_removal.losses.orientation import Change, Target, View
 from banding_removal.model.classifiers import Architecture

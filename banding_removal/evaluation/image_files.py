@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from banding_removal.data.hdf5 import READ_ERRORS, check_stored, open_file, own_dataset
-from banding_removal.data.index import Volume, VolumeError
+from banding_removal.data.volume import Volume, VolumeError
 
 KEY = "reconstruction"
 

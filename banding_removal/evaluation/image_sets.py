@@ -18,8 +18,8 @@ import torch
 
 from banding_removal.config.overrides import from_plain
 from banding_removal.data.dataset import SliceDataset
-from banding_removal.data.index import SUFFIX, Volume, VolumeError
 from banding_removal.data.masks import MaskSampler
+from banding_removal.data.volume import SUFFIX, Volume, VolumeError
 from banding_removal.errors import ConfigError
 from banding_removal.evaluation.image_files import check_files, read_targets, slice_of_file
 from banding_removal.metrics.low_signal import volume_scale

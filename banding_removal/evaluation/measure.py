@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from banding_removal.data.index import VolumeError
 from banding_removal.data.operators import center_crop
+from banding_removal.data.volume import VolumeError
 from banding_removal.evaluation.image_sets import ReferenceVolume
 from banding_removal.metrics.banding import BandingOfSlice, RegionBanding, banding_of_slice
 from banding_removal.metrics.image_quality import LOG_SIZE, WINDOW, VolumeQuality, hfen

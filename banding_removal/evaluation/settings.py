@@ -8,7 +8,8 @@ from typing import Protocol
 from banding_removal.config.overrides import plain
 from banding_removal.config.settings import REPOSITORY
 from banding_removal.data.filters import VolumeFilter
-from banding_removal.data.index import Volume, index_folder
+from banding_removal.data.index import index_folder
+from banding_removal.data.volume import Volume
 from banding_removal.errors import ConfigError
 from banding_removal.evaluation.evaluate import evaluate
 from banding_removal.evaluation.image_sets import path_set, reference_volumes

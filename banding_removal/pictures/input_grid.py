@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from banding_removal.data.dataset import Batch
+from banding_removal.data.batch import Batch
 from banding_removal.data.operators import crop_to_smaller, rss, to_image
 from banding_removal.pictures.page import Pixels, Row, grey, write_page
 

@@ -2,7 +2,7 @@
 
 import traceback
 
-from banding_removal.data.index import VolumeError
+from banding_removal.data.volume import VolumeError
 from banding_removal.errors import CheckpointError, ConfigError, RunFailedError, RunInUseError
 from banding_removal.processes.signals import Stopped
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from banding_removal.data.apart import LostError, each_apart
 from banding_removal.data.hdf5 import READ_ERRORS, holds, open_file, own_dataset
+from banding_removal.data.in_subprocess import SubprocessLostError, map_in_subprocess
 from banding_removal.files import atomic_write
 from banding_removal.reconstruction.volume import SliceImage
 
@@ -91,8 +91,8 @@ def differences(
     files: Sequence[tuple[Path, Origin, tuple[int, ...]]], seconds: float | None = None
 ) -> Iterator[str | None]:
     """`difference` for each file, read in a subprocess: a damaged file may crash HDF5."""
-    for found in each_apart(lambda item: difference(*item), files, seconds):
-        yield f"cannot be read ({found})" if isinstance(found, LostError) else found
+    for found in map_in_subprocess(lambda item: difference(*item), files, seconds):
+        yield f"cannot be read ({found})" if isinstance(found, SubprocessLostError) else found
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from banding_removal.config.overrides import from_plain
 from banding_removal.config.settings import Settings
-from banding_removal.data.index import VolumeError
+from banding_removal.data.volume import VolumeError
 from banding_removal.processes.signals import Stopped
 from banding_removal.processes.team import Team
 from banding_removal.reconstruction.files import PREVIEWS, write_reconstruction

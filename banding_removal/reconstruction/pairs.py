@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import nn
 
-from banding_removal.data.dataset import Batch, Draw, SliceDataset, collate
+from banding_removal.data.batch import Batch, collate
+from banding_removal.data.dataset import Draw, SliceDataset
 from banding_removal.data.operators import center_crop, crop_to_smaller
 from banding_removal.metrics.low_signal import volume_scale
 from banding_removal.metrics.slice_pair import SlicePair

@@ -11,7 +11,8 @@ from tqdm import tqdm
 from banding_removal import __version__
 from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import SliceDataset
-from banding_removal.data.index import SUFFIX, Volume, VolumeError, read_volumes
+from banding_removal.data.index import read_volumes
+from banding_removal.data.volume import SUFFIX, Volume, VolumeError
 from banding_removal.errors import ConfigError
 from banding_removal.reconstruction.files import Origin, differences, remove_leftovers
 from banding_removal.reconstruction.settings import ReconstructSettings

@@ -9,9 +9,10 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from banding_removal.data.dataset import Batch, Draw, Example, SliceDataset, collate
-from banding_removal.data.index import Volume
+from banding_removal.data.batch import Batch, Example, collate
+from banding_removal.data.dataset import Draw, SliceDataset
 from banding_removal.data.operators import center_crop
+from banding_removal.data.volume import Volume
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ import torch
 
 from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import SliceDataset
-from banding_removal.data.index import Volume, VolumeError, index_folder
+from banding_removal.data.index import index_folder
+from banding_removal.data.volume import Volume, VolumeError
 from banding_removal.errors import ConfigError
 from banding_removal.metrics.image_quality import WINDOW
 from banding_removal.model.classifiers import Ensemble, build_adversary

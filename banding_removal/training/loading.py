@@ -7,7 +7,8 @@ from functools import partial
 import torch
 from torch.utils.data import DataLoader
 
-from banding_removal.data.dataset import Batch, Draw, SliceDataset, collate
+from banding_removal.data.batch import Batch, collate
+from banding_removal.data.dataset import Draw, SliceDataset
 from banding_removal.data.sampler import EpochSampler
 from banding_removal.processes.signals import end_workers_at_exit, leave_stopping_to
 

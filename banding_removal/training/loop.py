@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from banding_removal.config.settings import Settings
-from banding_removal.data.dataset import Batch, Draw, SliceDataset, collate
+from banding_removal.data.batch import Batch, collate
+from banding_removal.data.dataset import Draw, SliceDataset
 from banding_removal.data.sampler import EpochSampler
 from banding_removal.pictures.curves import write_curves
 from banding_removal.pictures.input_grid import write_input_grid

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from banding_removal.config.settings import Settings
-from banding_removal.data.dataset import Batch, joined
+from banding_removal.data.batch import Batch, joined
 from banding_removal.data.operators import crop_to_smaller
 from banding_removal.errors import CheckpointError
 from banding_removal.losses.orientation import OrientationObjective, Verdict, upright

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from banding_removal.data.dataset import Draw, SliceDataset, collate
+from banding_removal.data.batch import collate
+from banding_removal.data.dataset import Draw, SliceDataset
 from banding_removal.data.operators import center_crop, rss, to_image
 from banding_removal.data.sampler import shares_by_volume
 from banding_removal.losses.reconstruction import reconstruction_loss

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from banding_removal.config.settings import Settings
-from banding_removal.data.dataset import Batch, Example, collate
+from banding_removal.data.batch import Batch, Example, collate
 from banding_removal.data.masks import MaskSampler, seeded_by_name
 from banding_removal.errors import ConfigError
 from banding_removal.training.step import Players, accumulate_gradients, make_players

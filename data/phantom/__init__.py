@@ -1,1 +1,1 @@
-"""The phantom: knees drawn at random, scanned, and written as fastMRI files."""
+"""The phantom: random knees, scanned and written as fastMRI files."""

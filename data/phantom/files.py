@@ -8,23 +8,25 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 from tqdm import tqdm
 
+from banding_removal.data.phantom.scan import PhantomVolume, make_volume
 from banding_removal.data.phantom.shapes import SLICE_RANGE_MM
-from banding_removal.data.phantom.slices import PhantomSpec, PhantomVolume, make_volume
+from banding_removal.data.phantom.spec import PhantomSpec
 
 ACQUISITION = {"PD": "CORPD_FBK", "PDFS": "CORPDFS_FBK"}
 MANIFEST = "phantom.json"
-GENERATOR_VERSION = 1  # raise it when the same seed starts to give other volumes
+GENERATOR_VERSION = 1  # to be raised when a seed gives another volume than before
 SPLITS = ("multicoil_train", "multicoil_val")
-FIRST_NUMBER = (1000001, 2000001)  # of the file names, per split
+FIRST_NUMBER = (1000001, 2000001)  # in the file names of each split
 
-# as in fastMRI, x is the readout and y the phase encode
+# as in fastMRI, x is readout and y phase encode
 HEADER = """<?xml version="1.0" encoding="utf-8"?>
 <ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">
   <acquisitionSystemInformation>
@@ -78,18 +80,15 @@ def ismrmrd_header(volume: PhantomVolume) -> bytes:
 
 
 def write_volume(path: Path, volume: PhantomVolume) -> None:
-    """Write one volume in the fastMRI knee layout.
+    """Write one volume in the fastMRI knee layout; an existing file is replaced.
 
-    Datasets, not compressed: `kspace` complex64 (slice, coil, H, W), `reconstruction_rss` float32
+    Uncompressed datasets: `kspace` complex64 (slice, coil, H, W), `reconstruction_rss` float32
     (slice, h, w), `ismrmrd_header` bytes. Attributes: `acquisition`, `max` and `norm` (Frobenius)
     of the target, `patient_id`.
 
-    The file appears complete or not at all: it is written under a hidden name in its folder and
-    then renamed. A killed run leaves at most that `.partial` file, which the next overwrites.
-
-    Args:
-        path: where; an existing file is replaced, the folder has to exist.
-        volume: what.
+    The file appears whole or not at all: it is written as a hidden `.partial` file in the same
+    folder, which must exist, and then renamed. A killed run leaves at most the `.partial` file,
+    which the next run overwrites.
 
     Raises:
         OSError: the file cannot be written.
@@ -107,7 +106,7 @@ def write_volume(path: Path, volume: PhantomVolume) -> None:
 
 
 def volume_seeds(folder: Path, seed: int, *volumes: int) -> dict[Path, int]:
-    """File -> seed, for the number of volumes in each split; no two volumes share a seed."""
+    """File -> seed, for so many volumes in each split; no two volumes share a seed."""
     seeds = {}
     for number, count in enumerate(volumes):
         for index in range(count):
@@ -118,16 +117,16 @@ def volume_seeds(folder: Path, seed: int, *volumes: int) -> dict[Path, int]:
 
 
 def claim_folder(folder: Path, spec: PhantomSpec, seed: int) -> None:
-    """Make sure that a folder holds volumes of this spec and seed, or none yet.
+    """Check that a folder holds volumes of this spec and seed, or none yet; then claim it.
 
     Raises:
-        FileExistsError: it holds other data, which are left alone.
+        FileExistsError: it holds other data, which stay as they are.
     """
     manifest_path = folder / MANIFEST
     manifest = {"generator": GENERATOR_VERSION, "seed": seed, "spec": asdict(spec)}
     text = json.dumps(manifest, indent=2) + "\n"
     if manifest_path.exists():
-        if manifest_path.read_text() != text:
+        if _with_defaults(manifest_path.read_text()) != json.loads(text):
             raise FileExistsError(
                 f"{folder} holds a phantom of another specification, seed or generator version "
                 f"(see {manifest_path}); choose another folder or delete this one"
@@ -136,8 +135,8 @@ def claim_folder(folder: Path, spec: PhantomSpec, seed: int) -> None:
     for split in SPLITS:
         if (folder / split).exists():
             raise FileExistsError(
-                f"{folder / split} exists, but {manifest_path} does not: these data are not a "
-                "phantom made here; choose another folder"
+                f"{folder / split} exists, but {manifest_path} does not: the data are not a "
+                "phantom made by this program; choose another folder"
             )
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{MANIFEST}.partial"
@@ -145,20 +144,31 @@ def claim_folder(folder: Path, spec: PhantomSpec, seed: int) -> None:
     os.replace(partial, manifest_path)
 
 
+def _with_defaults(text: str) -> Any:
+    """The content of a manifest; fields that its version of `PhantomSpec` lacked have defaults."""
+    defaults = {f.name: f.default for f in fields(PhantomSpec) if f.default is not MISSING}
+    try:
+        found = json.loads(text)
+        found["spec"] = json.loads(json.dumps(defaults)) | found["spec"]
+    except (ValueError, KeyError, TypeError):
+        return None  # damaged, or another program's
+    return found
+
+
 def write_dataset(
     folder: Path, spec: PhantomSpec, *, train_volumes: int, val_volumes: int, seed: int
 ) -> list[Path]:
     """Fill `<folder>/multicoil_train` and `<folder>/multicoil_val` with different volumes.
 
-    What is there already is skipped, so an interrupted run goes on where it stopped and a later
-    one may ask for more volumes. `<folder>/phantom.json` says what the folder holds.
+    Existing files are skipped: an interrupted run continues where it stopped, and a later one may
+    ask for more volumes. `<folder>/phantom.json` describes what the folder holds.
 
     Args:
-        folder: made if it does not exist.
+        folder: created if it does not exist.
         spec: of every volume.
-        train_volumes: how many for training.
-        val_volumes: how many for validation.
-        seed: of the whole set, not negative.
+        train_volumes: number of volumes for training.
+        val_volumes: number of volumes for validation.
+        seed: of the whole data set, not negative.
 
     Returns:
         The files written by this call, in order.
@@ -172,7 +182,7 @@ def write_dataset(
     for split in SPLITS:
         (folder / split).mkdir(exist_ok=True)
     missing = [path for path in seeds if not path.exists()]
-    # before hours of work
+    # checked before hours of work
     needed, free = len(missing) * spec.volume_bytes, shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(

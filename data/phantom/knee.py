@@ -1,6 +1,6 @@
-"""The shape of a random knee: its pose, its bones, and what else differs from leg to leg.
+"""The shape of a random knee: its pose, its bones, and everything else that varies between legs.
 
-The origin lies between femur and tibia; axes and depths as in `data.phantom.shapes`.
+The origin lies between femur and tibia; axes and depths are those of `data.phantom.shapes`.
 """
 
 from dataclasses import dataclass
@@ -45,12 +45,12 @@ class Knee:
     side: int  # left -1, right +1
     leg_half_width: float  # at the joint
     fat_mm: float  # thickness of the fat under the skin
-    condyle_scale: float  # size of the bones over their usual size, at the joint
-    shaft_scale: float  # and along the shaft
+    condyle_scale: float  # size of the bones relative to the usual size, at the joint
+    shaft_scale: float  # the same along the shaft
     effusion_mm: float  # width of the fluid-filled recesses
     pouch: float  # fullness of the pouch above the patella, 0 to 1
     pennation: float  # angle of the muscle fibres to the leg's axis
-    bundle_mm: float  # distance of two muscle bundles
+    bundle_mm: float  # distance of muscle bundles
     septa: tuple[Sheet, ...]
     vessels: tuple[Capsule, ...]
     oedema: tuple[tuple[Triple, float], ...]  # centre and radius of bruised marrow
@@ -81,7 +81,7 @@ class Knee:
 
 
 def draw_septa(rng: Generator) -> tuple[Sheet, ...]:
-    """Fat sheets between muscles; they run along the leg, more or less."""
+    """Fat sheets between muscles, roughly along the leg."""
     sheets = []
     for _ in range(int(rng.integers(4, 8))):
         direction = np.array([rng.normal(), 0.45 * rng.normal(), rng.normal()])
@@ -107,7 +107,7 @@ def draw_vessels(rng: Generator) -> tuple[Capsule, ...]:
 
 
 def draw_oedema(rng: Generator) -> tuple[tuple[Triple, float], ...]:
-    """Bruised marrow, now and then, in the femur (y < 0) and in the tibia (y > 0)."""
+    """Occasional bruises of the marrow, in the femur (y < 0) and in the tibia (y > 0)."""
     bruises = []
     for direction in (-1, 1):
         if rng.random() < 0.4:
@@ -119,7 +119,7 @@ def draw_oedema(rng: Generator) -> tuple[tuple[Triple, float], ...]:
 def knee_coordinates(
     knee: Knee, grid: Grid, z: float, bent_x: FloatArray, bent_y: FloatArray
 ) -> Point:
-    """Scanner coordinates, x and y bent -> the knee's own: shift, turn, tilt, scale, mirror."""
+    """Scanner coordinates (x, y already bent) -> the knee's: shift, turn, tilt, scale, mirror."""
     x, y = bent_x - knee.shift_x, bent_y - knee.shift_y
     cos, sin = float(np.cos(knee.angle)), float(np.sin(knee.angle))
     tilted_z = z + knee.tilt_x * grid.x + knee.tilt_y * grid.y
@@ -140,7 +140,7 @@ class Bones(NamedTuple):
 
 
 def bone_depths(knee: Knee, p: Point) -> Bones:
-    """Depth in all four bones."""
+    """Depth in each of the four bones."""
     neck = 5.5 + 4 * np.exp(-(((p.y - 20) / 9) ** 2))
     fibula = ellipsoid_depth(p, (35, 0, 17), (neck, np.inf, neck))
     return Bones(

@@ -1,4 +1,4 @@
-"""Smooth random fields and implicit shapes, sampled on the pixels of a slice.
+"""Smooth random fields and implicit shapes, sampled at the pixels of a slice.
 
 Lengths are in mm. x is left-right (phase encode, image columns), y head-foot (readout, image rows,
 downwards), z front-back (slices). A depth is positive inside a shape, negative outside, and
@@ -11,27 +11,27 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-# float32 at run time; NumPy's stubs call a float32 array times a Python float a float64 one
+# float32 at run time; for NumPy's stubs, a float32 array times a Python float is float64
 FloatArray = NDArray[np.floating]
 Extent = float | FloatArray
 Triple = tuple[float, float, float]
 
 SLICE_RANGE_MM = 55.0  # first and last slice lie at -/+ this z, just outside every leg
-FIELD_RANGE_MM = 110.0  # x and y range of the random fields; the leg has faded out before
+FIELD_RANGE_MM = 110.0  # x and y range of the random fields, which covers the whole leg
 
 
 def uniform(rng: Generator, low: float, high: float) -> float:
-    """One uniform draw, a Python float: a NumPy one would turn float32 arrays into float64."""
+    """A uniform draw, as a Python float: a NumPy one would turn float32 arrays into float64."""
     return float(rng.uniform(low, high))
 
 
 def normal(rng: Generator, sigma: float) -> float:
-    """One draw from N(0, sigma^2) cut at 2 sigma, so that no shape leaves its place."""
+    """A draw from N(0, sigma^2), clipped at 2 sigma so that every shape stays in place."""
     return float(np.clip(sigma * rng.standard_normal(), -2 * sigma, 2 * sigma))
 
 
 def log_uniform(rng: Generator, low: float, high: float) -> float:
-    """One draw whose logarithm is uniform between those of the two limits."""
+    """A draw whose logarithm is uniform between those of the two limits."""
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
@@ -62,8 +62,8 @@ def spline_weights(position: FloatArray, knots: int, spacing: float) -> FloatArr
 class SmoothField(NamedTuple):
     """Random field f(x, y, z) of zero mean and unit variance: a cubic spline with white weights.
 
-    As a function of mm it is the same field on any grid. The three axes are separable, so a slice
-    is two small matrix products; x and y are alike, so no direction is preferred.
+    It is a function of mm, the same on any grid. The axes are separable, so that a slice takes two
+    small matrix products; x and y are treated alike, so that neither is preferred.
     """
 
     weights: FloatArray  # float32 (knots z, knots y, knots x)
@@ -91,7 +91,7 @@ class SmoothField(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Where the pixels of one slice lie in the coordinates of the shapes, mm, each (H, W)."""
+    """Positions of the pixels of one slice in the shapes' coordinates, mm, each (H, W)."""
 
     x: FloatArray
     y: FloatArray
@@ -109,14 +109,14 @@ class Capsule(NamedTuple):
 def ellipsoid_depth(p: Point, centre: Triple, radii: tuple[Extent, Extent, Extent]) -> FloatArray:
     """Depth in an ellipsoid: q (1 - q) / |(p - c) / r^2| with q = |(p - c) / r|.
 
-    First-order exact at the surface. An infinite radius makes a column, a radius that is an array
-    a column of changing width.
+    Exact to first order at the surface. An infinite radius gives a column, an array as radius a
+    column of varying width.
     """
     u = [(axis - c) / r for axis, c, r in zip(p, centre, radii, strict=True)]
     q = np.sqrt(u[0] ** 2 + u[1] ** 2 + u[2] ** 2)
     v = [scaled / r for scaled, r in zip(u, radii, strict=True)]
     slope = np.sqrt(v[0] ** 2 + v[1] ** 2 + v[2] ** 2)
-    # at the very centre 0 / 0: the limit is finite, and any large depth will do
+    # 0 / 0 at the centre, where any large depth will do
     return np.asarray(q * (1 - q) / np.maximum(slope, 1e-6))
 
 

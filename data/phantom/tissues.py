@@ -1,4 +1,4 @@
-"""The tissues of the knee phantom: their brightness and texture, painted slice by slice."""
+"""The tissues of the phantom knee: their brightness and texture, painted slice by slice."""
 
 from typing import Literal, NamedTuple
 
@@ -21,7 +21,7 @@ from banding_removal.data.phantom.shapes import (
     smooth_union,
 )
 
-# PD: fat and marrow bright; PDFS: fat-suppressed, fluid brightest
+# PD: fat and marrow are bright; PDFS: fat is suppressed, fluid is brightest
 Contrast = Literal["PD", "PDFS"]
 
 RECEIVE_BAND_MM = (80.0, 92.0)  # |y| between which the receive filter falls from 1 to 0
@@ -50,10 +50,10 @@ USUAL_SIGNALS: dict[Contrast, tuple[float, ...]] = {
 }
 
 
-def draw_signals(rng: Generator, contrast: Contrast) -> Signals:
-    """The usual brightness of every tissue, each times its own exp(0.12 N(0, 1))."""
+def draw_signals(rng: Generator, contrast: Contrast, spread: float) -> Signals:
+    """The usual brightness of every tissue, each times its own exp(spread N(0, 1))."""
     usual = USUAL_SIGNALS[contrast]
-    return Signals(*(value * float(np.exp(normal(rng, 0.12))) for value in usual))
+    return Signals(*(value * float(np.exp(normal(rng, spread))) for value in usual))
 
 
 class Texture(NamedTuple):
@@ -67,15 +67,15 @@ class Texture(NamedTuple):
     lobule: FloatArray  # its zero crossings are the web of fat lobules and muscle bundles
     patch: FloatArray  # red and yellow marrow
     grain: FloatArray  # trabeculae, fibres
-    fine: FloatArray  # texture at the size of a pixel
+    fine: FloatArray  # texture of about a pixel's size
 
 
-# distance of two knots in x and y, and in z, mm; in the order of `Texture`
+# distance of knots in x and y, and in z, mm; in the order of `Texture`
 KNOTS_MM = (45, 40), (45, 40), (12, 15), (12, 15), (28, 25), (9, 12), (8, 10), (3.2, 7), (1.2, 6)
 
 
 def draw_fields(rng: Generator) -> list[SmoothField]:
-    """The fields of `Texture`, independent, correlated over neighbouring slices as well."""
+    """The fields of `Texture`: independent of each other, continuous across slices."""
     return [SmoothField.draw(rng, *spacing) for spacing in KNOTS_MM]
 
 
@@ -86,7 +86,7 @@ class Scene(NamedTuple):
     p: Point
     texture: Texture
     signals: Signals
-    edge_mm: float  # width of a tissue border: partial volume
+    edge_mm: float  # width over which a tissue border is blurred (partial volume)
 
     def cover(self, depth: FloatArray) -> FloatArray:
         """Share of each pixel inside a shape."""
@@ -103,10 +103,10 @@ def web(lobule: FloatArray, thickness: float) -> FloatArray:
 
 
 def muscle_bundles(knee: Knee, p: Point, waviness: FloatArray) -> FloatArray:
-    """Stripes between -1 and 1 in a chevron: slanted one way left, the other way right.
+    """Stripes between -1 and 1 in a chevron: slanted one way on the left, the other on the right.
 
-    The angles are around 45 degrees, so that on average neither x nor y stands out: streaks
-    along one of the two are what a banding metric looks for. `waviness` in radians.
+    The angles are around 45 degrees, so that on average the stripes prefer neither x nor y:
+    anatomy must not look like banding. `waviness` is in radians.
     """
     wave_number = 2 * np.pi / knee.bundle_mm
     across_x = wave_number * float(np.cos(knee.pennation)) * p.x + waviness
@@ -124,7 +124,7 @@ def paint_soft_tissue(scene: Scene, knee: Knee, leg: FloatArray) -> None:
     scene.paint(scene.cover(leg), s.skin * (1 + 0.1 * t.grain))
     scene.paint(inside, fat)
 
-    # towards the joint the muscles taper off and leave fat and connective tissue
+    # near the joint the muscles thin out in favour of fat and connective tissue
     taper = 23 * np.exp(-(((p.y - 2) / 30) ** 2)) * (1 + 0.25 * t.drift)
     muscle = scene.cover(leg - knee.fat_mm * (1 + 0.25 * t.drift) - taper)
     bundles = muscle_bundles(knee, p, 1.1 * t.patch + 0.9 * t.lobule)
@@ -150,7 +150,7 @@ def paint_joint_space(scene: Scene, knee: Knee, bones: Bones) -> None:
     for x in (-20.5, 20.5):
         outer = ellipsoid_depth(p, (x, 0.5, 3), (18.5, 6, 23))
         inner = ellipsoid_depth(p, (x, 0.5, 3), (9.5, 9, 13))
-        # open towards the middle of the joint, as the letter C
+        # C-shaped, open towards the middle of the joint
         meniscus = np.minimum(np.minimum(outer, -inner), np.abs(p.x) - 12)
         scene.paint(scene.cover(meniscus), s.meniscus * (1 + 0.25 * t.grain))
 
@@ -210,7 +210,7 @@ def render_slice(
     p = knee_coordinates(knee, grid, z, bent_x, bent_y)
     leg = leg_depth(knee, p)
     image = np.zeros_like(leg)
-    if leg.max() < -2:  # beyond the leg: only noise
+    if leg.max() < -2:  # the slice misses the leg
         return image
     bones = bone_depths(knee, p)
     scene = Scene(image, p, t, signals, edge_mm=max(0.8, 1.1 * grid.pixel_mm))

@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from banding_removal.data import handles
-from banding_removal.data.dataset import Batch, Draw, Example, SliceDataset, collate, joined
-from banding_removal.data.handles import HandleCache
-from banding_removal.data.index import VolumeError, read_volume
+from banding_removal.data import handle_cache
+from banding_removal.data.batch import Batch, Example, collate, joined
+from banding_removal.data.dataset import Draw, SliceDataset
+from banding_removal.data.handle_cache import HandleCache
 from banding_removal.data.masks import MaskSampler, seeded_by_name
 from banding_removal.data.sampler import EpochSampler
+from banding_removal.data.volume import VolumeError, read_volume
 from tests.support.fastmri_files import make_kspace, write_volume
 
 QUADRATURE = MaskSampler(kind="quadrature", accelerations=(4,), acs=(4,))
@@ -578,7 +579,7 @@ def test_slice_of_zeros_is_a_valid_example(
 def test_handles_close_the_least_recently_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handles, "CAPACITY", 2)
+    monkeypatch.setattr(handle_cache, "CAPACITY", 2)
     a, b, c = (str(write_volume(tmp_path / f"{name}.h5")) for name in "abc")
     cache = HandleCache()
     first, second = cache.open(a), cache.open(b)
@@ -595,7 +596,7 @@ def test_handles_close_the_least_recently_used(
 def test_more_volumes_than_handles_are_read_right(
     four_volumes: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handles, "CAPACITY", 1)
+    monkeypatch.setattr(handle_cache, "CAPACITY", 1)
     source = dataset(*four_volumes, masks=EVERYTHING)
     for index, path in ((0, 0), (8, 1), (1, 0), (27, 3)):
         example = source[index]

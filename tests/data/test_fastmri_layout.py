@@ -9,9 +9,9 @@ import h5py
 import numpy as np
 import pytest
 
-from banding_removal.data.index import read_volume
 from banding_removal.data.phantom.files import write_dataset
-from banding_removal.data.phantom.slices import DEMO
+from banding_removal.data.phantom.spec import DEMO
+from banding_removal.data.volume import read_volume
 
 SPEC = replace(
     DEMO, kspace_size=(48, 40), target_size=(32, 32), acquired=(3, 36), slices=4, coils=3

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from banding_removal.data.filters import VolumeFilter
-from banding_removal.data.index import Volume
+from banding_removal.data.volume import Volume
 
 VOLUME = Volume(
     path="/data/a.h5",

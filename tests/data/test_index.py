@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import banding_removal.data.index
-from banding_removal.data.header import parse_header
-from banding_removal.data.index import VolumeError, index_folder, read_volume, read_volumes
+from banding_removal.data.index import index_folder, read_volumes
+from banding_removal.data.ismrmrd import parse_header
+from banding_removal.data.volume import VolumeError, read_volume
 from tests.support.fastmri_files import HEADER, make_kspace, write_volume
 
 XML = HEADER.format(

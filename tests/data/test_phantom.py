@@ -16,18 +16,14 @@ import pytest
 import torch
 
 from banding_removal.config.overrides import from_words
-from banding_removal.data.header import parse_header
+from banding_removal.data.ismrmrd import parse_header
 from banding_removal.data.operators import center_crop, rss, to_image
 from banding_removal.data.phantom import files
 from banding_removal.data.phantom.files import write_dataset, write_volume
-from banding_removal.data.phantom.slices import (
-    DEMO,
-    MEDIUM,
-    REAL_SIZE,
-    PhantomSpec,
-    PhantomVolume,
-    make_volume,
-)
+from banding_removal.data.phantom.receiver import Receiver
+from banding_removal.data.phantom.scan import PhantomVolume, make_volume
+from banding_removal.data.phantom.spec import DEMO, MEDIUM, REAL_SIZE, PhantomSpec
+from banding_removal.data.phantom.tissues import USUAL_SIGNALS, draw_signals
 from banding_removal.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +64,55 @@ def test_the_same_seed_gives_the_same_volume_and_another_seed_another(
     np.testing.assert_array_equal(again.target, volume.target)
     assert (again.contrast, again.system_model) == (volume.contrast, volume.system_model)
     assert not np.allclose(other.kspace, volume.kspace)
+
+
+@pytest.mark.parametrize("seed", [0, 1])  # PD, PDFS
+def test_phantoms_made_before_are_made_again(seed: int) -> None:
+    """Stored when the phantom was first released; the FFT's rounding differs between machines."""
+    with np.load(Path(__file__).parent / "tiny_phantom.npz") as stored:
+        before = {name: stored[f"{name}{seed}"] for name in ("kspace", "target", "noise_sigma")}
+    volume = make_volume(TINY, seed)
+    for now, name in ((volume.kspace[1], "kspace"), (volume.target, "target")):
+        np.testing.assert_allclose(now, before[name], rtol=0, atol=1e-6 * np.abs(now).max())
+    assert volume.noise_sigma == pytest.approx(float(before["noise_sigma"]), rel=1e-12)
+
+
+def test_a_smaller_field_of_view_shows_the_same_knee_larger() -> None:
+    whole = replace(SMALL, slices=3, noise=(1e-5, 1e-5), acquired=(0, 64))
+    half = replace(whole, fov_mm=80.0)
+    small, large = (make_volume(spec, seed=2).target[1] for spec in (whole, half))
+    # pixel 32 is the centre of both; two pixels of `large` are one of `small`
+    assert np.corrcoef(small[17:48, 17:48].ravel(), large[2::2, 2::2].ravel())[0, 1] > 0.95
+    assert half.pixel_mm == whole.pixel_mm / 2
+    assert b"<x>80</x><y>80</y>" in files.ismrmrd_header(make_volume(half, seed=2))
+
+
+def test_loop_radii_lie_in_their_range_and_leave_all_other_draws_alone() -> None:
+    usual, large = (
+        Receiver.draw(np.random.default_rng(0), 12, radii) for radii in ((54, 66), (100, 120))
+    )
+    assert (usual.radius >= 54).all() and (usual.radius <= 66).all()
+    assert (large.radius >= 100).all() and (large.radius <= 120).all()
+    np.testing.assert_array_equal(usual.centre, large.centre)
+    np.testing.assert_array_equal(usual.image_field.weights, large.image_field.weights)
+    # larger loops see further: the images are more uniform
+    spec = replace(SMALL, slices=3, noise=(1e-5, 1e-5))
+    ratio = [
+        make_volume(replace(spec, coil_radius_mm=radii), seed=2).target[1]
+        for radii in ((20.0, 22.0), (400.0, 440.0))
+    ]
+    near, far = (image / image[24:40, 24:40].mean() for image in ratio)
+    assert near.max() > 2 * far.max()
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.12, 0.4])
+def test_signal_spread_is_the_deviation_of_the_logarithm_of_the_brightness(spread: float) -> None:
+    rng = np.random.default_rng(0)
+    ratios = [
+        np.log(np.divide(draw_signals(rng, "PD", spread), USUAL_SIGNALS["PD"])) for _ in range(300)
+    ]
+    # a normal deviate clipped at twice its deviation has 0.956 of it
+    assert np.std(ratios) == pytest.approx(0.956 * spread, rel=0.03)
 
 
 def test_shapes_and_types_are_those_of_the_specification(volume: PhantomVolume) -> None:
@@ -190,6 +235,14 @@ def test_with_readout_oversampling_the_leg_fills_the_central_half() -> None:
         ({"noise": (0.0, 0.1)}, "noise"),
         ({"noise": (0.2, 0.1)}, "noise"),
         ({"fat_suppressed_share": 1.5}, "fat_suppressed_share"),
+        ({"fov_mm": 39.0}, "fov_mm"),
+        ({"fov_mm": 641.0}, "fov_mm"),
+        ({"fov_mm": float("nan")}, "fov_mm"),
+        ({"coil_radius_mm": (0.0, 66.0)}, "coil_radius_mm"),
+        ({"coil_radius_mm": (66.0, 54.0)}, "coil_radius_mm"),
+        ({"coil_radius_mm": (54.0, float("inf"))}, "coil_radius_mm"),
+        ({"signal_spread": -0.1}, "signal_spread"),
+        ({"signal_spread": 1.1}, "signal_spread"),
     ],
 )
 def test_an_impossible_specification_is_refused(change: dict, message: str) -> None:
@@ -324,6 +377,27 @@ def test_a_folder_with_other_data_is_refused_and_left_alone(tmp_path: Path) -> N
         make_tiny_dataset(tmp_path / "scans")
     assert scan.read_bytes() == b"a patient"
     assert not (tmp_path / "scans" / "phantom.json").exists()
+
+
+def test_a_manifest_without_later_fields_means_their_defaults(tmp_path: Path) -> None:
+    make_tiny_dataset(tmp_path)
+    path = tmp_path / "phantom.json"
+    manifest = json.loads(path.read_text())
+    for name in ("fov_mm", "coil_radius_mm", "signal_spread"):
+        del manifest["spec"][name]
+    path.write_text(json.dumps(manifest, indent=2) + "\n")
+    assert make_tiny_dataset(tmp_path) == []
+    for change in ({"fov_mm": 150.0}, {"coil_radius_mm": (54.0, 67.0)}, {"signal_spread": 0.2}):
+        with pytest.raises(FileExistsError, match="another folder"):
+            make_tiny_dataset(tmp_path, spec=replace(TINY, **change))
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"spec": 1}', "not JSON"])
+def test_a_damaged_manifest_is_refused_and_left_alone(tmp_path: Path, text: str) -> None:
+    (tmp_path / "phantom.json").write_text(text)
+    with pytest.raises(FileExistsError, match="another folder"):
+        make_tiny_dataset(tmp_path)
+    assert (tmp_path / "phantom.json").read_text() == text
 
 
 def test_a_full_disk_is_noticed_before_the_work(

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from banding_removal.data.dataset import Draw, Example, SliceDataset, collate
-from banding_removal.data.index import read_volume
+from banding_removal.data.batch import Example, collate
+from banding_removal.data.dataset import Draw, SliceDataset
 from banding_removal.data.masks import MaskSampler
 from banding_removal.data.sampler import EpochSampler
+from banding_removal.data.volume import read_volume
 from banding_removal.training.loading import make_loader
 from tests.support.fastmri_files import write_volume
 

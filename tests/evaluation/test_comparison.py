@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from banding_removal.data.phantom.files import write_dataset
-from banding_removal.data.phantom.slices import MEDIUM
+from banding_removal.data.phantom.spec import MEDIUM
 from banding_removal.errors import ConfigError
 from banding_removal.evaluation.comparison import CompareSettings, compare
 from banding_removal.evaluation.remedies import blurred_across, dithered

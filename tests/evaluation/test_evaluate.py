@@ -17,7 +17,7 @@ from PIL import Image
 from banding_removal.config.overrides import from_words
 from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import SliceDataset
-from banding_removal.data.index import Volume, VolumeError, read_volume
+from banding_removal.data.volume import Volume, VolumeError, read_volume
 from banding_removal.errors import CheckpointError, ConfigError
 from banding_removal.evaluation.evaluate import Evaluation, evaluate
 from banding_removal.evaluation.figure import draw

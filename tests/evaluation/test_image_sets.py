@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from banding_removal.config.settings import Settings
-from banding_removal.data.index import read_volume
 from banding_removal.data.masks import MaskSampler
+from banding_removal.data.volume import read_volume
 from banding_removal.errors import ConfigError
 from banding_removal.evaluation.image_sets import path_set
 from banding_removal.metrics.slice_pair import SlicePair

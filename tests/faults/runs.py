@@ -30,7 +30,7 @@ import torch
 
 from banding_removal.config.settings import REPOSITORY
 from banding_removal.data.phantom.files import write_dataset
-from banding_removal.data.phantom.slices import DEMO
+from banding_removal.data.phantom.spec import DEMO
 from banding_removal.errors import CheckpointError
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.runs.log import read_rows

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from banding_removal.data.apart import LostError, each_apart
-from banding_removal.data.index import Volume, VolumeError, index_folder, read_volumes
+from banding_removal.data.in_subprocess import SubprocessLostError, map_in_subprocess
+from banding_removal.data.index import index_folder, read_volumes
+from banding_removal.data.volume import Volume, VolumeError
 from tests.faults.fuzz import (
     CASES,
     FuzzSettings,
@@ -82,10 +83,10 @@ def crash(item: int) -> int:
 
 
 def test_an_item_that_hangs_or_crashes_costs_no_other_one() -> None:
-    for function, how in ((loop, "did not come to an end"), (crash, "ended by SIGSEGV")):
-        first, second, third = each_apart(function, [1, 2, 3], 0.2)
+    for function, how in ((loop, "s of CPU time"), (crash, "killed by SIGSEGV")):
+        first, second, third = map_in_subprocess(function, [1, 2, 3], 0.2)
         assert (first, third) == (10, 30)
-        assert isinstance(second, LostError)
+        assert isinstance(second, SubprocessLostError)
         assert how in str(second)
 
 
@@ -97,11 +98,11 @@ def greedy(item: int) -> int:
 
 
 def test_memory_is_bounded() -> None:
-    assert list(each_apart(greedy, [1, 1500, 2])) == [1 << 20, 0, 2 << 20]
+    assert list(map_in_subprocess(greedy, [1, 1500, 2])) == [1 << 20, 0, 2 << 20]
 
 
 def test_waiting_does_not_count_as_hanging() -> None:
-    assert list(each_apart(time.sleep, [0.5], 0.2)) == [None]
+    assert list(map_in_subprocess(time.sleep, [0.5], 0.2)) == [None]
 
 
 def zero_the_heap(path: Path) -> None:
@@ -131,7 +132,7 @@ def test_a_volume_over_which_hdf5_loops_is_named_and_costs_no_other_one(damaged:
 def test_an_index_with_a_volume_over_which_hdf5_loops_names_it(
     damaged: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("banding_removal.data.apart.PATIENCE", 0.5)
+    monkeypatch.setattr("banding_removal.data.in_subprocess.TIME_LIMIT_S", 0.5)
     with pytest.raises(VolumeError, match=r"1 unusable volume\(s\):\n.*b\.h5"):
         index_folder(damaged, cache_folder=damaged / "cache")
     found = index_folder(damaged, cache_folder=damaged / "cache", skip_bad=True)

@@ -18,8 +18,8 @@ from torch import Tensor
 import banding_removal.training.loop
 from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import SliceDataset
-from banding_removal.data.index import Volume, VolumeError, read_volume
 from banding_removal.data.masks import MaskSampler
+from banding_removal.data.volume import Volume, VolumeError, read_volume
 from banding_removal.evaluation.image_files import shape_of_file, slice_of_file
 from banding_removal.evaluation.image_sets import reference_volumes
 from banding_removal.evaluation.settings import EvaluateSettings, evaluate_files
@@ -84,14 +84,16 @@ def spoil_unseen(path: Path) -> None:
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-CHANGED = r"slice [01]: the file was changed or removed after it was indexed: put the right file"
+CHANGED = (
+    r"slice [01]: the file was changed or removed after it was indexed: replace or remove the file"
+)
 CHANGES: dict[str, tuple[Change, str]] = {
     "truncated": (truncate, CHANGED),
     "deleted": (Path.unlink, CHANGED),
     "replaced": (replace_by_larger, CHANGED),
     "replaced by as many bytes": (replace_by_equal_size, CHANGED),
     "replaced by a pipe": (put_a_pipe, CHANGED),
-    "made NaN": (spoil_unseen, r"k-space of slice [01] has NaN or Inf: put the right file"),
+    "made NaN": (spoil_unseen, r"k-space of slice [01] has NaN or Inf: replace or remove the file"),
 }
 
 

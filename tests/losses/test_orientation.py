@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from banding_removal.config.settings import Settings
-from banding_removal.data.dataset import SliceDataset, collate
+from banding_removal.data.batch import collate
+from banding_removal.data.dataset import SliceDataset
 from banding_removal.data.operators import crop_to_smaller
 from banding_removal.data.sampler import EpochSampler
 from banding_removal.errors import CheckpointError, ConfigError

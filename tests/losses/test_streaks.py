@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from banding_removal.config.settings import Settings
-from banding_removal.data.dataset import Draw, collate
+from banding_removal.data.batch import collate
+from banding_removal.data.dataset import Draw
 from banding_removal.data.operators import crop_to_smaller
 from banding_removal.data.phantom.files import write_dataset
-from banding_removal.data.phantom.slices import DEMO
+from banding_removal.data.phantom.spec import DEMO
 from banding_removal.losses.orientation import OrientationObjective, only_streaks
 from banding_removal.losses.reconstruction import reconstruction_loss
 from banding_removal.losses.streaks import ROUNDED, streak_term

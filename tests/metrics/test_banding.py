@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from banding_removal.data.phantom.slices import DEMO, PhantomSpec, make_volume
+from banding_removal.data.phantom.scan import make_volume
+from banding_removal.data.phantom.spec import DEMO, PhantomSpec
 from banding_removal.metrics.banding import BandingOfSlice, RegionBanding, banding_of_slice
 from banding_removal.metrics.bootstrap import Estimate
 from banding_removal.metrics.low_signal import Regions, low_signal_regions, volume_scale

@@ -6,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from banding_removal.data.dataset import SliceDataset, collate
-from banding_removal.data.index import read_volume
+from banding_removal.data.batch import collate
+from banding_removal.data.dataset import SliceDataset
 from banding_removal.data.masks import MaskSampler
+from banding_removal.data.volume import read_volume
 from banding_removal.metrics.banding import banding_of_slice
 from banding_removal.metrics.image_quality import Quality
 from banding_removal.metrics.slice_pair import SlicePair

@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import torch
 
-from banding_removal.data.phantom.slices import MEDIUM, make_volume
+from banding_removal.data.phantom.scan import make_volume
+from banding_removal.data.phantom.spec import MEDIUM
 from banding_removal.metrics.low_signal import low_signal_regions, volume_scale
 from banding_removal.pictures.zoom import low_signal_part
 

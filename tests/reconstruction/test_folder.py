@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from banding_removal import __version__
 from banding_removal.config.overrides import from_words
 from banding_removal.config.settings import REPOSITORY, Settings
-from banding_removal.data.dataset import SliceDataset, collate
-from banding_removal.data.index import VolumeError, read_volume
+from banding_removal.data.batch import collate
+from banding_removal.data.dataset import SliceDataset
 from banding_removal.data.masks import MaskSampler
 from banding_removal.data.operators import center_crop, rss, to_image
+from banding_removal.data.volume import VolumeError, read_volume
 from banding_removal.errors import CheckpointError, ConfigError
 from banding_removal.model.predictor import Predictor
 from banding_removal.processes.exit_status import exit_code, in_words

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from banding_removal.data.dataset import SliceDataset, collate
-from banding_removal.data.index import read_volume
+from banding_removal.data.batch import collate
+from banding_removal.data.dataset import SliceDataset
 from banding_removal.data.masks import MaskSampler
 from banding_removal.data.operators import rss, to_image
+from banding_removal.data.volume import read_volume
 from banding_removal.metrics.low_signal import volume_scale
 from banding_removal.metrics.slice_pair import SlicePair
 from banding_removal.reconstruction.pairs import pair_draws, reconstruct_pairs

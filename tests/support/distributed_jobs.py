@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from banding_removal.config.settings import Settings
-from banding_removal.data.dataset import Draw, SliceDataset, collate
-from banding_removal.data.index import VolumeError
+from banding_removal.data.batch import collate
+from banding_removal.data.dataset import Draw, SliceDataset
+from banding_removal.data.volume import VolumeError
 from banding_removal.processes.team import Team
 from banding_removal.runs.build import make_datasets
 from banding_removal.training.step import Players, make_players, train_step

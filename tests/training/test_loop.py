@@ -9,11 +9,12 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 
 from banding_removal.config.settings import Settings
-from banding_removal.data.dataset import SliceDataset, collate
+from banding_removal.data.batch import collate
+from banding_removal.data.dataset import SliceDataset
 from banding_removal.data.filters import VolumeFilter
-from banding_removal.data.index import VolumeError, read_volume
 from banding_removal.data.masks import MaskSampler
 from banding_removal.data.operators import rss, to_image
+from banding_removal.data.volume import VolumeError, read_volume
 from banding_removal.errors import CheckpointError, ConfigError
 from banding_removal.model.classifiers import Architecture
 from banding_removal.processes.team import Team

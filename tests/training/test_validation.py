@@ -12,7 +12,7 @@ from banding_removal.data.index import index_folder
 from banding_removal.data.masks import MaskSampler
 from banding_removal.data.operators import rss, to_image
 from banding_removal.data.phantom.files import write_dataset
-from banding_removal.data.phantom.slices import MEDIUM
+from banding_removal.data.phantom.spec import MEDIUM
 from banding_removal.metrics.banding import banding_of_slice
 from banding_removal.metrics.low_signal import volume_scale
 from banding_removal.metrics.statistics import summarize

@@ -1,4 +1,4 @@
-"""Open HDF5 files of this process: a small cache that neither forks nor pickles."""
+"""A small cache of open HDF5 files, which neither forks nor pickles."""
 
 import os
 from collections import OrderedDict
@@ -8,15 +8,14 @@ import h5py
 
 from banding_removal.data.hdf5 import open_file
 
-CAPACITY = 16
+CAPACITY = 16  # open files
 
 
 class HandleCache:
     """Least-recently-used cache of files opened for reading.
 
-    A handle must not cross into another process: HDF5's state is not shared, and a worker that
-    inherits one may read wrong bytes. So handles belong to the process that opened them, a forked
-    child starts with none, and pickling leaves them behind.
+    A handle must not cross into another process, where it may read wrong bytes. So a forked child
+    starts with an empty cache, and pickling leaves the handles out.
     """
 
     def __init__(self) -> None:
@@ -24,7 +23,11 @@ class HandleCache:
         self._pid = os.getpid()
 
     def open(self, path: str) -> h5py.File:
-        """The open file; raises OSError as h5py does."""
+        """The file, opened if it is not in the cache.
+
+        Raises:
+            OSError: as `open_file`.
+        """
         if self._pid != os.getpid():
             self._files, self._pid = OrderedDict(), os.getpid()
         if path in self._files:
@@ -37,7 +40,7 @@ class HandleCache:
         return file
 
     def close(self) -> None:
-        """Close what this process has open, for instance before it forks."""
+        """Close the files that this process opened, for instance before it forks."""
         if self._pid == os.getpid():
             while self._files:
                 self._files.popitem()[1].close()

@@ -1,7 +1,7 @@
-"""A function called in a child process, which alone dies or hangs with what it is given.
+"""A function called in a child process, so that a crash or hang stays there.
 
-HDF5 loops for ever over some damaged files, crashes on others, and takes a gigabyte for a few bytes
-of a third kind: no `except` helps.
+On damaged files HDF5 may loop for ever, crash, or allocate gigabytes; no `except` helps against
+that.
 """
 
 import multiprocessing
@@ -14,28 +14,28 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
-PATIENCE = 60.0  # seconds of computing for one file, which takes some hundredths
-MEMORY = 1 << 30  # bytes for one file, which takes some ten million
+TIME_LIMIT_S = 60.0  # CPU seconds for one file; a good one takes some hundredths
+MEMORY_LIMIT = 1 << 30  # bytes for one file; a good one takes some ten million
 
 
-class LostError(Exception):
+class SubprocessLostError(Exception):
     """A child process died or hung; the message says how."""
 
 
-def each_apart(
+def map_in_subprocess(
     function: Callable[[T], R], items: Sequence[T], seconds: float | None = None
-) -> Iterator[R | LostError]:
-    """The function's result for each item, in order, or how the child process was lost over it.
+) -> Iterator[R | SubprocessLostError]:
+    """The function's result for each item, in order, or a SubprocessLostError in its place.
 
-    One child does all, and only after a loss another one those that are left.
+    One child works through the items; if it is lost, another one takes the rest.
 
     Args:
-        function: of one item; what it returns must be picklable, and it must not raise.
-        items: any.
-        seconds: of computing, after which it counts as hanging (waiting for a disk does not count);
-            None: `PATIENCE`.
+        function: called with one item; its result must be picklable, and it must not raise.
+        items: passed to the child by forking; they need not be picklable.
+        seconds: limit of CPU time for an item (waiting for a disk does not count); None:
+            `TIME_LIMIT_S`.
     """
-    seconds = PATIENCE if seconds is None else seconds
+    seconds = TIME_LIMIT_S if seconds is None else seconds
     context = multiprocessing.get_context("fork")
     done = 0
     while done < len(items):
@@ -50,7 +50,10 @@ def each_apart(
                     result: Any = ours.recv()
                 except EOFError:
                     child.join()
-                    result, lost = LostError(_how_it_ended(child.exitcode or 0, seconds)), True
+                    result, lost = (
+                        SubprocessLostError(_how_it_ended(child.exitcode or 0, seconds)),
+                        True,
+                    )
                 done += 1
                 yield result
         finally:
@@ -61,15 +64,15 @@ def each_apart(
 
 def _how_it_ended(code: int, seconds: float) -> str:
     if code == -signal.SIGPROF:
-        return f"reading it did not come to an end in {seconds:.0f} s of computing"
-    how = f"ended with {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+        return f"reading it took more than {seconds:.0f} s of CPU time"
+    how = f"exited with {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
     return f"the process that read it {how}"
 
 
 def _call_each(
     function: Callable[[T], R], items: Sequence[T], seconds: float, pipe: Connection
 ) -> None:
-    # The kernel's doing: within a library that loops, no handler would run.
+    # The default action kills the process; a Python handler would not run inside a C loop.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     _bound_memory()
     for item in items:
@@ -78,10 +81,10 @@ def _call_each(
 
 
 def _bound_memory() -> None:
-    """Let this process fail to get more than `MEMORY` beyond what it has; on Linux."""
+    """Limit this process to `MEMORY_LIMIT` bytes more than it has now (Linux only)."""
     pages = Path("/proc/self/statm")
     if pages.exists():
         has = int(pages.read_text().split()[5]) * resource.getpagesize()
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        if hard == resource.RLIM_INFINITY or hard > has + MEMORY:
-            resource.setrlimit(resource.RLIMIT_DATA, (has + MEMORY, hard))
+        if hard == resource.RLIM_INFINITY or hard > has + MEMORY_LIMIT:
+            resource.setrlimit(resource.RLIMIT_DATA, (has + MEMORY_LIMIT, hard))

@@ -8,12 +8,12 @@ from xml.etree import ElementTree
 
 @dataclass(frozen=True, kw_only=True)
 class ScanHeader:
-    """What the project reads of a header; None where the header does not say."""
+    """What this project uses of a header; None where the header does not give it."""
 
     scanner: str  # systemModel, "unknown" where missing
     field_strength: float | None  # tesla
-    acquired: tuple[int, int] | None  # phase-encode columns [left, right) that were measured
-    recon_size: tuple[int, int] | None  # of the scanner's images: readout, phase encode
+    acquired: tuple[int, int] | None  # measured phase-encode columns [left, right)
+    recon_size: tuple[int, int] | None  # scanner's images: (readout, phase encode)
 
 
 class _TreeWithoutDoctype(ElementTree.TreeBuilder):
@@ -31,8 +31,8 @@ def parse_header(xml: bytes) -> ScanHeader:
     center and maximum of `encodingLimits/kspace_encoding_step_1`.
 
     Raises:
-        ValueError: the text is not well-formed XML, declares a document type (no ISMRMRD header
-            does, and entity bombs must), or holds a number that is none.
+        ValueError: the text is not well-formed XML, declares a document type (entity bombs need
+            one, ISMRMRD headers do not), or has text, NaN or infinity in place of a number.
     """
     parser = ElementTree.XMLParser(target=_TreeWithoutDoctype())
     try:
@@ -41,7 +41,7 @@ def parse_header(xml: bytes) -> ScanHeader:
         raise ValueError(f"the ISMRMRD header is not well-formed XML: {error}") from error
 
     def text(path: str) -> str | None:
-        # {*} matches any namespace, and none.
+        # {*} matches any namespace or none
         return root.findtext("/".join("{*}" + tag for tag in path.split("/")))
 
     def number(path: str) -> float | None:

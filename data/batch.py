@@ -1,0 +1,160 @@
+"""Undersampled slices as examples, and batches of them.
+
+Most of masked k-space is zero. Examples and batches hold only the measured columns, which is less
+to move between processes and to the device; there, `masked_kspace` fills in the zeros.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One undersampled slice; H is always readout, W the axis that was undersampled."""
+
+    measured: Tensor  # complex64 (coil, H, n): the columns of k-space where `mask` is true
+    mask: Tensor  # bool (1, 1, W)
+    acs_lines: int
+    target: Tensor | None  # float32 (1, h, w)
+    data_range: float  # largest target value of the volume; NaN without target
+    rotated: bool  # k-space and target were transposed before masking
+    name: str
+    slice_index: int
+
+    @property
+    def masked_kspace(self) -> Tensor:
+        """complex64 (coil, H, W), zero where not measured."""
+        return collate([self]).masked_kspace[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Examples of one size."""
+
+    measured: Tensor  # complex64 (coil, H, N): measured columns of all examples, side by side
+    columns: Tensor  # int64 (N,): where each belongs; column y of example i is i W + y
+    mask: Tensor  # bool (B, 1, 1, W)
+    acs_lines: Tensor  # int64 (B,)
+    target: Tensor | None  # float32 (B, 1, h, w)
+    data_range: Tensor  # float32 (B,)
+    rotated: Tensor  # float32 (B,), 1 where transposed: the adversary's label
+    names: tuple[str, ...]
+    slices: tuple[int, ...]
+
+    @cached_property
+    def masked_kspace(self) -> Tensor:
+        """complex64 (B, coil, H, W), zero where not measured; computed on first access."""
+        coils, height, _ = self.measured.shape
+        batch, _, _, width = self.mask.shape
+        side_by_side = self.measured.new_zeros(coils, height, batch * width)
+        side_by_side.index_copy_(-1, self.columns, self.measured)
+        return side_by_side.view(coils, height, batch, width).movedim(2, 0).contiguous()
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch with its tensors on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory; the data loader calls this."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Any) -> "Batch":
+        tensors = {k: function(v) for k, v in self._fields().items() if isinstance(v, Tensor)}
+        return replace(self, **tensors)
+
+    def _fields(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process sends each tensor through shared memory, which takes a third of a
+        # millisecond however small it is; arrays travel inside the message.
+        return {
+            key: value.numpy() if isinstance(value, Tensor) and key != "measured" else value
+            for key, value in self._fields().items()
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for key, value in state.items():
+            vars(self)[key] = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+    def describe(self) -> str:
+        """Where the examples come from, for messages."""
+        return ", ".join(
+            f"{name} slice {index}{' (transposed)' if rotated else ''}"
+            for name, index, rotated in zip(
+                self.names, self.slices, self.rotated.tolist(), strict=True
+            )
+        )
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Batch examples of one size.
+
+    Raises:
+        ValueError: sizes differ, or only some have a target; the files are named.
+    """
+    shapes = {
+        (_kspace_shape(e), None if e.target is None else tuple(e.target.shape)) for e in examples
+    }
+    if len(shapes) > 1:
+        files = ", ".join(
+            f"{e.name}: k-space {_kspace_shape(e)}, "
+            f"{'no target' if e.target is None else f'target {tuple(e.target.shape)}'}"
+            for e in examples
+        )
+        raise ValueError(f"a batch needs examples of one size, got {files}")
+    targets = [e.target for e in examples if e.target is not None]
+    measured = [e.measured for e in examples]
+    mask = torch.stack([e.mask for e in examples])
+    return Batch(
+        # a single example is not copied
+        measured=measured[0] if len(measured) == 1 else torch.cat(measured, dim=-1),
+        columns=mask.flatten().nonzero().flatten(),
+        mask=mask,
+        acs_lines=torch.tensor([e.acs_lines for e in examples]),
+        target=torch.stack(targets) if targets else None,
+        data_range=torch.tensor([e.data_range for e in examples]),
+        rotated=torch.tensor([float(e.rotated) for e in examples]),
+        names=tuple(e.name for e in examples),
+        slices=tuple(e.slice_index for e in examples),
+    )
+
+
+def joined(batches: Sequence[Batch]) -> list[Batch]:
+    """Batches of one size as a single batch, in order; batches of different sizes as they are."""
+    first = batches[0]
+
+    def sizes(batch: Batch) -> tuple[Any, ...]:
+        target = None if batch.target is None else batch.target.shape[1:]
+        return (*batch.measured.shape[:-1], batch.mask.shape[-1], target)
+
+    if len(batches) == 1 or any(sizes(batch) != sizes(first) for batch in batches):
+        return list(batches)
+    width, columns, before = first.mask.shape[-1], [], 0
+    for batch in batches:
+        columns.append(batch.columns + before * width)
+        before += len(batch.names)
+    targets = [batch.target for batch in batches if batch.target is not None]
+    return [
+        Batch(
+            measured=torch.cat([batch.measured for batch in batches], dim=-1),
+            columns=torch.cat(columns),
+            mask=torch.cat([batch.mask for batch in batches]),
+            acs_lines=torch.cat([batch.acs_lines for batch in batches]),
+            target=torch.cat(targets) if targets else None,
+            data_range=torch.cat([batch.data_range for batch in batches]),
+            rotated=torch.cat([batch.rotated for batch in batches]),
+            names=sum((batch.names for batch in batches), ()),
+            slices=sum((batch.slices for batch in batches), ()),
+        )
+    ]
+
+
+def _kspace_shape(example: Example) -> tuple[int, ...]:
+    return (*example.measured.shape[:-1], example.mask.shape[-1])

@@ -122,7 +122,7 @@ def _prepare(settings: Settings, team: Team, lock: RunLock) -> tuple[Run, Checkp
     start = None if begin.checkpoint is None else load_checkpoint(begin.checkpoint)
     torch.manual_seed(settings.seed)
     players = make_players(settings, device, start, begin.checkpoint, team)
-    team.seed_apart(settings.seed)
+    team.seed_per_rank(settings.seed)
     progress = Progress()
     if start is not None and begin.checkpoint is not None and begin.folder is not None:
         players.restore(start, begin.checkpoint)

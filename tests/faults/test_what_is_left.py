@@ -35,7 +35,7 @@ def test_a_log_without_an_end_is_told_at_the_next_start(tmp_path: Path) -> None:
     with logging_to(tmp_path):
         pass
     text = log.read_text()
-    assert text.count("ended without a word, after 2026-01-01 00:00:00") == 1
+    assert text.count("ended without a message, after 2026-01-01 00:00:00") == 1
     assert text.splitlines()[-1].endswith("INFO the run is complete")
 
 
@@ -186,7 +186,7 @@ def test_a_run_killed_after_a_warning_is_not_said_to_have_ended_with_it(settings
     with (folder / "log.txt").open("a") as log:
         log.write("2026-01-01 00:00:00,000 WARNING the adversary is at chance\n")
     text = status(folder)
-    assert "ended without a word: killed, or its machine went down" in text.splitlines()[0]
+    assert "ended without a message: killed, or its machine went down" in text.splitlines()[0]
     assert "2026-01-01 00:00:00 the adversary is at chance" in text
 
 
@@ -198,7 +198,7 @@ def test_a_run_that_has_stalled_is_told(
     assert "or stalled" not in status(folder)
     long_ago = time.time() - 3600
     os.utime(folder / "metrics.jsonl", (long_ago, long_ago))
-    assert "no figures for 1:00:0" in status(folder)
+    assert "no metrics for 1:00:0" in status(folder)
     assert "validating, or stalled" in status(folder)
 
 
@@ -210,10 +210,10 @@ def test_a_damaged_run_still_has_a_status(settings: Settings) -> None:
     for checkpoint in list_checkpoints(folder):
         checkpoint.write_bytes(b"")
     text = status(folder)
-    for words in ("ended without a word", "epoch 1, step ", "2 checkpoints", "GB free"):
+    for words in ("ended without a message", "epoch 1, step ", "2 checkpoints", "GB free"):
         assert words in text
     (folder / "metrics.jsonl").write_bytes(b"")
-    assert "no figures yet" in status(folder)
+    assert "no metrics yet" in status(folder)
 
 
 def test_a_loading_process_killed_while_it_hands_over_a_batch_is_named() -> None:

@@ -21,8 +21,9 @@ from banding_removal.config.settings import Settings
 from banding_removal.data.sampler import shares_by_volume
 from banding_removal.errors import ConfigError, RunInUseError
 from banding_removal.processes.exit_status import RankError
+from banding_removal.processes.launch import launch, process_count
 from banding_removal.processes.signals import Stopped
-from banding_removal.processes.team import Team, launch, process_count
+from banding_removal.processes.team import Team
 from banding_removal.runs.build import make_datasets
 from banding_removal.runs.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
 from banding_removal.training import loop

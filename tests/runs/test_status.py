@@ -46,10 +46,10 @@ def test_a_run_that_is_going_on_tells_how_long_it_takes(settings: Settings) -> N
         holder.stdout.readline()
         text = status(folder)
         holder.kill()
-    assert "going on" in text
+    assert "toy: running" in text
     assert "about 0:07:00 left" in text
     time.sleep(0.1)
-    assert "going on" not in status(folder)
+    assert "running" not in status(folder)
 
 
 def test_looking_keeps_nobody_out(settings: Settings) -> None:
@@ -68,7 +68,7 @@ def test_a_killed_run_and_its_events_are_told(settings: Settings) -> None:
     lines.append("2026-01-01 00:00:01,000 INFO epoch 2/2: loss 0.1")
     log.write_text("\n".join(lines) + "\n")
     text = status(folder)
-    assert "ended without a word" in text
+    assert "ended without a message" in text
     assert "last events:\n  2026-01-01 00:00:00 the run is failing at step 9" in text
 
 
@@ -77,7 +77,7 @@ def test_the_script_takes_the_newest_run_and_refuses_other_folders(
 ) -> None:
     folder = train(settings)
     assert status(settings.logs / "run") == status(folder)
-    with pytest.raises(ConfigError, match="no run's folder"):
+    with pytest.raises(ConfigError, match="not the folder of a run"):
         status(tmp_path)
     done = subprocess.run(
         [sys.executable, "scripts/status.py", f"run={folder}"],

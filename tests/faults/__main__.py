@@ -1,15 +1,15 @@
-"""What training runs survive, tried out: fault | times tried | survived | lost.
+"""Faults are done to training runs; the table says which are survived, and what they cost.
 
     make faults
     python -m tests.faults
     python -m tests.faults 'kinds=[killed,disk_full]' kills=10
     python -m tests.faults again=true
 
-Toy runs of both stages, in one process and in two, are killed, stopped, starved of disk and
-damaged, and then started again by the same command. A try is survived if the run went on, or ended
-with the cause named, as the fault allows; lost at most `checkpoint_every` steps; left no process
-behind; and ended with the weights, bit for bit, of the run that nothing was done to. Rows are
-written as they come, and a benchmark that was interrupted goes on with the faults that are left.
+Toy runs of both stages, in one process and in two, are killed, stopped and damaged, or run out of
+disk space, and are then started again by the same command. A try is survived if the run went on,
+or ended with a message that names the cause; lost at most `checkpoint_every` steps; left no process
+behind; and ended with the weights, bit for bit, of the same run without a fault. Rows are written
+as they come. If interrupted, the same command goes on with the faults that are left.
 """
 
 import json
@@ -71,7 +71,7 @@ def table(rows: list[dict[str, object]]) -> str:
 
 
 def main(settings: Faults) -> int:
-    """Try everything out, print the table; the number of tries that were not survived."""
+    """Try all faults and print the table; the number of tries that were not survived."""
     unknown = [kind for kind in settings.kinds if kind not in KINDS]
     if unknown:
         raise ConfigError(f"{', '.join(unknown)}: none of {', '.join(KINDS)}")
@@ -94,7 +94,7 @@ def main(settings: Faults) -> int:
         if name in NEED_A_DISK and no_disk:
             print(f"{case}: left out: {no_disk}", flush=True)
             continue
-        rows = [row for row in rows if row["case"] != case]  # of a benchmark that was interrupted
+        rows = [row for row in rows if row["case"] != case]  # of tries that were interrupted
         settings.folder.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         folder = settings.folder / case.replace(", ", "-").replace(" ", "_")
@@ -119,7 +119,7 @@ def main(settings: Faults) -> int:
 
 
 def _tries(name: str, bench: Bench) -> Iterator[Try]:
-    """The tries of a kind; the last one is the one that was not survived, if there is one."""
+    """The tries of a kind of fault; after one that is not survived, no more are made."""
     try:
         yield from KINDS[name](bench)
     except (FaultError, AssertionError) as error:
@@ -128,7 +128,7 @@ def _tries(name: str, bench: Bench) -> Iterator[Try]:
 
 
 def write_row(path: Path, row: dict[str, object]) -> None:
-    """Add a line of JSON."""
+    """Append a line of JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")

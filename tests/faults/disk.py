@@ -29,7 +29,7 @@ class SmallDisk:
 
     @staticmethod
     def why_not() -> str:
-        """Why it cannot be had here; empty if it can."""
+        """Why it cannot be mounted here; empty if it can."""
         if shutil.which("mount") is None or os.geteuid() != 0:
             return "mounting a small file system needs root"
         place = Path(f"/tmp/faults-{uuid.uuid4().hex}")
@@ -58,7 +58,7 @@ class SmallDisk:
         _umount("-R", str(self.folder))
 
     def fill(self, but: int = 0) -> None:
-        """Leave so many bytes free, none by default; a run may be writing meanwhile."""
+        """Fill the disk except for `but` bytes; a run may be writing meanwhile."""
         with (self.folder / "filler").open("wb", buffering=0) as file:
             try:
                 while True:
@@ -73,9 +73,9 @@ class SmallDisk:
         (self.folder / "filler").unlink()
 
     def read_only(self, yes: bool) -> None:
-        """Let nothing be opened for writing any more, or again."""
+        """Make the file system read-only, or writable again."""
         if yes:
-            # Aside, where nothing is open: a mount with files open for writing stays as it is.
+            # On another mount point: one with files open for writing cannot be made read-only.
             aside = self.folder.with_name(f"{self.folder.name}-read-only")
             aside.mkdir()
             _mount("--bind", str(self.folder), str(aside))
@@ -106,7 +106,7 @@ WRITES: dict[str, tuple[str, ...]] = {
 
 
 def disk_full(bench: Bench, names: Sequence[str] = tuple(WRITES)) -> Iterator[Try]:
-    """A disk that is full when something is to be written; then there is room again."""
+    """The disk is full when something is written; later, there is room again."""
     for name in names:
         toy = bench.fresh("disk")
         words = (*WRITES[name], "epochs=100000") if name != "the index" else WRITES[name]
@@ -125,7 +125,7 @@ def disk_full(bench: Bench, names: Sequence[str] = tuple(WRITES)) -> Iterator[Tr
                     job.wait_for(lambda: toy.saved() > 0 or _first(toy), what="checkpoint")  # noqa: B023
                     disk.fill()
                 job.ends_with(2, "No space left on device.*logs")
-            # Without checkpoints within the epoch, one epoch: so that what is meant fails first.
+            # Without checkpoints within an epoch, so that the intended file is the first to fail.
             lost = lost_steps(toy, limit=12 if "checkpoint_every=null" in words else EVERY)
             disk.make_room()
             _goes_on(toy, words)
@@ -137,7 +137,7 @@ def _first(toy: Toy) -> bool:
 
 
 def _goes_on(toy: Toy, words: tuple[str, ...]) -> None:
-    """Expect the same command to go on, for some steps."""
+    """Check that the same command goes on for some steps."""
     begun = toy.saved()
     with Job(toy, *words) as job:
         if "epochs=100000" in words:
@@ -149,7 +149,7 @@ def _goes_on(toy: Toy, words: tuple[str, ...]) -> None:
 
 
 def read_only(bench: Bench) -> Iterator[Try]:
-    """A logs folder that cannot be written to, from the start or from some moment on."""
+    """The logs folder is read-only, from the start or during a run."""
     toy = bench.fresh("read_only")
     with SmallDisk(toy.logs) as disk:
         prepare(toy)
@@ -172,7 +172,7 @@ REMOVALS = ("the run's folder removed", "all logs removed", "the run's folder mo
 
 
 def removed(bench: Bench, names: Sequence[str] = REMOVALS) -> Iterator[Try]:
-    """The run's folder, or all logs, removed or moved away while the run goes on."""
+    """The run's folder, or all logs, are removed or moved away during the run."""
     for what in names:
         toy = bench.fresh("removed")
         with Job(toy) as job:
@@ -180,7 +180,7 @@ def removed(bench: Bench, names: Sequence[str] = REMOVALS) -> Iterator[Try]:
             if what.endswith("moved"):
                 os.replace(toy.run, toy.folder / "elsewhere")
             else:
-                # First out of sight: a file may be written while a folder is being emptied.
+                # Moved first: the run may write a file while the folder is being emptied.
                 gone = toy.folder / "gone"
                 os.replace(toy.logs if what.startswith("all") else toy.run, gone)
                 shutil.rmtree(gone)
@@ -199,7 +199,7 @@ DAMAGES = ("truncated", "flipped", "empty", "two flipped", "all truncated")
 
 
 def damaged(bench: Bench, names: Sequence[str] = DAMAGES) -> Iterator[Try]:
-    """The newest checkpoint truncated, flipped, empty; two of them; all of them."""
+    """The newest checkpoint, the newest two, or all are truncated, flipped or empty."""
     toy = bench.fresh("damaged")
     with Job(toy) as job:
         job.wait_for_step(12)
@@ -227,14 +227,15 @@ def damaged(bench: Bench, names: Sequence[str] = DAMAGES) -> Iterator[Try]:
 
 
 def damage(path: Path, how: str) -> None:
-    """Truncate a file, flip some of its bytes, or empty it."""
+    """Truncate a file, flip bits in its middle, or empty it."""
     content = path.read_bytes()
     middle = len(content) // 2
-    flipped = bytes(byte ^ 0xFF for byte in content[middle : middle + 16])
+    # More than the padding between an archive's members, which is damaged without effect.
+    flipped = bytes(byte ^ 0xFF for byte in content[middle : middle + 256])
     path.write_bytes(
         {
             "truncated": content[:middle],
-            "flipped": content[:middle] + flipped + content[middle + 16 :],
+            "flipped": content[:middle] + flipped + content[middle + 256 :],
             "empty": b"",
         }[how]
     )

@@ -16,8 +16,8 @@ from tests.faults.toy import expect
 
 
 def soak(bench: Bench) -> Iterator[Try]:
-    """Many steps: memory, open files, threads and shared-memory segments stay as they are."""
-    # At full strength the toys' adversary writes texture, and the run goes back again and again.
+    """Many steps: memory, open files, threads and shared-memory segments do not grow."""
+    # At full strength, the toys' adversary produces texture, and the run is rolled back repeatedly.
     words = ("workers=2", "log_every=50", "checkpoint_every=500", "adversary_strength=0.1")
     toy = bench.fresh("soak", *words, slices=52)
     steps = bench.settings.steps
@@ -48,7 +48,7 @@ def soak(bench: Bench) -> Iterator[Try]:
 
 
 def epochs_with_workers(bench: Bench) -> Iterator[Try]:
-    """Epochs with loading processes: none is left after the end."""
+    """Epochs with data loading workers: no process or shared memory is left at the end."""
     segments = process_figures([])["segments"]
     toy = bench.fresh("workers", epochs=3)
     with Job(toy, "workers=2", cold=True) as job:
@@ -59,7 +59,7 @@ def epochs_with_workers(bench: Bench) -> Iterator[Try]:
 
 
 def determinism(bench: Bench) -> Iterator[Try]:
-    """The same seed twice; and one process with two batches a step against two processes."""
+    """The same seed twice; one process with two batches per step against two processes."""
     toy = bench.fresh("same")
     same_end(toy)
     yield Try(fault="the same seed twice")
@@ -87,7 +87,7 @@ def determinism(bench: Bench) -> Iterator[Try]:
 
 
 def slope(samples: Sequence[tuple[float, float]]) -> float:
-    """Of the least-squares line through (x, y)."""
+    """Slope of the least-squares line through (x, y)."""
     xs, ys = zip(*samples, strict=True)
     x, y = sum(xs) / len(xs), sum(ys) / len(ys)
     spread = sum((a - x) ** 2 for a in xs)
@@ -95,7 +95,7 @@ def slope(samples: Sequence[tuple[float, float]]) -> float:
 
 
 def process_figures(pids: Sequence[int]) -> dict[str, float]:
-    """Memory (MB), open files, threads of processes together, and the machine's shared segments."""
+    """Memory (MB), open files and threads of processes; shared segments of the machine."""
     totals = {"rss_mb": 0.0, "files": 0.0, "threads": 0.0}
     for pid in pids:
         status = Path(f"/proc/{pid}/status").read_text()

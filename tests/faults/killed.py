@@ -13,11 +13,11 @@ from tests.faults.ends import lost_steps, same_end
 from tests.faults.job import Job, parent_of
 from tests.faults.toy import expect
 
-ENDS_WITHIN_S = 120.0  # a job of which a process is lost: 15 s unheard of, 30 s to end the others
+ENDS_WITHIN_S = 120.0  # a job that lost a process: 15 s without heartbeat, 30 s to end the others
 
 
 def killed(bench: Bench) -> Iterator[Try]:
-    """SIGKILL of all processes at random moments, half of them while it is still starting."""
+    """SIGKILL of all processes at random moments, half of them during the start."""
     toy = bench.fresh("killed", slices=bench.settings.slices, epochs=bench.settings.epochs)
     tries = []
     starting = 1.0
@@ -35,7 +35,7 @@ def killed(bench: Bench) -> Iterator[Try]:
             job.kill()
         tries.append(Try(fault="SIGKILL at random moments", lost=lost_steps(toy, before)))
     same_end(toy)
-    expect("ended without a message" in toy.log, "the log says nothing of the kills")
+    expect("ended without a message" in toy.log, "the log does not mention the kills")
     yield from tries
 
 
@@ -52,7 +52,7 @@ MOMENTS = {
 
 
 def killed_while_writing(bench: Bench, names: Sequence[str] = tuple(MOMENTS)) -> Iterator[Try]:
-    """SIGKILL between the writing of a temporary file and its taking the place of the old one."""
+    """SIGKILL between the writing of a temporary file and its renaming."""
     for name in names:
         toy = bench.fresh("writing")
         if name == "the index":
@@ -76,7 +76,7 @@ def launcher_killed(bench: Bench) -> Iterator[Try]:
             same_end(toy)
             expect(not job.members(), "processes outlive their launcher")
         before = re.findall(r"resumed after epoch \d+, step (\d+)", toy.log)
-        # The others may have gone on for some steps, which is no loss.
+        # The others may have gone on for some steps; those are not lost.
         expect(len(before) == 1 and int(before[0]) >= 5, f"resumed at {before}")
         yield Try(fault="SIGKILL of the launcher alone")
 
@@ -122,7 +122,7 @@ def interrupted_twice(bench: Bench) -> Iterator[Try]:
 
 
 def worker_killed(bench: Bench) -> Iterator[Try]:
-    """SIGKILL of a loading process, as the kernel does where memory is short."""
+    """SIGKILL of a data loading worker, as by the kernel when memory is short."""
     toy = bench.fresh("worker")
     with Job(toy, "workers=2", cold=True) as job:
         job.wait_for_step(3)
@@ -137,7 +137,7 @@ def worker_killed(bench: Bench) -> Iterator[Try]:
 
 
 def rank_lost(bench: Bench) -> Iterator[Try]:
-    """One of two processes killed, or stopped for ever."""
+    """SIGKILL or SIGSTOP of one of two processes."""
     for number, words in (
         (signal.SIGKILL, r"rank {rank} \(process {pid}\) was ended by SIGKILL"),
         (signal.SIGSTOP, r"rank {rank} \(process {pid} on .*\) has not been heard of for 15 s"),
@@ -163,7 +163,7 @@ def rank_lost(bench: Bench) -> Iterator[Try]:
 
 
 def two_runs(bench: Bench) -> Iterator[Try]:
-    """A second run on the folder of one that is going on; then its holder is killed."""
+    """A second run on the folder of one that is running; then the first is killed."""
     toy = bench.fresh("two")
     with Job(toy, fault=r"pause=step000005\.pt$") as holder:
         holder.wait_for((toy.folder / PAUSED).exists, what="pause")

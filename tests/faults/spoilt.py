@@ -27,13 +27,13 @@ FAILURES = {
 
 
 def failing(bench: Bench) -> Iterator[Try]:
-    """A loss that is NaN or explodes: the run goes back and on more gently, or ends clearly."""
+    """A loss is NaN or explodes: the run is rolled back, or ends with the cause."""
     yield from fails_once(bench)
     yield from fails_for_good(bench)
 
 
 def fails_once(bench: Bench, names: Sequence[str] = tuple(FAILURES)) -> Iterator[Try]:
-    """The run goes back and on more gently."""
+    """The run is rolled back and completes with lower learning rates."""
     for name in names:
         fault, words = FAILURES[name]
         if name.endswith("processes") and bench.toy.nproc == 1:
@@ -53,7 +53,7 @@ def fails_once(bench: Bench, names: Sequence[str] = tuple(FAILURES)) -> Iterator
 
 
 def fails_for_good(bench: Bench) -> Iterator[Try]:
-    """After as many rollbacks as it may have, the run ends clearly."""
+    """After as many rollbacks as are allowed, the run ends with the cause."""
     toy = bench.fresh("failing")
     with Job(toy, "rollbacks=2", fault=f"always={8 * toy.stage}") as job:
         job.ends_with(2, r"RunFailedError: the run is failing after 2 rollbacks, at step \d+: ")
@@ -71,7 +71,7 @@ def _replaced(path: Path) -> None:
 
 
 def _made_nan(path: Path) -> None:
-    """Its size and time as before."""
+    """Without a change of the file's size and time."""
     times = path.stat()
     spoilt = Path(shutil.copy2(path, path.with_suffix(".spoilt")))
     with h5py.File(spoilt, "r+") as file:
@@ -93,7 +93,7 @@ CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 def volume_spoilt(bench: Bench) -> Iterator[Try]:
-    """A training volume truncated, deleted, replaced or made NaN during the run; then put right."""
+    """A training volume is truncated, deleted, replaced or made NaN, and restored later."""
     for what, (change, words) in CHANGES.items():
         toy = bench.fresh("volume", epochs=6)
         path = sorted(toy.data.glob("multicoil_train/*.h5"))[1]

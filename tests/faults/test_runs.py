@@ -1,4 +1,4 @@
-"""Faults done to real runs; the long part is `make faults`, with the same functions."""
+"""Faults done to real runs: the quick part of `make faults`."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ needs_a_disk = pytest.mark.skipif(bool(NO_DISK), reason=NO_DISK or "there is one
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where runs that nothing is done to are made once for all tests."""
+    """A folder for runs without a fault, which all tests compare with."""
     return tmp_path_factory.mktemp("faults")
 
 
@@ -32,7 +32,7 @@ def bench_of(shared: Path, request: pytest.FixtureRequest) -> Callable[..., Benc
 
 
 def survived(tries: Iterator[Try], count: int, lost: int = EVERY) -> None:
-    """A fault that is not survived raises; that many were tried."""
+    """Check how many faults were tried; one that is not survived raises."""
     found = [*tries]
     assert len(found) == count
     assert all(0 <= one.lost <= lost for one in found)
@@ -78,7 +78,7 @@ def test_logs_that_become_read_only_end_a_run(bench_of: Callable[..., Bench]) ->
 
 
 @pytest.mark.parametrize("what", ["all logs removed", "the run's folder moved"])
-def test_a_run_whose_folder_is_taken_away_makes_it_again_and_goes_on(
+def test_a_run_whose_folder_is_removed_makes_it_again_and_goes_on(
     bench_of: Callable[..., Bench], what: str
 ) -> None:
     survived(disk.removed(bench_of(1), [what]), 1)
@@ -88,13 +88,13 @@ def test_damaged_checkpoints_give_way_until_none_is_left(bench_of: Callable[...,
     survived(disk.damaged(bench_of(1), ["two flipped", "all truncated"]), 2, lost=3 * EVERY)
 
 
-def test_a_loading_process_that_is_killed_ends_the_run_at_once_and_is_named(
+def test_a_killed_data_loading_worker_ends_the_run_and_is_named(
     bench_of: Callable[..., Bench],
 ) -> None:
     survived(killed.worker_killed(bench_of(1)), 1)
 
 
-def test_a_loss_that_is_no_number_in_one_of_two_processes_takes_both_back(
+def test_a_nan_loss_in_one_of_two_processes_rolls_both_back(
     bench_of: Callable[..., Bench],
 ) -> None:
     survived(
@@ -102,5 +102,5 @@ def test_a_loss_that_is_no_number_in_one_of_two_processes_takes_both_back(
     )
 
 
-def test_a_run_that_keeps_failing_ends_clearly(bench_of: Callable[..., Bench]) -> None:
+def test_a_run_that_keeps_failing_ends_with_the_cause(bench_of: Callable[..., Bench]) -> None:
     survived(spoilt.fails_for_good(bench_of(2)), 1)

@@ -151,24 +151,40 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def test_processes_started_one_by_one_stop_together_when_one_is_signalled(
-    tmp_path: Path, data_path: Path
-) -> None:
+def started_one_by_one(folder: Path) -> list[Job]:
+    """A training of two processes, started as Slurm does; the first steps are made."""
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
     words = ("epochs=10000", "log_every=1", "workers=1")
     jobs = [
-        Job(
-            tmp_path, "pretrain_dev.py", *words, command=PYTHON, environment={**place, "RANK": rank}
-        )
+        Job(folder, "pretrain_dev.py", *words, command=PYTHON, environment={**place, "RANK": rank})
         for rank in ("0", "1")
     ]
     run = jobs[0].logs / "pretrain_dev"
     jobs[0].wait_for(lambda: metrics_count(run) > 2)
+    return jobs
+
+
+def test_processes_started_one_by_one_stop_together_when_one_is_signalled(
+    tmp_path: Path, data_path: Path
+) -> None:
+    jobs = started_one_by_one(tmp_path)
     jobs[1].process.send_signal(signal.SIGUSR1)
     ends = [job.end() for job in jobs]
     assert [code for code, _, _ in ends] == [75, 75]
     assert "stopped by SIGUSR1" in ends[0][2]
     assert ends[1][1] == ""
+
+
+def test_the_death_of_rank_0_ends_processes_started_one_by_one_with_one_message(
+    tmp_path: Path, data_path: Path
+) -> None:
+    jobs = started_one_by_one(tmp_path)
+    jobs[0].process.kill()
+    code, _, err = jobs[1].end()
+    jobs[0].end()
+    assert code == 1
+    assert "lost the connection to rank 0" in err
+    assert "Traceback" not in err
 
 
 def test_an_incomplete_environment_of_a_process_is_refused(tmp_path: Path, data_path: Path) -> None:

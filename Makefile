@@ -22,7 +22,7 @@ test: $(READY)
 
 # Hours: every fault, in both stages, in one process and in two. It goes on where it was interrupted.
 faults: $(READY)
-	$(BIN)/python -m tests.faults.faults
+	$(BIN)/python -m tests.faults
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -10,9 +10,9 @@ from banding_removal.config.overrides import differences, from_words, plain
 from banding_removal.config.recipes import with_recipe
 from banding_removal.config.settings import Settings
 from banding_removal.errors import ConfigError
-from banding_removal.processes.exit_status import USER_ERRORS, RankError, exit_code, in_words
+from banding_removal.processes.exit_status import USER_ERRORS, RankError, describe_error, exit_code
+from banding_removal.processes.launch import launch
 from banding_removal.processes.signals import Stopped
-from banding_removal.processes.team import launch
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.runs.resume import saved_settings
 from banding_removal.training.loop import train
@@ -28,7 +28,7 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except (*USER_ERRORS, RankError, Stopped, KeyboardInterrupt) as error:
-        words = in_words(error)
+        words = describe_error(error)
         if words is not None:
             print(f"\n{words}", file=sys.stderr)  # noqa: T201
         sys.exit(exit_code(error))

@@ -1,12 +1,12 @@
-"""Errors that a user can mend; whoever raises them says how."""
+"""Errors that a user can fix; their messages say how."""
 
 
 class ConfigError(Exception):
-    """A setting that cannot be: unknown, of the wrong type, or out of range."""
+    """A setting that is unknown, of the wrong type, or out of range."""
 
 
 class CheckpointError(Exception):
-    """A checkpoint that is missing, damaged, or made for another model."""
+    """A checkpoint that is missing, damaged, or of another model."""
 
 
 class RunInUseError(Exception):
@@ -14,4 +14,4 @@ class RunInUseError(Exception):
 
 
 class RunFailedError(Exception):
-    """A run that fails again after all the rollbacks that it may have."""
+    """A run that keeps failing after as many rollbacks as are allowed."""

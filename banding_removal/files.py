@@ -14,7 +14,7 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 
 @contextlib.contextmanager
 def naming_file(path: Path) -> Iterator[None]:
-    """Have errors of the body name a file: of the system's own, only those of opening one do."""
+    """Add the file's name to an OSError from the body that lacks one, such as "disk full"."""
     try:
         yield
     except OSError as error:
@@ -23,11 +23,11 @@ def naming_file(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write a file so that it is there in full or, after any failure, unchanged.
+def atomic_write(path: Path, content: bytes | memoryview) -> None:
+    """Write a file completely or, after any failure, leave it as it was.
 
     Raises:
-        OSError: as the system says (disk full, no permission); nothing is left behind.
+        OSError: for example a full disk or a missing permission; no temporary file is left.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -42,7 +42,7 @@ def atomic_write(path: Path, content: bytes) -> None:
 
 
 def remove_leftovers(run_folder: Path) -> None:
-    """Remove what a process that was killed has left half written; nobody may be writing now."""
+    """Delete what `atomic_write` left in a killed process. No process may be writing now."""
     found = [path for path in run_folder.rglob(".*") if _TEMPORARY.fullmatch(path.name)]
     for path in found:
         path.unlink()

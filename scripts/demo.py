@@ -21,7 +21,7 @@ from banding_removal.data.phantom.spec import DEMO
 from banding_removal.errors import ConfigError
 from banding_removal.evaluation.comparison import CompareSettings, compare
 from banding_removal.evaluation.table import overview
-from banding_removal.processes.team import launch
+from banding_removal.processes.launch import launch
 from banding_removal.runs.resume import completed_run
 from banding_removal.training.loop import train
 

@@ -18,7 +18,7 @@ import sys
 from banding_removal.command_line import user_errors
 from banding_removal.config.overrides import from_words
 from banding_removal.data.volume import VolumeError
-from banding_removal.processes.team import launch
+from banding_removal.processes.launch import launch
 from banding_removal.reconstruction.folder import reconstruct
 from banding_removal.reconstruction.settings import ReconstructSettings
 

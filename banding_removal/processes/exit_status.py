@@ -1,4 +1,4 @@
-"""How a process ends: exit codes, and what is said about an error."""
+"""The exit code of a process, and the message that it ends with."""
 
 import traceback
 
@@ -6,10 +6,10 @@ from banding_removal.data.volume import VolumeError
 from banding_removal.errors import CheckpointError, ConfigError, RunFailedError, RunInUseError
 from banding_removal.processes.signals import Stopped
 
-FAILED = 1  # a bug, or a machine's failure
-USER_ERROR = 2  # what a user can mend: a path, a key, a file, a disk
+FAILED = 1  # a bug, or a process or machine that died
+USER_ERROR = 2  # something that the user can fix: a path, a setting, a file, a disk
 REQUEUE = 75  # stopped and saved: the same command goes on (EX_TEMPFAIL of sysexits.h)
-INTERRUPTED = 130  # as a shell reports Ctrl-C
+INTERRUPTED = 130  # by Ctrl-C, as shells report it
 
 
 USER_ERRORS = (
@@ -19,11 +19,11 @@ USER_ERRORS = (
 
 
 class RankError(Exception):
-    """Another process failed, or ended; `code` is the exit code that tells how."""
+    """Another process has failed. `code` is the exit code that says how."""
 
     def __init__(self, message: str | None, code: int) -> None:
         super().__init__(message, code)
-        self.message = message  # None: it has been said
+        self.message = message  # None: the other process has printed it
         self.code = code
 
     def __str__(self) -> str:
@@ -31,7 +31,7 @@ class RankError(Exception):
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code for an exception that ends the process."""
+    """The exit code of a process that an exception ends."""
     if isinstance(error, RankError):
         return error.code
     if isinstance(error, Stopped):
@@ -43,8 +43,12 @@ def exit_code(error: BaseException) -> int:
     return USER_ERROR if isinstance(error, USER_ERRORS) else FAILED
 
 
-def in_words(error: BaseException) -> str | None:
-    """What to say about it: a line for what a user can mend, else the traceback; None: nothing."""
+def describe_error(error: BaseException) -> str | None:
+    """What to print about an exception that ends the process.
+
+    Returns:
+        One message for what the user can fix, else the traceback; None: nothing is left to say.
+    """
     if isinstance(error, RankError):
         return error.message
     if isinstance(error, Stopped):
@@ -53,6 +57,6 @@ def in_words(error: BaseException) -> str | None:
         return "interrupted; the same command goes on from the last checkpoint"
     if isinstance(error, USER_ERRORS):
         name = type(error).__name__
-        # A loading process sends its whole traceback along: the message is what stands last.
+        # An error from a data loading worker contains its traceback, with the message at the end.
         return f"{name}: {str(error).rpartition(f'{name}: ')[2].strip()}"
     return "".join(traceback.format_exception(error)).rstrip()

@@ -1,4 +1,4 @@
-"""Asked to stop: signals become a request that the training loop meets after its next step."""
+"""Signals: in the training loop, a request to stop after the current step; in workers, ignored."""
 
 import atexit
 import functools
@@ -12,15 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# Schedulers announce the end of a job with one of these; SIGINT is Ctrl-C.
+# Schedulers send SIGTERM or SIGUSR1 before they end a job; SIGINT is Ctrl-C.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-# A launcher passes Ctrl-C on to processes that the terminal has already sent it to.
+# A launcher passes Ctrl-C on to processes that have already got it from the terminal.
 SAME_INTERRUPT_S = 1.0
-WORKER_GRACE_S = 120
+WORKER_GRACE_S = 120  # between SIGTERM and a worker's end
 
 
 class Stopped(Exception):  # noqa: N818  # an ending, not an error
-    """The run was asked to stop, has saved its state, and can go on from there."""
+    """A signal has stopped the run; its state is saved, and it can go on from there."""
 
     def __init__(self, signal_name: str, step: int) -> None:
         super().__init__(signal_name, step)
@@ -32,7 +32,7 @@ class Stopped(Exception):  # noqa: N818  # an ending, not an error
 
 
 class StopRequest:
-    """Whether somebody asked this run to stop."""
+    """Whether a signal has asked this run to stop, and which (`signal_name`)."""
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
@@ -40,9 +40,9 @@ class StopRequest:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Listen to SIGTERM, SIGUSR1 and SIGINT; a second SIGINT interrupts at once.
+        """Handle SIGTERM, SIGUSR1 and SIGINT in the body; a second SIGINT interrupts at once.
 
-        Python delivers signals to the main thread alone: in any other, nothing is changed.
+        Outside the main thread, where Python does not handle signals, this does nothing.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -64,33 +64,33 @@ class StopRequest:
         self.signal_name = self.signal_name or signal.Signals(number).name
 
 
-@functools.cache  # registered once
-def end_workers_at_exit() -> None:
-    """Have the interpreter's end not wait for loading processes.
+@functools.cache  # registers only once
+def kill_workers_at_exit() -> None:
+    """Kill data loading workers when the interpreter exits, instead of waiting for them.
 
-    After an exception that nobody caught, its traceback keeps the loaders. The interpreter sends
-    their processes SIGTERM, which `leave_stopping_to` defers, and waits for them.
+    An uncaught exception keeps the loaders alive through its traceback. The interpreter then sends
+    their workers SIGTERM, which `ignore_signals_in_worker` delays, and waits for them.
     """
-    atexit.register(_end_workers)
+    atexit.register(_kill_workers)
 
 
-def _end_workers() -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch takes a worker's death for an error
+def _kill_workers() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises an error when a worker dies
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
 
 
-def leave_stopping_to(trainer: int, worker: int) -> None:  # noqa: ARG001
-    """Let a loading process outlive signals to its whole group, which the trainer acts upon.
+def ignore_signals_in_worker(trainer: int, worker: int) -> None:  # noqa: ARG001
+    """Keep a data loading worker alive when a signal is sent to its whole process group.
 
-    SIGTERM still ends it, later: long enough for the trainer to finish its step, and not never,
-    should that be gone.
+    The trainer acts on the signal, and needs its workers to finish the step. SIGTERM ends a worker
+    after `WORKER_GRACE_S`, in case the trainer is gone.
 
     Args:
-        trainer: process that it loads for. If that has died meanwhile, so does this one, which
-            torch would take for the child of whoever inherited it.
-        worker: its number.
+        trainer: process id of the training process. If that has already died, the worker ends:
+            torch would take the process that adopted it for its trainer.
+        worker: number of the worker, which torch passes.
     """
     for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -1,8 +1,13 @@
-"""One process's failure ends all of them, with its cause; none waits for one that is gone.
+"""If one process fails or is lost, all of them end and say why.
 
-Collectives alone do not do that: a process that waits for a dead one learns of it late (NCCL) or
-as "connection closed" (Gloo), and never why. So each process has a thread that beats in the shared
-store, listens to the others' beats, and reads what a failing process wrote there.
+Collective operations alone do not do that. After the death of one process, Gloo ends the others
+with "connection closed by peer" and exit code 1, whatever the cause was and wherever. If a process
+is stopped or its machine is down, the others wait until the collective's time-out
+(`timeout_minutes`, half an hour by default). torch's elastic agent notices processes that are dead,
+but not those that are stopped, and there is no agent where Slurm starts the processes.
+
+So each process runs a thread that writes a heartbeat to the shared store once a second, checks the
+heartbeats of the others, and reads the failure that another process has reported there.
 """
 
 import logging
@@ -16,26 +21,29 @@ from types import TracebackType
 
 from torch import distributed as dist
 
-from banding_removal.processes.exit_status import FAILED, RankError, exit_code, in_words
+from banding_removal.processes.exit_status import FAILED, RankError, describe_error, exit_code
 from banding_removal.processes.signals import Stopped, StopRequest
 
 log = logging.getLogger(__name__)
 
-BEAT_S = 1.0
-LOST_AFTER_S = 15.0  # without a beat
-# For a process that was told of a failure elsewhere: to end in its own way, with its log closed.
-OWN_WAY_S = 5.0
-FAILURE, STOP = "failure", "stop"
+HEARTBEAT_S = 1.0
+LOST_AFTER_S = 15.0  # without a heartbeat
+# For the main thread to end by itself, with its log closed, after a failure in another process.
+GRACE_S = 5.0
+FAILURE, STOP = "failure", "stop"  # keys in the store
 
 
-class Watch:
-    """Beats for this process and watches the others while in its `with` block.
+class Watchdog:
+    """Sends this process's heartbeats and checks the others' while in its `with` block.
+
+    A failure of the body, or of another process, ends this process with an exit code that tells
+    which (`processes.exit_status`).
 
     Args:
         rank: of this process.
         size: number of processes.
-        connect: makes a connection to the shared store; the thread has its own.
-        stop: told when another process was asked to stop.
+        connect: makes a new connection to the shared store; the thread has its own.
+        stop: set when another process was asked to stop.
     """
 
     def __init__(
@@ -47,9 +55,9 @@ class Watch:
         self.store = connect()
         self._thread_store = connect()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "Watchdog":
         self._thread.start()
         return self
 
@@ -66,109 +74,126 @@ class Watch:
             return
         if isinstance(error, Stopped):
             if self.rank == 0:
-                _say(in_words(error))
+                _print(describe_error(error))
         elif not isinstance(error, RankError):
-            words = f"rank {self.rank}: {in_words(error)}"
-            if self._claim(self.store, exit_code(error), words) is None:
-                _say(words)
-        # Not through the interpreter's end, where NCCL would wait for processes that are gone.
+            message = f"rank {self.rank}: {describe_error(error)}"
+            if self._report(self.store, exit_code(error), message) is None:
+                _print(message)
+        # Not a normal exit of the interpreter: there, NCCL would wait for processes that are gone.
         _exit(exit_code(error))
 
     def cause(self, error: Exception) -> Exception:
-        """What lies behind an error: for one of a collective, most often another process's end.
+        """The cause of an error: if a collective failed, most often the end of another process.
 
         Returns:
-            A RankError if another process reported its failure; else `error` itself. If another
-            process is gone without a word, the watch says so and ends this one meanwhile.
+            A RankError if another process has reported a failure, else `error` itself. If another
+            process has disappeared without a report, the thread notices and ends this process
+            meanwhile.
         """
-        if not _of_a_collective(error):
+        if not _is_from_collective(error):
             return error
-        give_up = time.monotonic() + LOST_AFTER_S + 3 * BEAT_S
-        while time.monotonic() < give_up and not self.store.check([FAILURE]):
-            time.sleep(BEAT_S / 10)
-        if not self.store.check([FAILURE]):
-            return error
-        code, words = _parse(self.store.get(FAILURE))
-        return RankError(f"ended by another process: {words}", code)
+        give_up = time.monotonic() + LOST_AFTER_S + 3 * HEARTBEAT_S
+        try:
+            while not self.store.check([FAILURE]):
+                if time.monotonic() > give_up:
+                    return error
+                time.sleep(HEARTBEAT_S / 10)
+            code, message = _parse(self.store.get(FAILURE))
+        except dist.DistError as lost:
+            _print(_connection_lost(lost))
+            return RankError(_connection_lost(lost), FAILED)
+        return RankError(f"ended by another process: {message}", code)
 
     def _run(self) -> None:
-        count, heard = 0, {rank: ("", time.monotonic()) for rank in range(self.size)}
+        """The thread: heartbeats, failures, stop requests, once a second."""
+        beats = 0
+        last_heard = {rank: ("", time.monotonic()) for rank in range(self.size)}
         me = f"process {os.getpid()} on {socket.gethostname()}"
         try:
-            while not self._ended.wait(BEAT_S if count else 0):
-                count += 1
-                self._thread_store.set(f"beat{self.rank}", f"{me} {count}")
+            while not self._ended.wait(HEARTBEAT_S if beats else 0):
+                beats += 1
+                self._thread_store.set(f"beat{self.rank}", f"{me} {beats}")
                 self._end_if_another_failed()
-                self._pass_on_stop()
-                for rank, (last, since) in heard.items():
-                    key = f"beat{rank}"
-                    beat = last
-                    if self._thread_store.check([key]):
-                        beat = self._thread_store.get(key).decode()
-                    if beat != last:
-                        heard[rank] = (beat, time.monotonic())
-                    elif last and time.monotonic() - since > LOST_AFTER_S:
-                        who = last.rpartition(" ")[0]
-                        self._end_of(rank, who)
+                self._share_stop_request()
+                self._check_heartbeats(last_heard)
         except dist.DistError as error:
-            # At a common end the process that serves the store may be the first to go.
-            if not self._ended.wait(OWN_WAY_S):
-                _end(FAILED, f"lost the connection to the other processes: {error}", aloud=True)
+            # At a normal end, rank 0, which serves the store, may be the first to go.
+            if not self._ended.wait(GRACE_S):
+                _end(FAILED, _connection_lost(error), on_console=True)
 
     def _end_if_another_failed(self) -> None:
         if not self._thread_store.check([FAILURE]):
             return
-        code, words = _parse(self._thread_store.get(FAILURE))
-        if words.startswith(f"rank {self.rank}: "):
+        code, message = _parse(self._thread_store.get(FAILURE))
+        if message.startswith(f"rank {self.rank}: "):
             return
-        if not self._ended.wait(OWN_WAY_S):
-            _end(code, f"ended by another process: {words}", aloud=False)
+        if not self._ended.wait(GRACE_S):
+            _end(code, f"ended by another process: {message}", on_console=False)
 
-    def _end_of(self, rank: int, who: str) -> None:
-        words = f"rank {rank} ({who}) has not been heard of for {LOST_AFTER_S:.0f} s: killed, "
-        words += "stopped, or its machine is down"
-        earlier = self._claim(self._thread_store, FAILED, words)
-        code, words = earlier or (FAILED, words)
-        _end(code, words, aloud=earlier is None)
-
-    def _claim(self, store: dist.Store, code: int, words: str) -> tuple[int, str] | None:
-        """Record a failure as the first one; if it was not, the first one."""
-        mine = f"{code} {words}"
-        try:
-            stored = store.compare_set(FAILURE, "", mine).decode()
-        except dist.DistError:
-            return None  # the process that kept the store is gone, too
-        return None if stored == mine else _parse(stored.encode())
-
-    def _pass_on_stop(self) -> None:
+    def _share_stop_request(self) -> None:
         store = self._thread_store
         if self.stop.signal_name is not None:
             store.set(STOP, self.stop.signal_name)
         elif store.check([STOP]):
             self.stop.signal_name = store.get(STOP).decode()
 
+    def _check_heartbeats(self, last_heard: dict[int, tuple[str, float]]) -> None:
+        """End this process if another one has been silent for too long."""
+        for rank, (last, since) in last_heard.items():
+            key = f"beat{rank}"
+            beat = last
+            if self._thread_store.check([key]):
+                beat = self._thread_store.get(key).decode()
+            if beat != last:
+                last_heard[rank] = (beat, time.monotonic())
+            elif last and time.monotonic() - since > LOST_AFTER_S:
+                process = last.rpartition(" ")[0]
+                self._end_because_lost(
+                    f"rank {rank} ({process}) has not been heard of for {LOST_AFTER_S:.0f} s: "
+                    "killed, stopped, or its machine is down"
+                )
+
+    def _end_because_lost(self, message: str) -> None:
+        earlier = self._report(self._thread_store, FAILED, message)
+        code, message = earlier or (FAILED, message)
+        _end(code, message, on_console=earlier is None)
+
+    def _report(self, store: dist.Store, code: int, message: str) -> tuple[int, str] | None:
+        """Report a failure to all processes, unless there is an earlier one, which is returned."""
+        mine = f"{code} {message}"
+        try:
+            stored = store.compare_set(FAILURE, "", mine)
+        except dist.DistError:
+            return None  # the process that serves the store is gone, too
+        return None if stored.decode() == mine else _parse(stored)
+
 
 def _parse(stored: bytes) -> tuple[int, str]:
-    code, _, words = stored.decode().partition(" ")
-    return int(code), words
+    code, _, message = stored.decode().partition(" ")
+    return int(code), message
 
 
-def _of_a_collective(error: BaseException) -> bool:
-    """Whether it was raised by torch.distributed; Gloo's errors are plain RuntimeErrors."""
+def _connection_lost(error: dist.DistError) -> str:
+    reason = (str(error).splitlines() or [""])[0]
+    return f"lost the connection to rank 0 or its launcher, which was killed, perhaps: {reason}"
+
+
+def _is_from_collective(error: BaseException) -> bool:
+    """Whether torch.distributed raised it; Gloo's errors are plain RuntimeErrors."""
     if isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and ("gloo" in str(error) or "NCCL" in str(error))
 
 
-def _say(words: str | None) -> None:
-    print(f"\n{words}", file=sys.stderr, flush=True)  # noqa: T201
+def _print(message: str | None) -> None:
+    print(f"\n{message}", file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _end(code: int, words: str, *, aloud: bool) -> None:
-    """End this process from the watching thread, whatever the main thread waits for."""
-    log.error("the run ended: %s", words)
-    if aloud:
-        _say(words)
+def _end(code: int, message: str, *, on_console: bool) -> None:
+    """End this process from the thread, whatever the main thread is waiting for."""
+    log.error("the run ended: %s", message)
+    if on_console:
+        _print(message)
     _exit(code)
 
 

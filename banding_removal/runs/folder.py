@@ -1,4 +1,4 @@
-"""Folders of runs: each run has its own, and `logs/run` shows the newest."""
+"""Folders of runs: each run has its own, and the link `logs/run` points to the newest."""
 
 import fcntl
 import os
@@ -13,12 +13,12 @@ from banding_removal.errors import RunInUseError
 
 LATEST = "run"
 LOCK = ".lock"
-# Processes whose launcher was killed end some seconds after it (see `processes.watchdog`).
+# Processes whose launcher was killed end some seconds after it: see `processes.watchdog`.
 PATIENCE_S = 20.0
 
 
 class RunLock:
-    """Keeps other runs out of a folder, once taken, until the `with` block or the process ends."""
+    """Keeps other runs out of a folder, from `take` until the `with` block or the process ends."""
 
     def __init__(self) -> None:
         self._file: int | None = None
@@ -27,11 +27,11 @@ class RunLock:
         """Lock a run's folder.
 
         Args:
-            folder: of the run.
-            patience: seconds in which a process that has it may end.
+            folder: must exist.
+            patience: seconds to wait for another process to release it.
 
         Raises:
-            RunInUseError: another process has it.
+            RunInUseError: another process holds it.
         """
         self.release()
         give_up = time.monotonic() + patience
@@ -42,13 +42,16 @@ class RunLock:
         self._file = file
 
     def renew(self, folder: Path) -> bool:
-        """Make the folder that is locked again, and lock it, if it was removed or moved.
+        """If the locked folder was removed or moved, create it again and lock the new one.
+
+        Without this, a run that is started in the meantime would make a folder of the same name,
+        and both would write their checkpoints there.
 
         Returns:
-            Whether it was.
+            Whether it was removed or moved.
 
         Raises:
-            RunInUseError: another process has made it and begun a run there.
+            RunInUseError: another process has begun a run in a new folder of that name.
         """
         if self._file is None:
             return False
@@ -63,7 +66,7 @@ class RunLock:
         return True
 
     def release(self) -> None:
-        """Let others have the folder."""
+        """Unlock the folder."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -81,9 +84,9 @@ class RunLock:
 
 
 def _locked(folder: Path) -> int | None:
-    """The open lock file of a folder, locked; None: another process has it."""
-    # The kernel drops the lock with the process, however that ends: no file tells of a run
-    # that is long dead. POSIX locks are not inherited: a loading process cannot keep one.
+    """The file descriptor of a folder's lock file, locked; None: another process holds the lock."""
+    # The kernel releases the lock when the process ends, in whatever way. POSIX locks are not
+    # inherited, so that data loading workers cannot hold one.
     file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -96,12 +99,12 @@ def _locked(folder: Path) -> int | None:
 
 
 def new_run_folder(logs: Path, name: str) -> Path:
-    """Make <logs>/<name>, or <name>_2, <name>_3, ... where that is taken.
+    """Create <logs>/<name>, or <name>_2, <name>_3, ... if that exists.
 
-    Making a folder is atomic, so that two runs started together get different ones.
+    Creating a folder is atomic, so that two runs started together get different ones.
 
     Raises:
-        FileExistsError: <logs>/run is no link; nothing is made.
+        FileExistsError: <logs>/run is not a link; nothing is created.
     """
     logs.mkdir(parents=True, exist_ok=True)
     _check_link(logs / LATEST)
@@ -116,7 +119,7 @@ def new_run_folder(logs: Path, name: str) -> Path:
 
 
 def latest_run(logs: Path, name: str, *, containing: str = "*") -> Path | None:
-    """The newest of <logs>/<name>, <name>_2, ... that holds a file matching the glob; or None."""
+    """The newest of <logs>/<name>, <name>_2, ... with a file that matches the glob, if any."""
     numbered = {
         int(match[1] or 1): folder
         for folder in (logs.iterdir() if logs.is_dir() else ())
@@ -127,10 +130,10 @@ def latest_run(logs: Path, name: str, *, containing: str = "*") -> Path | None:
 
 
 def show_as_latest(folder: Path) -> None:
-    """Point <logs>/run at the folder of a run, whatever it pointed at before.
+    """Point the link <logs>/run at the folder of a run.
 
     Raises:
-        FileExistsError: something that is not a link is there; it is left alone.
+        FileExistsError: <logs>/run is not a link; it is left as it is.
     """
     link = folder.parent / LATEST
     _check_link(link)
@@ -141,4 +144,4 @@ def show_as_latest(folder: Path) -> None:
 
 def _check_link(link: Path) -> None:
     if link.exists() and not link.is_symlink():
-        raise FileExistsError(f"{link} is not a link to a run; move it away, so that it can be one")
+        raise FileExistsError(f"{link} is not a link to a run; move it away to make room for one")

@@ -1,4 +1,4 @@
-"""What a run says: console, log.txt, metrics.jsonl and TensorBoard."""
+"""What a run reports: console, log.txt, metrics.jsonl and TensorBoard."""
 
 import json
 import logging
@@ -18,22 +18,22 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from banding_removal.files import atomic_write, naming_file
-from banding_removal.processes.exit_status import USER_ERRORS, in_words
+from banding_removal.processes.exit_status import USER_ERRORS, describe_error
 from banding_removal.processes.signals import Stopped
 
 log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 _RECORD = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ (\w+) (.*)")
-# How the last record of a log begins, but for that of a run that was killed.
+# How the last record of a log begins, unless the run was killed.
 _ENDINGS = ("the run is complete", "the run ended", "the run was interrupted", "stopped by ")
 
 
 class MetricsWriter:
-    """Figures of a run, one JSON object a line, and the same in TensorBoard's files."""
+    """Writes metrics as one JSON object per line, and the same to TensorBoard."""
 
     def __init__(self, folder: Path, after: int = 0) -> None:
-        """Go on after a step; what an interrupted run wrote beyond it is dropped, to come again."""
+        """Continue after a step; lines of later steps, which will be repeated, are dropped."""
         self._path = folder / METRICS
         if self._path.exists():
             _cut(self._path, after)
@@ -47,15 +47,15 @@ class MetricsWriter:
             self._board = SummaryWriter(str(board), purge_step=after + 1)
 
     def write(self, kind: str, *, step: int, epoch: int, values: Mapping[str, float]) -> None:
-        """Add a line. A figure that is not finite is written as null, which JSON can hold.
+        """Add a line. NaN and infinity are written as null, since JSON has neither.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: it cannot be written; the message names the file.
         """
         row = {key: value if math.isfinite(value) else None for key, value in values.items()}
         line = {"kind": kind, "epoch": epoch, "step": step, **row}
         with naming_file(self._path):
-            if not self._path.exists():  # removed or moved: what is open has no name any more
+            if not self._path.exists():  # removed or moved: the open file has no name
                 self.close()
                 self._open(step - 1)
             self._file.write(json.dumps(line) + "\n")
@@ -64,16 +64,16 @@ class MetricsWriter:
                 self._board.add_scalar(f"{kind}/{key}", value, step)
 
     def close(self) -> None:
-        """Write everything out; what cannot be is told, and hides no error that ends the run."""
+        """Close the files. An error is only logged: it must not hide the one that ends the run."""
         for part in (self._file, self._board):
             try:
                 part.close()
             except OSError as error:
-                log.warning("the last figures of %s could not be written: %s", self._path, error)
+                log.warning("the last lines of %s could not be written: %s", self._path, error)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl. Lines that are no rows, cut short or damaged, are left out."""
+    """The rows of a metrics.jsonl, without lines that are damaged or incomplete."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
@@ -91,7 +91,7 @@ def _row(line: str) -> dict[str, Any] | None:
 
 
 def _cut(path: Path, last_step: int) -> None:
-    """Keep the whole lines up to a step."""
+    """Keep complete lines up to a step."""
     rows = read_rows(path)
     kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= last_step).encode()
     if kept != path.read_bytes():
@@ -99,7 +99,7 @@ def _cut(path: Path, last_step: int) -> None:
 
 
 def read_records(path: Path) -> list[tuple[str, str, str]]:
-    """Time, level and first line of each record of a log."""
+    """Time, level and first line of each record of a log; none if there is no such file."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -107,15 +107,15 @@ def read_records(path: Path) -> list[tuple[str, str, str]]:
 
 
 def ending_of(records: Sequence[tuple[str, str, str]]) -> str | None:
-    """How and why a run ended, by its last record; None: it was killed, or is going on."""
+    """How and why a run ended, from its last record; None: it was killed, or is still running."""
     text = records[-1][2] if records else ""
     return text if text.startswith(_ENDINGS) else None
 
 
 class _LogFile(WatchedFileHandler):
-    """A log that is made again when it was removed, and that ends no run when it is not writable.
+    """A log file that is created again if it was removed. A failure to write it ends no run.
 
-    What is more important than the log cannot be written, either, where that is so, and says it.
+    If the disk is full, checkpoints or metrics will fail, too, and end the run with their message.
     """
 
     def _open(self) -> TextIOWrapper:
@@ -130,7 +130,7 @@ class _LogFile(WatchedFileHandler):
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Say on stderr that the record could not be written."""
+        """Report on stderr that the record could not be written."""
         error = sys.exc_info()[1]
         if isinstance(error, OSError):
             self._complain(error)
@@ -138,7 +138,7 @@ class _LogFile(WatchedFileHandler):
             super().handleError(record)
 
     def close(self) -> None:
-        """Write out what could not be written before."""
+        """Close the file, which writes what is still buffered."""
         try:
             super().close()
         except OSError as error:
@@ -150,7 +150,7 @@ class _LogFile(WatchedFileHandler):
 
 @contextmanager
 def early_records() -> Iterator[list[logging.LogRecord]]:
-    """Collect log records while there is no folder yet, for `logging_to` to begin with."""
+    """Collect log records until there is a folder; `logging_to` then writes them first."""
     root = logging.getLogger()
     level = root.level
     handler = MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize)
@@ -167,14 +167,14 @@ def early_records() -> Iterator[list[logging.LogRecord]]:
 def logging_to(
     folder: Path, early: Sequence[logging.LogRecord] = (), rank: int = 0
 ) -> Iterator[None]:
-    """Send log records to console and <folder>/log.txt, which ends with how the run ended.
+    """Send log records to the console and to <folder>/log.txt, whose last line says how it ended.
 
-    Where a run before could not write that, it was killed, which is told.
+    If an earlier process was killed, its last line does not say that: a warning is logged.
 
     Args:
         folder: of the run.
-        early: records to begin with.
-        rank: of this process; all but the first write to log_rank<N>.txt alone.
+        early: records to write first.
+        rank: of this process; all but rank 0 write only to log_rank<N>.txt.
     """
     root = logging.getLogger()
     level = root.level
@@ -191,7 +191,7 @@ def logging_to(
     try:
         if before and ending_of(before) is None:
             log.warning(
-                "the process before ended without a word, after %s: killed, or its machine "
+                "the previous process ended without a message, after %s: killed, or its machine "
                 "went down",
                 before[-1][0],
             )
@@ -207,7 +207,7 @@ def logging_to(
         log.warning("the run was interrupted from the keyboard")
         raise
     except BaseException as error:
-        # Into the file in full; the console shows the exception itself.
+        # The full traceback goes to the file only: the console shows the exception anyway.
         root.removeHandler(console)
         log.exception("the run ended with %s", _in_a_line(error))
         raise
@@ -220,12 +220,12 @@ def logging_to(
 
 def _in_a_line(error: BaseException) -> str:
     named = f"{type(error).__name__}: {error}"
-    words = in_words(error) if isinstance(error, USER_ERRORS) else named
+    words = describe_error(error) if isinstance(error, USER_ERRORS) else named
     return " ".join((words or named).split())
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Most memory used so far, GB: of the GPU, or of this process on a CPU."""
+    """Peak memory use in GB: allocated on the GPU, or resident of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,9 +1,10 @@
-"""Files that `torch.save` made, from anywhere: read as tensors and plain data, or refused.
+"""Files written by `torch.save`, from any source: read as tensors and plain data, or refused.
 
-PyTorch's own reader of weights is used, and is not alone relied upon: what it is given is an
-archive without compression, whose pickle names nothing but tensors and ordered dictionaries, and
-what it returns is checked from end to end. Whatever the file says, no code of it runs, and memory
-is a small multiple of its size.
+`torch.load(weights_only=True)` runs no code from a file. But it ignores the archive's checksums,
+and a file of a few bytes can make it allocate gigabytes (`bytearray(2 * 10**9)`, a zip bomb) or
+return containers that never end when one walks through them, or a tensor of 10**12 elements that
+are all the same number in memory. The checks here rule that out: whatever a file contains, the
+memory it takes to read is a small multiple of its size.
 """
 
 import io
@@ -17,103 +18,97 @@ from typing import Any, Union, get_args, get_origin
 import torch
 from torch import Tensor
 
-MOST_VALUES = 10_000_000  # numbers, texts, tensors and containers
-DEEPEST = 50  # containers within each other
-_NAMES = re.compile(
+MAX_DEPTH = 50  # of nested containers
+_ZIP = b"PK\x03\x04"  # without it, torch.load falls back to its older formats
+_ALLOWED = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch [A-Za-z0-9]+Storage"
 )
 
 
 class RefusedError(Exception):
-    """Content that is not read; the message says why."""
+    """A file that is not read. The message says why: "is damaged: ..." or "is refused: ..."."""
 
 
 def load_plain(stored: bytes) -> Any:
-    """What `torch.save` stored, on the CPU: tensors, numbers, texts, and containers of them.
+    """What `torch.save` stored: tensors on the CPU, numbers, strings, None, containers of them.
 
     Raises:
-        RefusedError: it is no such archive, is damaged, or holds anything else.
+        RefusedError: the file is damaged, not such an archive, or holds anything else.
     """
-    _check_pickle(_pickle_of(stored))
+    if not stored.startswith(_ZIP):
+        raise RefusedError("is damaged, or is not a zip archive written by torch.save")
     try:
+        pickled = _pickle_in(stored)
+        _check_names(pickled)
         content = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
-    except Exception as error:  # of a pickle that was made by hand, an unpickler may raise any
-        raise RefusedError(f"it is damaged: {_short(error)}") from error
-    return _Copy(len(stored)).of(content)
+        # In a pickle, each value takes at least a byte.
+        return _PlainCopy(max_values=len(pickled), max_bytes=len(stored)).of(content)
+    except RefusedError:
+        raise
+    except Exception as error:  # a forged archive or pickle can make its reader raise anything
+        raise RefusedError(f"is damaged: {_first_line(error)}") from error
 
 
-def _pickle_of(stored: bytes) -> bytes:
-    """The pickle in the archive, which holds everything uncompressed and once."""
-    if stored[:1] == b"\x80":
-        raise RefusedError("it is a bare pickle, which could run code")
-    try:
-        with zipfile.ZipFile(io.BytesIO(stored)) as archive:
-            members = archive.infolist()
-            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-                raise RefusedError("it is a compressed archive, which PyTorch does not write")
-            if sum(member.file_size for member in members) > len(stored):
-                raise RefusedError("it declares more than it holds")
-            pickles = [member for member in members if member.filename.endswith("/data.pkl")]
-            if len(pickles) != 1:
-                raise RefusedError("it is not an archive that torch.save made")
-            return archive.read(pickles[0])
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise RefusedError(f"it is damaged, or no archive at all: {_short(error)}") from error
+def _pickle_in(stored: bytes) -> bytes:
+    """The pickle in the archive, all of whose members have been compared with their CRC-32."""
+    with zipfile.ZipFile(io.BytesIO(stored)) as archive:
+        members = archive.infolist()
+        # Compressed members, and members that share their bytes, can unpack to any size.
+        if sum(member.file_size for member in members) > len(stored):
+            raise RefusedError("is refused: its members are larger than the file")
+        damaged = archive.testzip()
+        if damaged is not None:
+            raise RefusedError(f"is damaged: the checksum of {damaged} is wrong")
+        pickles = [member for member in members if member.filename.lower().endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise RefusedError("is refused: it is not an archive written by torch.save")
+        return archive.read(pickles[0])
 
 
-def _check_pickle(pickled: bytes) -> None:
-    """Refuse a pickle that names anything but what tensors are made of."""
-    try:
-        with warnings.catch_warnings():
-            # Of escapes in damaged texts, which say nothing to a user.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            for code, argument, _ in pickletools.genops(pickled):
-                if code.name == "GLOBAL" and _NAMES.fullmatch(str(argument)) is None:
-                    raise RefusedError(
-                        f"it holds Python objects ({_short(argument)}), which could run code"
-                    )
-                if code.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1"):
-                    raise RefusedError("it holds Python objects, which could run code")
-    except (ValueError, IndexError, UnicodeDecodeError, OverflowError) as error:
-        raise RefusedError(f"it is damaged: {_short(error)}") from error
+def _check_names(pickled: bytes) -> None:
+    """Refuse a pickle that names anything but what tensors and state dicts are made of."""
+    with warnings.catch_warnings():
+        # pickletools warns of escape sequences in damaged strings.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for code, argument, _ in pickletools.genops(pickled):
+            names = code.name in ("GLOBAL", "STACK_GLOBAL", "INST")
+            if names and _ALLOWED.fullmatch(str(argument)) is None:
+                raise RefusedError("is refused: it holds Python objects, which could run code")
 
 
-class _Copy:
-    """Copies of plain data, each value for itself, within the bounds of an honest file."""
+class _PlainCopy:
+    """Copies nested data into dicts, lists and tuples of their own, within bounds."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size  # of the file, bytes
-        self._values = 0
+    def __init__(self, max_values: int, max_bytes: int) -> None:
+        self._values_left = max_values
+        self._max_bytes = max_bytes  # of one tensor
 
     def of(self, value: Any, depth: int = 0) -> Any:
-        self._values += 1
-        # What refers to itself, or to the same many times, would never end.
-        if self._values > MOST_VALUES or depth > DEEPEST:
-            raise RefusedError("it holds containers within each other without end")
+        self._values_left -= 1
+        # Containers that hold themselves, or the same container many times over.
+        if self._values_left < 0 or depth > MAX_DEPTH:
+            raise RefusedError("is refused: its containers are nested without end")
         if isinstance(value, dict):
             if not all(isinstance(key, str | int) for key in value):
-                raise RefusedError("it holds keys that are neither texts nor whole numbers")
+                raise RefusedError("is refused: a dictionary key is not a string or an integer")
+            # Not value.items(): a pickle can give an OrderedDict an attribute of that name.
             return {key: self.of(item, depth + 1) for key, item in dict.items(value)}
-        if isinstance(value, list | tuple):
-            copied = [self.of(item, depth + 1) for item in value]
-            return copied if isinstance(value, list) else tuple(copied)
+        if isinstance(value, list):
+            return [self.of(item, depth + 1) for item in value]
+        if isinstance(value, tuple):
+            return tuple(self.of(item, depth + 1) for item in value)
         if isinstance(value, Tensor):
-            return self._tensor(value)
+            if value.numel() * value.element_size() > self._max_bytes:
+                shape = tuple(value.shape)
+                raise RefusedError(f"is refused: a tensor of shape {shape} is larger than the file")
+            return value.detach()
         if value is None or type(value) in (bool, int, float, str):
             return value
-        raise RefusedError(f"it holds a {type(value).__name__}, which is no plain data")
-
-    def _tensor(self, value: Tensor) -> Tensor:
-        """A tensor as it is; one that repeats a few values over a huge size is refused."""
-        if type(value) is not Tensor or value.layout != torch.strided or value.device.type != "cpu":
-            raise RefusedError(f"it holds a {type(value).__name__} that is no plain tensor")
-        if value.numel() * value.element_size() > self._size:
-            raise RefusedError(f"it declares a tensor of shape {tuple(value.shape)}, and lacks it")
-        return value.detach()
+        raise RefusedError(f"is refused: it holds a {type(value).__name__}, not plain data")
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether plain data are as a type hint says: of classes, unions, `dict[...]`, `list[...]`."""
+    """Whether plain data match a type hint: a class, a union, `dict[...]` or `list[...]`."""
     kind, inner = get_origin(hint), get_args(hint)
     if hint is Any:
         return True
@@ -130,6 +125,5 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, int | float if hint is float else hint)
 
 
-def _short(reason: object) -> str:
-    lines = str(reason).splitlines() or [repr(reason)]
-    return lines[0][:200]
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [repr(error)])[0][:200]

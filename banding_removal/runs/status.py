@@ -1,4 +1,4 @@
-"""What a run is doing: where it is, how fast, how long it will take, what happened to it."""
+"""The state of a run: progress, speed, time left, and what has happened to it."""
 
 import contextlib
 import fcntl
@@ -18,40 +18,40 @@ from banding_removal.runs.log import METRICS, ending_of, read_records, read_rows
 
 EVENTS = 8
 PROGRESS = {"epoch", "step", "total_steps", "step_ms", "wait_ms", "memory_gb"}
-STALLED_S = 60.0  # without figures, and
-STALLED_ROWS = 20.0  # times as long as figures take to come
+STALLED_S = 60.0  # without new metrics, and
+STALLED_ROWS = 20.0  # times the usual time between two rows of metrics
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatusSettings:
-    """Which run."""
+    """Settings of scripts/status.py."""
 
-    run: Path = REPOSITORY / "logs" / "run"
+    run: Path = REPOSITORY / "logs" / "run"  # folder of the run
 
 
 def status(folder: Path) -> str:
-    """A run in words, from the files in its folder alone; nothing in it is changed.
+    """A run's state in words, from the files in its folder, which are only read.
 
     Raises:
-        ConfigError: it is no run's folder.
+        ConfigError: it is not the folder of a run.
     """
     if not (folder / "log.txt").is_file():
-        raise ConfigError(f"{folder} is no run's folder: it has no log.txt")
+        raise ConfigError(f"{folder} is not the folder of a run: it has no log.txt")
     rows = read_rows(folder / METRICS)
     trained = [row for row in rows if row["kind"] == "train" and row.keys() >= PROGRESS]
     validated = [row for row in rows if row["kind"] == "val"]
     records = read_records(folder / "log.txt")
-    going_on = is_locked(folder)
-    ended = ending_of(records) or "ended without a word: killed, or its machine went down"
-    lines = [f"{folder.resolve()}: {'going on' if going_on else ended}"]
+    running = is_locked(folder)
+    ended = ending_of(records) or "ended without a message: killed, or its machine went down"
+    lines = [f"{folder.resolve()}: {'running' if running else ended}"]
     if trained:
-        lines += _progress(trained[-2:], folder / METRICS, going_on=going_on)
+        lines += _progress(trained[-2:], folder / METRICS, running=running)
     else:
-        lines.append("no figures yet")
+        lines.append("no metrics yet")
     if validated:
         last = validated[-1]
-        figures = ("ssim", "nmse", "banding", "banding_signed_excess")
-        known = [f"{key} {last[key]:.4g}" for key in figures if last.get(key) is not None]
+        shown = ("ssim", "nmse", "banding", "banding_signed_excess")
+        known = [f"{key} {last[key]:.4g}" for key in shown if last.get(key) is not None]
         lines.append(f"validation after epoch {last['epoch']}: {', '.join(known)}")
     saved = list_checkpoints(folder)
     if saved:
@@ -71,7 +71,7 @@ def is_locked(folder: Path) -> bool:
     try:
         file = os.open(folder / LOCK, os.O_RDONLY)
     except OSError:
-        return False  # never begun, or of another user: then nothing is known
+        return False  # no run has begun there; or it is another user's, and cannot be told
     try:
         fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -81,31 +81,31 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def _progress(rows: list[dict[str, Any]], path: Path, *, going_on: bool) -> list[str]:
-    """Where a run is, by its last row of figures and the one before, if there is one."""
+def _progress(rows: list[dict[str, Any]], path: Path, *, running: bool) -> list[str]:
+    """Progress of a run, from its last row of metrics and the one before, if there is one."""
     row = rows[-1]
     step, total, seconds = row["step"], row["total_steps"], row["step_ms"] / 1000
     lines = [
-        f"epoch {row['epoch']}, step {step} of {total:.0f}, {seconds:.3g} s a step "
+        f"epoch {row['epoch']}, step {step} of {total:.0f}, {seconds:.3g} s per step "
         f"({row['wait_ms']:.0f} ms of it waiting for data), {row['memory_gb']:.1f} GB"
     ]
-    if going_on:
+    if running:
         left = timedelta(seconds=round((total - step) * seconds))
         age = time.time() - path.stat().st_mtime
         last = datetime.fromtimestamp(time.time() - age)
         lines.append(
-            f"about {left} left, validations not counted; last figures at {last:%Y-%m-%d %H:%M:%S}"
+            f"about {left} left, without validation; last metrics at {last:%Y-%m-%d %H:%M:%S}"
         )
         usual = (step - rows[0]["step"]) * seconds
         if age > max(STALLED_S, STALLED_ROWS * usual):
-            lines.append(f"no figures for {timedelta(seconds=round(age))}: validating, or stalled")
+            lines.append(f"no metrics for {timedelta(seconds=round(age))}: validating, or stalled")
     return lines
 
 
 def _disk(folder: Path) -> str:
     used = 0
     for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # a file that was just being written
+        with contextlib.suppress(FileNotFoundError):  # a temporary file that is gone
             used += path.stat().st_size if path.is_file() else 0
     free = shutil.disk_usage(folder).free
     return f"disk: {used / 1e9:.2f} GB in the folder, {free / 1e9:.1f} GB free"

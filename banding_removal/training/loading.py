@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from banding_removal.data.batch import Batch, collate
 from banding_removal.data.dataset import Draw, SliceDataset
 from banding_removal.data.sampler import EpochSampler
-from banding_removal.processes.signals import end_workers_at_exit, leave_stopping_to
+from banding_removal.processes.signals import ignore_signals_in_worker, kill_workers_at_exit
 
 
 def make_loader(
@@ -21,7 +21,7 @@ def make_loader(
 ) -> DataLoader[Batch]:
     """A loader that yields `Batch`es in the sampler's order."""
     if workers > 0:
-        end_workers_at_exit()
+        kill_workers_at_exit()
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # collate turns its Examples into Batches
         batch_sampler=sampler,
@@ -32,7 +32,7 @@ def make_loader(
         # 8 slices, 60 MB of the paper's size.
         prefetch_factor=2 if workers > 0 else None,
         pin_memory=device.type == "cuda",
-        worker_init_fn=partial(leave_stopping_to, os.getpid()),
+        worker_init_fn=partial(ignore_signals_in_worker, os.getpid()),
         # A process that was itself spawned would spawn these, too, which takes seconds each.
         multiprocessing_context="fork" if workers > 0 else None,
         # Its own generator: the loader draws seeds, and must not move the one that dropout uses.

@@ -10,8 +10,8 @@ import torch
 from banding_removal.config.overrides import describe
 from banding_removal.config.settings import Settings
 from banding_removal.errors import RunInUseError
-from banding_removal.files import remove_leftovers
 from banding_removal.processes.team import Team
+from banding_removal.reconstruction.files import remove_leftovers
 from banding_removal.runs.build import choose_device, make_datasets
 from banding_removal.runs.checkpoint import Checkpoint, list_checkpoints, restore_random_state
 from banding_removal.runs.folder import LOCK, RunLock, latest_run, new_run_folder, show_as_latest
@@ -46,7 +46,7 @@ def prepare(settings: Settings, team: Team, lock: RunLock) -> Run:
 
     torch.manual_seed(settings.seed)
     players = make_players(settings, device, start.checkpoint, start.path, team)
-    team.seed_apart(settings.seed)
+    team.seed_per_rank(settings.seed)
     progress = Progress()
     if start.everything and start.checkpoint is not None and start.path is not None:
         players.restore(start.checkpoint, start.path)

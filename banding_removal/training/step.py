@@ -81,7 +81,7 @@ def make_players(
     trained = [weight for weight in predictor.parameters() if weight.requires_grad]
     players = Players(
         predictor=predictor,
-        shared_predictor=team.shared(predictor),
+        shared_predictor=team.data_parallel(predictor),
         optimizer=_optimizer(settings, trained),
         bfloat16=uses_bfloat16(settings, device),
     )
@@ -89,7 +89,7 @@ def make_players(
     if adversary is not None:
         players.adversary = adversary
         players.objective = OrientationObjective(
-            team.shared(adversary),
+            team.data_parallel(adversary),
             target=settings.adversary_target,
             reg_param=settings.reg_param,
             changes=settings.adversary_changes,

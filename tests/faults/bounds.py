@@ -1,4 +1,4 @@
-"""What a refusal may cost."""
+"""A bound on the memory that a test may take."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +12,8 @@ def kilobytes(key: str) -> int:
 
 @contextmanager
 def memory_below(most: int) -> Iterator[None]:
-    """This process takes no more than so many bytes at any time within the `with` block."""
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    """Check that memory grows by less than `most` bytes at any time in the `with` block."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak (VmHWM)
     before = kilobytes("VmRSS")
     yield
     taken = 1024 * (kilobytes("VmHWM") - before)

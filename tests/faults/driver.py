@@ -1,11 +1,11 @@
 """Starts a script with a fault inside: python -m tests.faults.driver FAULT script.py word ...
 
 nan=N               the N-th training loss is NaN, in every process
-nan=N,RANK          the same in one process alone
-explodes=N          from the N-th on, losses are a thousand times as large, until the run goes back
-always=N            from the N-th on, losses are NaN, whatever the run does
-pause=REGEX         the first replacement of a file whose path matches takes ten minutes; that it
-                    has come is told by a file called `paused` in the current folder
+nan=N,RANK          the same in one process only
+explodes=N          from the N-th on, losses are multiplied by 1000 until the run is rolled back
+always=N            from the N-th on, all losses are NaN
+pause=REGEX         the first time that a file whose path matches is replaced, this takes ten
+                    minutes; a file called `paused` in the current folder shows that it has begun
 """
 
 import os
@@ -26,11 +26,11 @@ from banding_removal.training.loop import train
 
 PAUSED = "paused"
 PAUSE_S = 600.0
-FAULT = "FAULTS_FAULT"  # variable in the environment, for the processes that this one starts
+FAULT = "FAULTS_FAULT"  # environment variable, for the processes that this one starts
 
 
 def faulty_train(settings: Settings, team: Team) -> Path:
-    """`train`, with the fault of the environment."""
+    """`train` with the fault that the environment names."""
     kind, _, value = os.environ[FAULT].partition("=")
     if kind == "pause":
         _pause(re.compile(value))
@@ -61,7 +61,7 @@ def _spoil(kind: str, number: int) -> None:
             calls = -(10**9)
         return back(self, to_validated=to_validated)
 
-    safeguard.EARLY = loop.EARLY = 2  # toy epochs are shorter than what else is early
+    safeguard.EARLY = loop.EARLY = 2  # a toy epoch is shorter than the usual number of early steps
     step.reconstruction_loss = spoilt  # type: ignore[assignment]
     safeguard.Safeguard.roll_back = calmed  # type: ignore[method-assign]
 
@@ -79,8 +79,8 @@ def _pause(pattern: re.Pattern[str]) -> None:
 
 
 def install() -> None:
-    """Have scripts of this process train with the fault of the environment."""
-    # By its importable name: other processes look it up.
+    """Make the scripts of this process call `faulty_train`."""
+    # Imported by name, as the processes that are started import it.
     from tests.faults.driver import faulty_train as importable
 
     command_line.train = importable  # type: ignore[assignment]

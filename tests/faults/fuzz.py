@@ -1,17 +1,19 @@
-"""Thousands of mutated files and settings through the code that reads them.
+"""Thousands of mutated files and settings are given to the code that reads them.
 
     python -m tests.faults.fuzz                          # 12,000 cases, a few minutes
-    python -m tests.faults.fuzz cases=0.1 seed=7         # a tenth of them, other ones
-    python -m tests.faults.fuzz kind=structure only=412  # one case again, in this process
+    python -m tests.faults.fuzz cases=0.1 seed=7         # a tenth of them, with another seed
+    python -m tests.faults.fuzz kind=structure only=412  # one case, in this process
 
-What is read is read to the end: volumes are indexed and every slice and target is loaded,
-reconstructions are checked and read, checkpoints are loaded onto a model. Each case ends as *read*
-or *refused*, in one of the project's own errors with the file's name in it; anything else is a
-finding. Batches run in child processes with bounded memory, so that a crash or a hang of a library
-ends its case alone; a file that does so is then given to the index (reconstructions: to whatever
-looks for those that are there), which reads in a process apart and has to refuse it.
+Files are read completely: volumes are indexed and their slices and targets loaded, reconstructions
+are checked and read, checkpoints are loaded into a model. Each case must end as *read* or as
+*refused*, with one of the project's own errors that names the file; anything else is a finding. A
+checkpoint with changed bytes may only be read if its content is unchanged. Batches run in child
+processes with bounded memory, so that a crash or hang of a library ends one case only. A file that
+causes one is then given to the function that reads such files first, in a subprocess, which must
+refuse it.
 """
 
+import io
 import logging
 import multiprocessing
 import resource
@@ -49,7 +51,6 @@ from banding_removal.runs.checkpoint import (
     load_weights,
     random_state,
     save_checkpoint,
-    seal,
 )
 from tests.faults import mutations
 from tests.support.fastmri_files import write_volume
@@ -68,25 +69,25 @@ CASES = {
     "words": 1000,
 }
 BATCH = 250  # cases of one child process
-PATIENCE = 1.0  # seconds of computing for one case
-MEMORY = 1 << 30  # bytes that a child may take beyond what it starts with
+PATIENCE = 1.0  # seconds of CPU time for one case
+MEMORY = 1 << 30  # bytes that a child may allocate
 MOST_SLICES = 8
 ENDS = {
     "read": "read",
     "refused": "refused with the file named",
-    "apart": "refused after HDF5 hung or crashed apart",
+    "apart": "refused after HDF5 hung or crashed in a subprocess",
     **{end: end for end in ("other exception", "crash", "hang")},
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class FuzzSettings:
-    """How much, and which."""
+    """How many cases, and of which kinds."""
 
     seed: int = 0
-    cases: float = 1.0  # times the numbers in CASES
-    kind: str | None = None  # those whose name has this in it
-    only: int | None = None  # this case of each kind alone, in this process
+    cases: float = 1.0  # factor for the numbers in CASES
+    kind: str | None = None  # only kinds whose name contains this
+    only: int | None = None  # only this case of each kind, in this process
 
 
 @dataclass(kw_only=True)
@@ -95,16 +96,16 @@ class Row:
 
     kind: str
     counts: Counter[str] = field(default_factory=Counter)
-    findings: list[str] = field(default_factory=list)  # a line each
-    memory: int = 0  # bytes that a child took beyond its start, the most
+    findings: list[str] = field(default_factory=list)  # one line each
+    memory: int = 0  # bytes, the most that a child allocated
 
 
-# --- what cases are made of ---
+# --- the files that are mutated ---
 
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """Sound files to begin with, made once."""
+    """Intact files, made once."""
 
     folder: Path
     volumes: list[bytes]
@@ -152,11 +153,11 @@ def make_material(folder: Path) -> Material:
 # --- cases ---
 
 
-def run_case(kind: str, number: int, seed: int, material: Material) -> bool:
-    """Make a case and read it; whether it could be read.
+def run_case(kind: str, number: int, seed: int, material: Material) -> None:
+    """Make a case and read it.
 
     Raises:
-        VolumeError: or CheckpointError or ConfigError: refused.
+        VolumeError, CheckpointError, ConfigError: it is refused.
     """
     rng = _generator(kind, number, seed)
     what, _, how = kind.partition(" ")
@@ -164,12 +165,16 @@ def run_case(kind: str, number: int, seed: int, material: Material) -> bool:
         keys = [line.partition(":")[0] for line in describe(Settings())]
         count = int(rng.integers(1, 4))
         from_words(Settings(), [mutations.odd_word(keys, rng) for _ in range(count)])
-        return True
+        return
     if what == "checkpoint":
-        return _read_checkpoint(_mutated_checkpoint(how, rng, material))
+        path = _mutated_checkpoint(how, rng, material)
+        _read_checkpoint(path)
+        if how == "bytes":
+            assert _saved_again(path) == _saved_again(material.checkpoint), "other content"
+        return
     path = mutated_file(kind, number, seed, material)
     try:
-        return _read_volume(path) if what == "volume" else _read_reconstruction(path)
+        (_read_volume if what == "volume" else _read_reconstruction)(path)
     finally:
         path.unlink()
 
@@ -205,13 +210,13 @@ def _mutated_checkpoint(how: str, rng: Generator, material: Material) -> Path:
     if how == "bytes":
         path.write_bytes(mutations.flip_bytes(material.archive, rng))
     elif how == "pickle":
-        path.write_bytes(seal(mutations.change_pickle(material.archive, rng)))
+        path.write_bytes(mutations.change_pickle(material.archive, rng))
     else:
-        path.write_bytes(seal(mutations.change_content(material.archive, rng)))
+        path.write_bytes(mutations.change_content(material.archive, rng))
     return path
 
 
-def _read_volume(path: Path) -> bool:
+def _read_volume(path: Path) -> None:
     volume = read_volume(path)
     masks = MaskSampler(kind="magic", accelerations=(2,), acs=(2,))
     try:
@@ -227,17 +232,15 @@ def _read_volume(path: Path) -> bool:
             reference_volumes([volume])
     finally:
         dataset.close()
-    return True
 
 
-def _read_reconstruction(path: Path) -> bool:
+def _read_reconstruction(path: Path) -> None:
     shape = shape_of_file(path)
     for index in range(min(MOST_SLICES, shape[0])):
         slice_of_file(path, index)
     why = difference(path, _origin(), shape)
     if why is not None and "cannot be read" in why:
         raise VolumeError(f"{path} {why}")
-    return True
 
 
 def _origin() -> Origin:
@@ -245,17 +248,22 @@ def _origin() -> Origin:
     return Origin(**attributes)
 
 
-def _read_checkpoint(path: Path) -> bool:
+def _read_checkpoint(path: Path) -> None:
     checkpoint = load_checkpoint(path)
     from_plain(checkpoint.settings, path)
     model = Predictor(cascades=1, chans=2, pools=1, sens_chans=2)
     load_weights(model, checkpoint.predictor, path)
     load_optimizer(torch.optim.Adam(model.parameters()), checkpoint.optimizer, path)
-    return True
+
+
+def _saved_again(path: Path) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(vars(load_checkpoint(path)), buffer)
+    return buffer.getvalue()
 
 
 def outcome(kind: str, number: int, seed: int, material: Material) -> tuple[str, str]:
-    """One of "read", "refused", "other exception"; and the last one in words."""
+    """One of "read", "refused" and "other exception"; and a description of the last."""
     try:
         run_case(kind, number, seed, material)
     except (VolumeError, CheckpointError, ConfigError) as error:
@@ -264,7 +272,7 @@ def outcome(kind: str, number: int, seed: int, material: Material) -> tuple[str,
         if named and not starved:
             return "refused", ""
         return "other exception", f"{'out of memory' if starved else 'not named'}: {error}"
-    except Exception as error:  # noqa: BLE001  any other exception is what is looked for
+    except Exception as error:  # noqa: BLE001  any other exception is a finding
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(frame.filename).name}:{frame.lineno}"
         return "other exception", f"{type(error).__name__} at {place}: {error}"
@@ -275,7 +283,7 @@ def outcome(kind: str, number: int, seed: int, material: Material) -> tuple[str,
 
 
 def _in_child(pipe: Connection, kind: str, numbers: range, seed: int, material: Material) -> None:
-    """A batch; what each case came to, and the memory taken, go through the pipe."""
+    """Run a batch; send the outcome of each case and the memory taken through the pipe."""
     logging.disable()
     start = _kilobytes("VmRSS") * 1024
     limit = _kilobytes("VmData") * 1024 + MEMORY
@@ -290,13 +298,13 @@ def _in_child(pipe: Connection, kind: str, numbers: range, seed: int, material: 
 
 
 def _kilobytes(key: str) -> int:
-    """A figure of this process, from Linux."""
+    """A value in /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 def run_kind(kind: str, count: int, seed: int, material: Material) -> Row:
-    """All cases of a kind, in child processes; after a crash or a hang, those that are left."""
+    """Run all cases of a kind in child processes, with a new one after a crash or hang."""
     row = Row(kind=kind)
     context = multiprocessing.get_context("fork")
     next_case = 0
@@ -329,7 +337,7 @@ def run_kind(kind: str, count: int, seed: int, material: Material) -> Row:
 
 
 def _refused_apart(kind: str, number: int, seed: int, material: Material) -> bool:
-    """Whether a file that ends the process that reads it is refused where it is read first."""
+    """Whether a file that crashes or hangs its reader is refused by the one in a subprocess."""
     if not kind.startswith(("volume", "reconstruction")):
         return False
     path = mutated_file(kind, number, seed, material)
@@ -369,7 +377,7 @@ def line_of(row: Row) -> str:
 
 
 def main(settings: FuzzSettings) -> None:
-    """Print the table; the exit status is 1 if anything was found."""
+    """Print the table; the exit status is 1 if there are findings."""
     total = Row(kind="all")
     print(f"{'kind':25} | cases | {' | '.join(ENDS.values())} | peak memory (MB)", flush=True)
     for row in fuzz(settings):

@@ -1,4 +1,4 @@
-"""Files and settings as damage, other software or ill will might make them, from seeded draws."""
+"""Files and settings as damage, other software or an attacker might make them; seeded."""
 
 import contextlib
 import copy
@@ -30,7 +30,7 @@ ORIGIN: dict[str, str | int] = {
 
 
 def flip_bytes(content: bytes, rng: Generator) -> bytes:
-    """Up to 32 bytes are others, in half of the cases all among the first 2 kB or the last."""
+    """Change up to 32 bytes, in half of the cases all within the first or last 2 kB."""
     changed = bytearray(content)
     size = len(changed)
     low, high = [(0, size), (0, min(size, 2048)), (max(0, size - 2048), size)][rng.integers(3)]
@@ -43,7 +43,7 @@ def flip_bytes(content: bytes, rng: Generator) -> bytes:
 
 
 def truncate(content: bytes, rng: Generator) -> bytes:
-    """A part is missing at the end, or after the beginning."""
+    """Cut off the end, or cut out a part after the beginning."""
     place = int(rng.integers(len(content)))
     if rng.random() < 0.7:
         return content[:place]
@@ -51,7 +51,7 @@ def truncate(content: bytes, rng: Generator) -> bytes:
 
 
 def swap_blocks(content: bytes, rng: Generator) -> bytes:
-    """Blocks of a power of two are swapped, zeroed, or written over by others."""
+    """Swap, zero or overwrite blocks whose size is a power of two."""
     changed = bytearray(content)
     for _ in range(int(rng.integers(1, 5))):
         size = 1 << int(rng.integers(3, 11))
@@ -68,7 +68,7 @@ def swap_blocks(content: bytes, rng: Generator) -> bytes:
 
 
 def _odd_array(rng: Generator) -> Any:
-    """Data of a type or shape that nobody expects."""
+    """Data of an unexpected type or shape."""
     shape = tuple(int(n) for n in rng.choice([0, 1, 2, 3, 12, 14, 16], size=rng.integers(0, 6)))
     kinds: list[Callable[[], Any]] = [
         lambda: np.ones(shape, rng.choice(["f2", "f4", "f8", ">f4", "i1", "u8", "?", "c8", "c16"])),
@@ -90,7 +90,7 @@ def _odd_array(rng: Generator) -> Any:
 
 
 def _put(file: h5py.File, key: str, rng: Generator) -> None:
-    """Something else under the name of a dataset."""
+    """Put something else under the name of a dataset."""
     folder = Path(file.filename).parent
     if key in file:
         del file[key]
@@ -164,13 +164,13 @@ def _put(file: h5py.File, key: str, rng: Generator) -> None:
 
 
 def change_structure(content: bytes, rng: Generator, folder: Path) -> bytes:
-    """One to three datasets or attributes are something else, each written properly."""
+    """Replace one to three datasets or attributes, through HDF5's own library."""
     path = folder / "structure.h5"
     path.write_bytes(content)
     with h5py.File(path, "r+") as file:
         for _ in range(int(rng.integers(1, 4))):
             names = (*file, *file, "reconstruction_rss", "mask")
-            # What HDF5 itself does not write is no case: sizes that overflow, large attributes.
+            # HDF5 refuses to write some: sizes that overflow, large attributes.
             with contextlib.suppress(OSError, ValueError):
                 if rng.random() < 0.6:
                     _put(file, str(rng.choice(names)), rng)
@@ -181,7 +181,7 @@ def change_structure(content: bytes, rng: Generator, folder: Path) -> bytes:
 
 
 def change_header(content: bytes, rng: Generator, folder: Path) -> bytes:
-    """Another header: damaged, with odd numbers, a bomb, or deep."""
+    """Replace the ISMRMRD header: damaged, with odd numbers, an XML bomb, or deeply nested."""
     path = folder / "header.h5"
     path.write_bytes(content)
     with h5py.File(path, "r+") as file:
@@ -204,7 +204,7 @@ def change_header(content: bytes, rng: Generator, folder: Path) -> bytes:
         ]
         del file["ismrmrd_header"]
         text = options[rng.integers(len(options))]
-        # Of variable length, as in fastMRI's files, where that can be: without zeros.
+        # Of variable length, as in fastMRI's files, unless it contains zeros.
         fixed = text and (b"\0" in text or rng.random() < 0.2)
         file["ismrmrd_header"] = np.bytes_(text) if fixed else text
     return path.read_bytes()
@@ -241,7 +241,7 @@ def odd_value(rng: Generator) -> Any:
 
 
 def change_value(content: Any, rng: Generator) -> Any:
-    """One value somewhere in nested containers is another, is missing, or is new."""
+    """Change, delete or add one value somewhere in nested containers."""
     content = copy.deepcopy(content)
     place, inside = content, True
     while inside:
@@ -264,7 +264,7 @@ def change_value(content: Any, rng: Generator) -> Any:
 
 
 def change_pickle(archive: bytes, rng: Generator) -> bytes:
-    """The archive that `torch.save` wrote, with another pickle or with other members."""
+    """Change the pickle or the other members of an archive written by `torch.save`."""
     made = io.BytesIO()
     how = int(rng.integers(6))
     with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(made, "w") as new:
@@ -334,7 +334,7 @@ def odd_word(keys: list[str], rng: Generator) -> str:
 
 
 def change_content(archive: bytes, rng: Generator) -> bytes:
-    """What `torch.save` wrote, written again with one value changed."""
+    """Save the content of an archive again, with one value changed."""
     content = torch.load(io.BytesIO(archive), weights_only=True)
     made = io.BytesIO()
     if rng.random() < 0.5:
@@ -349,7 +349,7 @@ def change_content(archive: bytes, rng: Generator) -> bytes:
 
 
 def rewrite(content: bytes, folder: Path) -> bytes:
-    """A volume in the newest format, its arrays in compressed pieces."""
+    """Rewrite a volume in the newest HDF5 format, with compressed chunks."""
     source, path = folder / "source.h5", folder / "rewritten.h5"
     source.write_bytes(content)
     with h5py.File(source) as old, h5py.File(path, "w", libver="latest") as new:

@@ -1,9 +1,9 @@
-"""Starts scripts many times a minute: everything is imported once, and each run is a fork of that.
+"""Starts scripts quickly: everything is imported once, and each script runs in a fork.
 
-It reads a JSON object a line, and answers each with one:
+It reads one JSON object per line and answers with one:
 
 {"start": [script, word, ...], "environment": {...}, "output": path, "folder": path} -> {"pid": pid}
-{"poll": pid} -> {"code": exit status, negative for a signal; null while it goes on}
+{"poll": pid} -> {"code": exit status, negative for a signal; null while it runs}
 """
 
 import json
@@ -18,7 +18,7 @@ import tests.faults.driver
 
 
 def serve() -> list[str] | None:
-    """Answer until the input ends; in a process that was started, the words that it is to run."""
+    """Answer until the input ends; returns in a fork, with the script and words to run."""
     ended: dict[int, int] = {}
     alone = len(list(Path("/proc/self/task").iterdir()))
     if alone > 1:
@@ -58,7 +58,7 @@ def _answer(content: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    assert banding_removal.command_line and tests.faults.driver  # imported for their sake
+    assert banding_removal.command_line and tests.faults.driver  # imported for the forks
     started = serve()
     if started is not None:
         sys.stdin = open(os.devnull)  # noqa: SIM115, PTH123  # until the end

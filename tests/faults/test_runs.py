@@ -1,4 +1,4 @@
-"""Faults done to real runs; the long part is `make faults`, with the same functions."""
+"""Faults done to real runs: the quick part of `make faults`."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import faults
-from tests.faults.faults import Bench, Faults, Try
-from tests.faults.runs import EVERY, SmallDisk, Toy
+from tests.faults import disk, killed, spoilt
+from tests.faults.bench import Bench, Faults, Try
+from tests.faults.toy import EVERY, Toy
 
-NO_DISK = SmallDisk.why_not()
+NO_DISK = disk.SmallDisk.why_not()
 needs_a_disk = pytest.mark.skipif(bool(NO_DISK), reason=NO_DISK or "there is one")
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where runs that nothing is done to are made once for all tests."""
+    """A folder for runs without a fault, which all tests compare with."""
     return tmp_path_factory.mktemp("faults")
 
 
@@ -32,7 +32,7 @@ def bench_of(shared: Path, request: pytest.FixtureRequest) -> Callable[..., Benc
 
 
 def survived(tries: Iterator[Try], count: int, lost: int = EVERY) -> None:
-    """A fault that is not survived raises; that many were tried."""
+    """Check how many faults were tried; one that is not survived raises."""
     found = [*tries]
     assert len(found) == count
     assert all(0 <= one.lost <= lost for one in found)
@@ -41,27 +41,27 @@ def survived(tries: Iterator[Try], count: int, lost: int = EVERY) -> None:
 def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(
     bench_of: Callable[..., Bench],
 ) -> None:
-    survived(faults.killed(bench_of(2)), 3)
+    survived(killed.killed(bench_of(2)), 3)
 
 
 def test_two_processes_killed_at_random_moments_end_as_if_they_had_not_been(
     bench_of: Callable[..., Bench],
 ) -> None:
     bench = bench_of(1, 2)
-    survived(faults.killed(replace(bench, settings=replace(bench.settings, kills=2))), 2)
+    survived(killed.killed(replace(bench, settings=replace(bench.settings, kills=2))), 2)
 
 
 @pytest.mark.parametrize("moment", ["a checkpoint", "the first checkpoint", "the index", "a grid"])
 def test_a_run_killed_while_it_writes_goes_on(bench_of: Callable[..., Bench], moment: str) -> None:
-    survived(faults.killed_while_writing(bench_of(1), [moment]), 1)
+    survived(killed.killed_while_writing(bench_of(1), [moment]), 1)
 
 
 def test_a_signal_saves_and_stops(bench_of: Callable[..., Bench]) -> None:
-    survived(faults.signalled(bench_of(2), [signal.SIGUSR1, signal.SIGINT]), 2, lost=0)
+    survived(killed.signalled(bench_of(2), [signal.SIGUSR1, signal.SIGINT]), 2, lost=0)
 
 
 def test_a_second_ctrl_c_ends_in_the_middle_of_a_write(bench_of: Callable[..., Bench]) -> None:
-    survived(faults.interrupted_twice(bench_of(1)), 1)
+    survived(killed.interrupted_twice(bench_of(1)), 1)
 
 
 @needs_a_disk
@@ -69,38 +69,38 @@ def test_a_second_ctrl_c_ends_in_the_middle_of_a_write(bench_of: Callable[..., B
 def test_a_full_disk_ends_a_run_which_goes_on_when_there_is_room(
     bench_of: Callable[..., Bench], what: str
 ) -> None:
-    survived(faults.disk_full(bench_of(1), [what]), 1, lost=12)
+    survived(disk.disk_full(bench_of(1), [what]), 1, lost=12)
 
 
 @needs_a_disk
 def test_logs_that_become_read_only_end_a_run(bench_of: Callable[..., Bench]) -> None:
-    survived(faults.read_only(bench_of(1)), 2)
+    survived(disk.read_only(bench_of(1)), 2)
 
 
 @pytest.mark.parametrize("what", ["all logs removed", "the run's folder moved"])
-def test_a_run_whose_folder_is_taken_away_makes_it_again_and_goes_on(
+def test_a_run_whose_folder_is_removed_makes_it_again_and_goes_on(
     bench_of: Callable[..., Bench], what: str
 ) -> None:
-    survived(faults.removed(bench_of(1), [what]), 1)
+    survived(disk.removed(bench_of(1), [what]), 1)
 
 
 def test_damaged_checkpoints_give_way_until_none_is_left(bench_of: Callable[..., Bench]) -> None:
-    survived(faults.damaged(bench_of(1), ["two flipped", "all truncated"]), 2, lost=3 * EVERY)
+    survived(disk.damaged(bench_of(1), ["two flipped", "all truncated"]), 2, lost=3 * EVERY)
 
 
-def test_a_loading_process_that_is_killed_ends_the_run_at_once_and_is_named(
+def test_a_killed_data_loading_worker_ends_the_run_and_is_named(
     bench_of: Callable[..., Bench],
 ) -> None:
-    survived(faults.worker_killed(bench_of(1)), 1)
+    survived(killed.worker_killed(bench_of(1)), 1)
 
 
-def test_a_loss_that_is_no_number_in_one_of_two_processes_takes_both_back(
+def test_a_nan_loss_in_one_of_two_processes_rolls_both_back(
     bench_of: Callable[..., Bench],
 ) -> None:
     survived(
-        faults.fails_once(bench_of(1, 2), ["loss NaN in one of the processes"]), 1, lost=2 * EVERY
+        spoilt.fails_once(bench_of(1, 2), ["loss NaN in one of the processes"]), 1, lost=2 * EVERY
     )
 
 
-def test_a_run_that_keeps_failing_ends_clearly(bench_of: Callable[..., Bench]) -> None:
-    survived(faults.fails_for_good(bench_of(2)), 1)
+def test_a_run_that_keeps_failing_ends_with_the_cause(bench_of: Callable[..., Bench]) -> None:
+    survived(spoilt.fails_for_good(bench_of(2)), 1)

@@ -1,5 +1,6 @@
-"""Checkpoints and settings from elsewhere: read as data, or refused; nothing runs."""
+"""Checkpoints and settings from other sources: read as data or refused; no code in them runs."""
 
+import copy
 import io
 import os
 import pickle
@@ -25,7 +26,6 @@ from banding_removal.runs.checkpoint import (
     load_optimizer,
     restore_random_state,
     save_checkpoint,
-    seal,
 )
 from banding_removal.runs.folder import latest_run
 from banding_removal.runs.safe_load import RefusedError, fits, load_plain
@@ -33,7 +33,7 @@ from banding_removal.training.loop import train
 from tests.faults.bounds import memory_below
 from tests.support.checkpoints import Exploit, checkpoint_of, tiny_predictor
 
-MEMORY = 256 << 20  # bytes that refusing a file may take at most
+MEMORY = 256 << 20  # bytes that it may take to refuse a file
 
 
 def saved(content: Any) -> bytes:
@@ -49,7 +49,7 @@ def remade(
     more: dict[str, bytes] | None = None,
     compression: int = zipfile.ZIP_STORED,
 ) -> bytes:
-    """An archive of `torch.save` with other members."""
+    """An archive written by `torch.save`, with members changed or added."""
     buffer = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(archive)) as old,
@@ -68,11 +68,11 @@ def with_pickle(pickled: bytes) -> bytes:
 
 
 def refusal(path: Path, content: bytes) -> str:
-    """What is said of a file, sealed as if it were a run's own; little memory is taken."""
-    path.write_bytes(seal(content))
+    """The message that refuses a file: one line that names it. Little memory is taken."""
+    path.write_bytes(content)
     with (
         memory_below(MEMORY),
-        pytest.raises(CheckpointError, match=rf"{path.name} is refused") as caught,
+        pytest.raises(CheckpointError, match=rf"{path.name} is (refused|damaged)") as caught,
     ):
         load_checkpoint(path)
     message = str(caught.value)
@@ -84,9 +84,7 @@ def refusal(path: Path, content: bytes) -> str:
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
-def test_code_in_a_sealed_checkpoint_is_refused_and_does_not_run(
-    tmp_path: Path, protocol: int
-) -> None:
+def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path: Path, protocol: int) -> None:
     victim = tmp_path / "victim"
     pickled = pickle.dumps({"predictor": Exploit(victim)}, protocol=protocol)
     assert "Python objects" in refusal(tmp_path / "evil.pt", with_pickle(pickled))
@@ -115,22 +113,20 @@ def test_code_deep_in_what_is_a_checkpoint_otherwise_is_refused(tmp_path: Path, 
     ],
     ids=["system", "eval", "inst", "stack global", "two GB of bytes", "eight GB", "partial"],
 )
-def test_a_pickle_that_names_anything_but_tensors_is_refused_before_it_is_read(
+def test_a_pickle_that_names_anything_but_tensors_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pickled: bytes
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch, "load", None)  # it would be a TypeError
-    message = refusal(tmp_path / "evil.pt", with_pickle(pickled))
-    assert "Python objects" in message or "damaged" in message
+    assert "Python objects" in refusal(tmp_path / "evil.pt", with_pickle(pickled))
     assert not (tmp_path / "evil").exists()
 
 
-def test_a_run_that_is_told_to_begin_from_a_malicious_checkpoint_ends_with_one_line(
+def test_a_run_that_begins_from_a_malicious_checkpoint_ends_with_one_line(
     settings: Settings, tmp_path: Path
 ) -> None:
     victim = tmp_path / "victim"
     evil = tmp_path / "evil.pt"
-    evil.write_bytes(seal(saved({"predictor": Exploit(victim)})))
+    evil.write_bytes(saved({"predictor": Exploit(victim)}))
     with pytest.raises(CheckpointError, match=r"evil\.pt is refused: it holds Python objects"):
         train(replace(settings, init_from=str(evil)))
     assert not victim.exists()
@@ -141,7 +137,7 @@ def test_the_script_ends_with_status_2_and_no_traceback(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     folder = tmp_path / "logs" / "theirs" / "checkpoints"
     folder.mkdir(parents=True)
-    (folder / "epoch001.pt").write_bytes(seal(saved({"predictor": Exploit(victim)})))
+    (folder / "epoch001.pt").write_bytes(saved({"predictor": Exploit(victim)}))
     script = REPOSITORY / "scripts" / "pretrain.py"
     run = subprocess.run(
         [sys.executable, str(script), f"resume={folder.parent}", "device=cpu"],
@@ -165,15 +161,38 @@ def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path: Path) -
     archive = remade(saved({"a": torch.ones(9)}), inflate, compression=zipfile.ZIP_DEFLATED)
     assert len(archive) < 1 << 20
     path = tmp_path / "bomb.pt"
-    path.write_bytes(seal(archive))
-    with memory_below(64 << 20), pytest.raises(CheckpointError, match="compressed archive"):
+    path.write_bytes(archive)
+    with memory_below(64 << 20), pytest.raises(CheckpointError, match="members are larger"):
         load_checkpoint(path)
+
+
+def test_members_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
+    buffer = io.BytesIO(saved({}))
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.writestr("archive/data/0", bytes(1 << 20))
+        shared = archive.infolist()[-1]
+        for number in range(1, 100):
+            entry = copy.copy(shared)
+            entry.filename = f"archive/data/{number}"
+            archive.filelist.append(entry)
+            archive.NameToInfo[entry.filename] = entry
+    assert "members are larger" in refusal(tmp_path / "shared.pt", buffer.getvalue())
+
+
+def test_an_archive_behind_a_pickle_is_refused(tmp_path: Path) -> None:
+    # torch.load would read the pickle, and zipfile the archive.
+    assert "not a zip archive" in refusal(tmp_path / "both.pt", b"\x80\x02}." + saved({}))
+
+
+def test_attributes_of_dictionaries_are_dropped() -> None:
+    pickled = b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsK\x05sb."
+    assert type(load_plain(with_pickle(pickled))) is dict
 
 
 def test_tensors_that_declare_more_than_the_file_has_are_refused(tmp_path: Path) -> None:
     for tensor in (torch.zeros(1).expand(10**12), torch.zeros(3, 1).expand(3, 10**11)):
         message = refusal(tmp_path / "wide.pt", saved({"a": [tensor]}))
-        assert "declares a tensor of shape" in message
+        assert "is larger than the file" in message
 
 
 def test_members_of_another_length_than_their_tensors_are_refused(tmp_path: Path) -> None:
@@ -188,7 +207,7 @@ def test_members_with_names_of_paths_are_never_written(tmp_path: Path, name: str
     folder = tmp_path / "a" / "b"
     folder.mkdir(parents=True)
     path = folder / "names.pt"
-    path.write_bytes(seal(remade(saved({}), more={name: b"x"})))
+    path.write_bytes(remade(saved({}), more={name: b"x"}))
     with pytest.raises(CheckpointError, match=r"names\.pt is "):
         load_checkpoint(path)
     assert [item for item in tmp_path.rglob("*") if item.is_file()] == [path]
@@ -208,10 +227,7 @@ def circle() -> Any:
 
 
 @pytest.mark.parametrize("make", [laughing, circle])
-def test_containers_without_end_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any]
-) -> None:
-    monkeypatch.setattr("banding_removal.runs.safe_load.MOST_VALUES", 10_000)
+def test_containers_without_end_are_refused(tmp_path: Path, make: Callable[[], Any]) -> None:
     assert "without end" in refusal(tmp_path / "deep.pt", saved({"settings": make()}))
 
 
@@ -232,12 +248,12 @@ def test_containers_without_end_are_refused(
         torch.ones(3, device="meta"),
     ],
 )
-def test_whatever_is_no_plain_data_is_refused(value: Any) -> None:
+def test_whatever_is_not_plain_data_is_refused(value: Any) -> None:
     with pytest.raises(RefusedError):
         load_plain(saved({"a": [value]}))
 
 
-def test_plain_data_come_back_as_they_were() -> None:
+def test_plain_data_are_read_as_they_were_saved() -> None:
     content = {"a": [1, 2.5, "x", None, True, (1, "b")], 3: OrderedDict(c={"d": torch.arange(5)})}
     read = load_plain(saved(content))
     assert read["a"] == content["a"]
@@ -255,7 +271,7 @@ def test_plain_data_come_back_as_they_were() -> None:
         (list[list[torch.Tensor]], [[torch.ones(1)]], [torch.ones(1)]),
     ],
 )
-def test_type_hints_tell_what_fits(hint: Any, good: Any, bad: Any) -> None:
+def test_values_are_checked_against_type_hints(hint: Any, good: Any, bad: Any) -> None:
     assert fits(good, hint)
     assert not fits(bad, hint)
 
@@ -277,7 +293,7 @@ def test_type_hints_tell_what_fits(hint: Any, good: Any, bad: Any) -> None:
 def test_a_part_of_another_type_is_named(tmp_path: Path, name: str, value: Any) -> None:
     content = {"format": 3, **vars(checkpoint_of(tiny_predictor(), 1)), name: value}
     message = refusal(tmp_path / "odd.pt", saved(content))
-    assert f"{name} are not what they should be" in message
+    assert f"wrong type of {name}" in message
 
 
 def test_optimiser_states_of_other_parameters_are_refused(tmp_path: Path) -> None:
@@ -292,7 +308,7 @@ def test_optimiser_states_of_other_parameters_are_refused(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("state", [{}, {"torch": 3}, {"torch": torch.ones(3)}])
-def test_a_random_state_that_is_none_is_refused(state: dict[str, Any]) -> None:
+def test_an_invalid_random_state_is_refused(state: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="random state"):
         restore_random_state(state)
 
@@ -317,7 +333,7 @@ def test_a_random_state_that_is_none_is_refused(state: dict[str, Any]) -> None:
         {"lr": float("nan")},
     ],
 )
-def test_settings_of_a_checkpoint_that_cannot_be_are_refused_with_its_name(
+def test_invalid_settings_in_a_checkpoint_are_refused_and_the_checkpoint_is_named(
     change: dict[str, Any],
 ) -> None:
     with pytest.raises(ConfigError, match=r"^some\.pt") as caught:
@@ -340,12 +356,12 @@ def test_settings_of_a_checkpoint_that_cannot_be_are_refused_with_its_name(
         "name=a\x1b[31mb",
     ],
 )
-def test_a_word_beyond_what_yaml_can_hold_is_an_error_of_the_settings(word: str) -> None:
+def test_a_word_that_is_not_valid_yaml_is_a_config_error(word: str) -> None:
     with pytest.raises(ConfigError):
         from_words(Settings(), [word])
 
 
-def test_what_a_resumed_run_of_another_origin_writes_stays_beside_it(
+def test_a_resumed_run_writes_where_it_lies_whatever_its_settings_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outside = tmp_path / "outside"
@@ -359,7 +375,7 @@ def test_what_a_resumed_run_of_another_origin_writes_stays_beside_it(
 
 
 @pytest.mark.parametrize("name", ["a**", "a[", "*", "../x"])
-def test_a_name_is_no_pattern(tmp_path: Path, name: str) -> None:
+def test_a_run_name_is_not_a_glob_pattern(tmp_path: Path, name: str) -> None:
     (tmp_path / "abc").mkdir()
     (tmp_path / "abc" / "log.txt").touch()
     assert latest_run(tmp_path, name) is None

@@ -1,4 +1,4 @@
-"""What a run leaves and says when it is killed, damaged, removed or cannot write."""
+"""What a run leaves and reports when it is killed, damaged, removed or cannot write."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ from banding_removal.training.loop import train
 from banding_removal.training.validation import ValidationResult, Validator
 
 
-def test_a_log_without_an_end_is_told_at_the_next_start(tmp_path: Path) -> None:
+def test_a_log_without_an_end_is_reported_at_the_next_start(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     log.write_text("2026-01-01 00:00:00,000 WARNING the run is failing at step 9: a loss is nan\n")
     assert ending_of(read_records(log)) is None
@@ -35,7 +35,7 @@ def test_a_log_without_an_end_is_told_at_the_next_start(tmp_path: Path) -> None:
     with logging_to(tmp_path):
         pass
     text = log.read_text()
-    assert text.count("ended without a word, after 2026-01-01 00:00:00") == 1
+    assert text.count("ended without a message, after 2026-01-01 00:00:00") == 1
     assert text.splitlines()[-1].endswith("INFO the run is complete")
 
 
@@ -62,7 +62,7 @@ def test_a_log_that_cannot_be_written_ends_no_run(
     assert "said again" in (folder / "log.txt").read_text()
 
 
-def test_damaged_figures_are_left_out_and_keep_no_run_from_going_on(tmp_path: Path) -> None:
+def test_damaged_metrics_are_skipped_and_a_run_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     rows = [{"kind": "train", "epoch": 1, "step": step} for step in (1, 2, 3)]
     lines = [json.dumps(row).encode() + b"\n" for row in rows]
@@ -78,7 +78,7 @@ def test_a_row_that_cannot_be_written_names_the_file(tmp_path: Path) -> None:
     metrics._file = Path("/dev/full").open("a")  # noqa: SIM115  # closed by close
     with pytest.raises(OSError, match=r"No space left.*metrics\.jsonl"):
         metrics.write("train", step=1, epoch=1, values={"loss": 0.5})
-    metrics.close()  # what could not be written is told, and raises nothing
+    metrics.close()  # what could not be written is logged, and raises nothing
 
 
 def test_half_written_files_of_a_killed_process_are_removed(settings: Settings) -> None:
@@ -93,7 +93,7 @@ def test_half_written_files_of_a_killed_process_are_removed(settings: Settings) 
     )
 
 
-def test_a_folder_in_which_nothing_was_saved_is_used_again(settings: Settings) -> None:
+def test_a_folder_in_which_nothing_was_saved_is_reused(settings: Settings) -> None:
     with RunLock() as lock:
         folder = settings.logs / "toy"
         folder.mkdir(parents=True)
@@ -104,7 +104,7 @@ def test_a_folder_in_which_nothing_was_saved_is_used_again(settings: Settings) -
     assert train(replace(settings, epochs=1)).name == "toy_2"
 
 
-def test_a_run_that_made_no_step_is_nothing_to_begin_from(settings: Settings) -> None:
+def test_no_run_begins_from_one_that_made_no_step(settings: Settings) -> None:
     first = train(replace(settings, epochs=1))
     second = settings.logs / "toy_2" / "checkpoints"
     second.mkdir(parents=True)
@@ -160,7 +160,7 @@ class Broken(Predictor):
         return torch.full_like(rss(masked_kspace), torch.nan)
 
 
-def test_a_reconstruction_that_is_no_number_in_validation_takes_the_run_back(
+def test_a_nan_reconstruction_in_validation_rolls_the_run_back(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = Validator.run, 0
@@ -180,27 +180,25 @@ def test_a_reconstruction_that_is_no_number_in_validation_takes_the_run_back(
     assert "the run is complete" in (folder / "log.txt").read_text()
 
 
-# --- status, of runs that are not well ---
+# --- status of runs that failed ---
 
 
-def test_a_run_killed_after_a_warning_is_not_said_to_have_ended_with_it(settings: Settings) -> None:
+def test_a_run_killed_after_a_warning_is_reported_as_killed(settings: Settings) -> None:
     folder = train(replace(settings, epochs=1))
     with (folder / "log.txt").open("a") as log:
         log.write("2026-01-01 00:00:00,000 WARNING the adversary is at chance\n")
     text = status(folder)
-    assert "ended without a word: killed, or its machine went down" in text.splitlines()[0]
+    assert "ended without a message: killed, or its machine went down" in text.splitlines()[0]
     assert "2026-01-01 00:00:00 the adversary is at chance" in text
 
 
-def test_a_run_that_has_stalled_is_told(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stalled_run_is_reported(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = train(replace(settings, epochs=1))
     monkeypatch.setattr("banding_removal.runs.status.is_locked", lambda _: True)
     assert "or stalled" not in status(folder)
     long_ago = time.time() - 3600
     os.utime(folder / "metrics.jsonl", (long_ago, long_ago))
-    assert "no figures for 1:00:0" in status(folder)
+    assert "no metrics for 1:00:0" in status(folder)
     assert "validating, or stalled" in status(folder)
 
 
@@ -212,13 +210,13 @@ def test_a_damaged_run_still_has_a_status(settings: Settings) -> None:
     for checkpoint in list_checkpoints(folder):
         checkpoint.write_bytes(b"")
     text = status(folder)
-    for words in ("ended without a word", "epoch 1, step ", "2 checkpoints", "GB free"):
+    for words in ("ended without a message", "epoch 1, step ", "2 checkpoints", "GB free"):
         assert words in text
     (folder / "metrics.jsonl").write_bytes(b"")
-    assert "no figures yet" in status(folder)
+    assert "no metrics yet" in status(folder)
 
 
-def test_a_loading_process_killed_while_it_hands_over_a_batch_is_named() -> None:
+def test_a_worker_killed_while_it_sends_a_batch_is_named() -> None:
     worker = subprocess_that_is_killed()
 
     class Loader:

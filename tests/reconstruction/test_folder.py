@@ -29,8 +29,8 @@ from banding_removal.data.operators import center_crop, rss, to_image
 from banding_removal.data.volume import VolumeError, read_volume
 from banding_removal.errors import CheckpointError, ConfigError
 from banding_removal.model.predictor import Predictor
-from banding_removal.processes.exit_status import exit_code, in_words
-from banding_removal.processes.team import launch
+from banding_removal.processes.exit_status import describe_error, exit_code
+from banding_removal.processes.launch import launch
 from banding_removal.reconstruction.files import Origin
 from banding_removal.reconstruction.folder import Report, StoppedAmongVolumes, reconstruct
 from banding_removal.reconstruction.plan import Job, shares_by_size
@@ -355,7 +355,7 @@ def test_a_stopped_run_leaves_whole_files_and_goes_on(
     with pytest.raises(StoppedAmongVolumes, match="SIGTERM: 1 volumes are written, 2 left") as ends:
         launch(reconstruct, settings)
     assert exit_code(ends.value) == 75
-    assert "the same command goes on" in str(in_words(ends.value))
+    assert "the same command goes on" in str(describe_error(ends.value))
     assert list(contents(settings)) == ["c.h5"]
     report = launch(reconstruct, settings)
     assert report is not None

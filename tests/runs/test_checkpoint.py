@@ -1,6 +1,10 @@
+import hashlib
+import io
 import pickle
+import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -99,7 +103,8 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
         for epoch in (1, 2)
     )
     content = second.read_bytes()
-    middle = len(content) // 2
+    with zipfile.ZipFile(second) as archive:
+        middle = archive.getinfo("archive/data.pkl").header_offset + 200
     second.write_bytes(
         {
             "truncated": content[:middle],
@@ -117,6 +122,37 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
         find_checkpoint(tmp_path)
 
 
+def saved_again(path: Path) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(vars(load_checkpoint(path)), buffer)
+    return buffer.getvalue()
+
+
+def test_every_damaged_bit_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, checkpoint_of(tiny_predictor(), 1), keep=1)
+    content, expected = path.read_bytes(), saved_again(path)
+    refused = 0
+    for position in range(0, len(content), 23):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        try:
+            assert saved_again(path) == expected
+        except CheckpointError:
+            refused += 1
+    assert refused > len(content) / 23 / 2  # the rest is padding of the archive
+
+
+def test_a_checkpoint_of_an_earlier_version_with_a_digest_as_its_comment_loads(
+    tmp_path: Path,
+) -> None:
+    path = save_checkpoint(tmp_path, checkpoint_of(tiny_predictor(), 1), keep=1)
+    content = path.read_bytes()[:-2] + struct.pack("<H", 71)  # length of the comment
+    path.write_bytes(content + f"sha256:{hashlib.sha256(content).hexdigest()}".encode())
+    assert load_checkpoint(path).epoch == 1
+    assert find_checkpoint(tmp_path) == path
+
+
 def test_torch_reads_a_checkpoint_as_any_other_file(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, checkpoint_of(tiny_predictor(), 1), keep=1)
     assert torch.load(path, weights_only=True)["epoch"] == 1
@@ -129,7 +165,7 @@ def test_a_checkpoint_with_code_is_refused_and_nothing_runs(tmp_path: Path, how:
         path.write_bytes(pickle.dumps({"predictor": Exploit(victim)}, protocol=2))
     else:
         torch.save({"predictor": Exploit(victim)}, path)
-    with pytest.raises(CheckpointError, match=r"evil\.pt is refused"):
+    with pytest.raises(CheckpointError, match=r"evil\.pt is (refused|damaged)"):
         load_checkpoint(path)
     assert not victim.exists()
 

@@ -19,7 +19,7 @@ from scripts import status as script
 REPOSITORY = Path(script.__file__).parent.parent
 
 
-def test_a_complete_run_tells_where_it_ended(settings: Settings) -> None:
+def test_a_complete_run_is_reported_with_its_end(settings: Settings) -> None:
     text = status(train(replace(settings, epochs=3)))
     assert "toy: the run is complete" in text
     assert "epoch 3, step 18 of 18, " in text
@@ -29,7 +29,7 @@ def test_a_complete_run_tells_where_it_ended(settings: Settings) -> None:
     assert "left" not in text
 
 
-def test_a_run_that_is_going_on_tells_how_long_it_takes(settings: Settings) -> None:
+def test_a_running_run_is_reported_with_the_time_left(settings: Settings) -> None:
     folder = train(settings)
     rows = (folder / "metrics.jsonl").read_text().splitlines()
     train_rows = [row for row in rows if json.loads(row)["kind"] == "train"]
@@ -46,20 +46,20 @@ def test_a_run_that_is_going_on_tells_how_long_it_takes(settings: Settings) -> N
         holder.stdout.readline()
         text = status(folder)
         holder.kill()
-    assert "going on" in text
+    assert "toy: running" in text
     assert "about 0:07:00 left" in text
     time.sleep(0.1)
-    assert "going on" not in status(folder)
+    assert "running" not in status(folder)
 
 
-def test_looking_keeps_nobody_out(settings: Settings) -> None:
+def test_status_does_not_lock_the_folder(settings: Settings) -> None:
     folder = train(settings)
     status(folder)
     with RunLock() as lock:
         lock.take(folder)
 
 
-def test_a_killed_run_and_its_events_are_told(settings: Settings) -> None:
+def test_a_killed_run_is_reported_with_its_events(settings: Settings) -> None:
     folder = train(settings)
     log = folder / "log.txt"
     lines = log.read_text().splitlines()
@@ -68,7 +68,7 @@ def test_a_killed_run_and_its_events_are_told(settings: Settings) -> None:
     lines.append("2026-01-01 00:00:01,000 INFO epoch 2/2: loss 0.1")
     log.write_text("\n".join(lines) + "\n")
     text = status(folder)
-    assert "ended without a word" in text
+    assert "ended without a message" in text
     assert "last events:\n  2026-01-01 00:00:00 the run is failing at step 9" in text
 
 
@@ -77,7 +77,7 @@ def test_the_script_takes_the_newest_run_and_refuses_other_folders(
 ) -> None:
     folder = train(settings)
     assert status(settings.logs / "run") == status(folder)
-    with pytest.raises(ConfigError, match="no run's folder"):
+    with pytest.raises(ConfigError, match="not the folder of a run"):
         status(tmp_path)
     done = subprocess.run(
         [sys.executable, "scripts/status.py", f"run={folder}"],
@@ -86,7 +86,7 @@ def test_the_script_takes_the_newest_run_and_refuses_other_folders(
     assert "the run is complete" in done.stdout
 
 
-def test_a_run_that_was_stopped_says_so(
+def test_a_stopped_run_is_reported_with_the_signal(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from banding_removal.training import loop

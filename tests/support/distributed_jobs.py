@@ -71,7 +71,7 @@ def everything(settings: Settings, team: Team) -> dict[str, Any]:
 
 def _random_after_seeding(team: Team) -> float:
     torch.manual_seed(3)
-    team.seed_apart(3)
+    team.seed_per_rank(3)
     return float(torch.rand(()))
 
 

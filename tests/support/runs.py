@@ -29,6 +29,10 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def metrics_count(folder: Path) -> int:
+    return len(read_metrics(folder)) if (folder / "metrics.jsonl").exists() else 0
+
+
 class ZeroFilled(Predictor):
     """The zero-filled RSS, as a predictor."""
 

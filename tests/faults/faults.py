@@ -425,7 +425,7 @@ def _parent(pid: int) -> int:
 
 
 FAILURES = {
-    "loss NaN": ("nan", r"predictor's loss is nan on .*\.h5 slice \d"),
+    "loss NaN": ("nan", r"loss is nan on .*\.h5 slice \d"),
     "loss NaN in one of the processes": ("nan", r"loss is nan on .*\.h5 slice \d"),
     "loss explodes": ("explodes", "the loss explodes: from"),
 }

@@ -94,7 +94,7 @@ def test_a_run_that_was_stopped_says_so(
     def stop(*_: object) -> None:
         raise Stopped("SIGTERM", 3)
 
-    monkeypatch.setattr(loop, "train_epoch", stop)
+    monkeypatch.setattr(loop, "train_step", stop)
     with pytest.raises(Stopped):
         train(settings)
     assert "SIGTERM" in status(settings.logs / "toy").splitlines()[0]

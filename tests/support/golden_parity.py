@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import Example, SliceDataset
 from banding_removal.data.index import read_volume
 from banding_removal.data.masks import MaskSampler, seeded_by_name
@@ -39,7 +38,7 @@ from banding_removal.losses.reconstruction import reconstruction_loss
 from banding_removal.metrics.image_quality import VolumeQuality
 from banding_removal.model.classifiers import ARCHITECTURES, Architecture, Ensemble, build_adversary
 from banding_removal.model.predictor import Predictor
-from banding_removal.training.step import learning_rate
+from banding_removal.training.schedule import learning_rate
 from tests.support.fastmri_files import write_volume
 
 FOLDER = Path(__file__).parents[1] / "golden"
@@ -343,8 +342,7 @@ def _drawn_offset(name: str, acceleration: int) -> int:
 def lr_parity() -> Iterator[Parity]:
     """Learning rates of 301 epochs, base 1e-3, a tenth every 40 epochs."""
     golden = load("lr")
-    settings = Settings(lr=1e-3, lr_drop_every=40)
-    ours = [learning_rate(settings, int(epoch), settings.lr) for epoch in golden["epochs"]]
+    ours = [learning_rate(int(epoch), 1e-3, drop_every=40) for epoch in golden["epochs"]]
     error = relative_error(ours, golden["every40"][:, 0])
     yield _row("lr", "every 40 epochs", "float64", error)
 

@@ -16,7 +16,9 @@ from banding_removal.data.masks import MaskSampler
 from banding_removal.data.operators import center_crop
 from banding_removal.data.phantom.scan import make_volume
 from banding_removal.data.phantom.spec import DEMO, MEDIUM, REAL_SIZE, PhantomSpec
-from banding_removal.training.step import make_players, train_step
+from banding_removal.training.players import make_players
+from banding_removal.training.schedule import settings_of_step
+from banding_removal.training.step import train_step
 from benchmarks import plain
 
 Variant = Literal[
@@ -161,7 +163,8 @@ def _ours(
         return lambda: _infer(
             lambda one: predictor(one.masked_kspace, one.mask, one.acs_lines), batch
         ), predictor
-    return lambda: train_step(settings, players, [batch], epoch=1), predictor
+    step = settings_of_step(settings, epochs=0, step=1)
+    return lambda: train_step(players, [[batch]], step), predictor
 
 
 def numerics_of(variant: str) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from banding_removal.reconstruction.folder import reconstruct
 from banding_removal.reconstruction.settings import ReconstructSettings
 from banding_removal.runs.build import make_datasets
 from banding_removal.training.loop import train
-from banding_removal.training.step import make_players, train_step
+from banding_removal.training.players import make_players
+from banding_removal.training.schedule import settings_of_step
+from banding_removal.training.step import train_step
 from tests.support.runs import SCRIPTS, read_metrics
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -79,7 +81,8 @@ def test_memory_does_not_grow_from_step_to_step(on_gpu: Settings) -> None:
     train_set = make_datasets(settings)[0]
     in_use = []
     for _ in range(30):
-        train_step(settings, players, [collate([train_set[0]]).to(GPU)], epoch=1)
+        batch = collate([train_set[0]]).to(GPU)
+        train_step(players, [[batch]], settings_of_step(settings, epochs=0, step=1))
         in_use.append(torch.cuda.memory_allocated())
     assert in_use[-1] == in_use[4]
 

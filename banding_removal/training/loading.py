@@ -1,6 +1,7 @@
-"""Loaders: batches in a sampler's order, from loading processes."""
+"""Batches in a sampler's order, from loading processes to the device."""
 
 import os
+import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -19,7 +20,14 @@ def make_loader(
     workers: int,
     device: torch.device,
 ) -> DataLoader[Batch]:
-    """A loader that yields `Batch`es in the sampler's order."""
+    """A loader that yields `Batch`es in the sampler's order, on the CPU.
+
+    Args:
+        dataset: no file of it may be open in this process if there are workers.
+        sampler: batches of draws.
+        workers: loading processes; 0 loads in this process.
+        device: where the batches go; for a GPU they are in page-locked memory.
+    """
     if workers > 0:
         kill_workers_at_exit()
     return DataLoader(
@@ -29,13 +37,14 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         # Batches that each worker may be ahead, wherever they are, shared or pinned: 4 workers hold
-        # 8 slices, 60 MB of the paper's size.
+        # 8 slices, 60 MB at the paper's size.
         prefetch_factor=2 if workers > 0 else None,
         pin_memory=device.type == "cuda",
         worker_init_fn=partial(ignore_signals_in_worker, os.getpid()),
-        # A process that was itself spawned would spawn these, too, which takes seconds each.
+        # A process that was itself spawned would spawn the workers, too, which takes seconds each.
         multiprocessing_context="fork" if workers > 0 else None,
-        # Its own generator: the loader draws seeds, and must not move the one that dropout uses.
+        # A generator of its own: the loader draws seeds, and must not advance the global generator,
+        # which dropout uses.
         generator=torch.Generator(),
     )
 
@@ -44,8 +53,8 @@ def batches_of(loader: DataLoader[Batch]) -> Iterator[Batch]:
     """The loader's batches.
 
     Raises:
-        RuntimeError: a loading process was killed. PyTorch says so by itself, unless the process
-            was just handing over a batch.
+        RuntimeError: a worker was killed. PyTorch says so itself, unless the worker was handing
+            over a batch at that moment.
     """
     batches = iter(loader)
     try:
@@ -58,3 +67,58 @@ def batches_of(loader: DataLoader[Batch]) -> Iterator[Batch]:
                     f"DataLoader worker (pid {worker.pid}) is killed by signal {-worker.exitcode}"
                 ) from error
         raise
+
+
+class Prefetcher:
+    """The batches of each training step on the device, and how long a step takes and waits.
+
+    Args:
+        dataset: the training slices.
+        sampler: the order of every epoch.
+        workers: loading processes.
+        device: where the batches go.
+    """
+
+    def __init__(
+        self, dataset: SliceDataset, sampler: EpochSampler, workers: int, device: torch.device
+    ) -> None:
+        self._loader = make_loader(dataset, sampler, workers, device)
+        self._sampler = sampler
+        self._device = device
+        self._begun = 0.0
+        self._waited = 0.0
+
+    def begin(self, epoch: int, start: int) -> None:
+        """Set what is iterated over: the rest of an epoch.
+
+        Args:
+            epoch: counted from 0.
+            start: batches (pairs) of the epoch, of all processes, that earlier steps have taken.
+        """
+        self._sampler.epoch, self._sampler.start = epoch, start
+
+    def __len__(self) -> int:
+        """Steps that are left of the epoch."""
+        return self._sampler.steps
+
+    def __iter__(self) -> Iterator[Iterator[list[Batch]]]:
+        """For each of these steps, its groups of batches.
+
+        A group is one batch, or the upright and the transposed one of a pair. Batches move to the
+        device as they are taken. A step has to take all of its groups.
+        """
+        batches = batches_of(self._loader)
+        for _ in range(len(self)):
+            self._begun, self._waited = time.perf_counter(), 0.0
+            yield (self._group(batches) for _ in range(self._sampler.accumulate))
+
+    def _group(self, batches: Iterator[Batch]) -> list[Batch]:
+        asked = time.perf_counter()
+        taken = [next(batches) for _ in range(2 if self._sampler.paired else 1)]
+        self._waited += time.perf_counter() - asked
+        return [batch.to(self._device) for batch in taken]
+
+    def times(self) -> dict[str, float]:
+        """Milliseconds since the current step began, and how many of them were spent waiting."""
+        seconds = {"step_ms": time.perf_counter() - self._begun, "wait_ms": self._waited}
+        return {name: 1000 * value for name, value in seconds.items()}

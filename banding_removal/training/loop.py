@@ -1,69 +1,32 @@
-"""Training, from the settings to the pictures: stage 1, and stage 2 against the adversary.
+"""Trains a run from its settings: stage 1, and stage 2 against banding.
 
-`train` reads top to bottom: data, networks, folder and log; then for each epoch train, validate,
-write (figures, curves, grid, checkpoint). Stage 2 is the same loop with an adversary in it, and
-eight processes take the same path as one.
+In this order: data, networks, folder and log (`_prepare`); what comes before the first epoch
+(`_begin`); then for every epoch its steps, validation, and what is written (`train_epochs`).
+Stage 2 is the same loop with an adversary or a streak loss in its steps (`step`). A run that fails
+goes back to its last good state (`safeguard`). Eight processes take the same path as one.
 """
 
 import logging
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from banding_removal.config.settings import Settings
-from banding_removal.data.batch import Batch, collate
-from banding_removal.data.dataset import Draw, SliceDataset
+from banding_removal.data.batch import collate
+from banding_removal.data.dataset import Draw
 from banding_removal.data.sampler import EpochSampler
-from banding_removal.pictures.curves import write_curves
 from banding_removal.pictures.input_grid import write_input_grid
-from banding_removal.pictures.validation_grid import write_validation_grid
 from banding_removal.processes.team import Team
 from banding_removal.runs.folder import RunLock
-from banding_removal.runs.log import (
-    MetricsWriter,
-    early_records,
-    logging_to,
-    peak_memory_gb,
-)
-from banding_removal.training.loading import batches_of, make_loader
+from banding_removal.runs.log import early_records, logging_to
+from banding_removal.training.compute import out_of_memory_advice
+from banding_removal.training.loading import Prefetcher
 from banding_removal.training.prepare import prepare
-from banding_removal.training.report import (
-    epoch_line,
-    grid_header,
-    history_row,
-    validation_in_words,
-)
-from banding_removal.training.run import (
-    Run,
-    end,
-    keep_folder,
-    roll_back,
-    save,
-    soften,
-    stop,
-)
-from banding_removal.training.safeguard import (
-    EARLY,
-    FailingError,
-    check_validation,
-    warn_of_chance,
-)
-from banding_removal.training.step import (
-    set_learning_rates,
-    set_weights,
-    train_step,
-)
+from banding_removal.training.run import Run
+from banding_removal.training.safeguard import FailingRun
+from banding_removal.training.step import train_step
 from banding_removal.training.validation import Validator, choose_display_slices
 from banding_removal.training.warmup import warm_up
 
 log = logging.getLogger(__name__)
-
-SMOOTHING = 0.98  # of the running figures in the progress bar
 
 
 def train(settings: Settings, team: Team | None = None) -> Path:
@@ -87,14 +50,43 @@ def train(settings: Settings, team: Team | None = None) -> Path:
         with early_records() as early:
             run = prepare(settings, team, lock)
         with logging_to(run.folder, early, team.rank), team.naming_causes():
-            _train_epochs(run)
+            with out_of_memory_advice(run.players.predictor):
+                train_epochs(run)
             log.info("look at %s", run.folder / "grids")
     return run.folder
 
 
-def _train_epochs(run: Run) -> None:
-    """The epochs that are left, each followed by validation and everything written."""
-    settings, team, progress, folder = run.settings, run.team, run.progress, run.folder
+def train_epochs(run: Run) -> None:
+    """The epochs that are left: train, validate, write; after a failure go back and on.
+
+    Raises:
+        Stopped: asked to by a signal, in any process; the state is saved.
+        RunFailedError: the run keeps failing.
+    """
+    prefetcher, validator = _make_prefetcher(run), _make_validator(run)
+    if run.is_new:
+        run.save()  # before anything is computed: what cannot be written shows at once
+    try:
+        with run.writing():
+            _begin(run, validator)
+            for _ in run.epochs_left():
+                try:
+                    for groups in run.steps_left(prefetcher):
+                        values = train_step(run.players, groups, run.step_settings())
+                        run.after_step(values | prefetcher.times())
+                    result = run.validate(validator)
+                except (FloatingPointError, FailingRun) as error:
+                    run.roll_back(error)
+                else:
+                    run.after_epoch(result)
+    finally:
+        # Now: matplotlib's layout keeps this frame in a cycle of references, and workers that the
+        # garbage collector ends take their time-out, five seconds each.
+        del prefetcher, validator
+
+
+def _make_prefetcher(run: Run) -> Prefetcher:
+    settings, team = run.settings, run.team
     sampler = EpochSampler(
         run.train_set,
         batch_size=settings.batch_size,
@@ -106,202 +98,47 @@ def _train_epochs(run: Run) -> None:
         accumulate=settings.accumulate,
         paired=settings.paired,
     )
-    loader = make_loader(run.train_set, sampler, settings.workers, run.device)
-    display = choose_display_slices(run.val_set, settings.grid_slices)
-    validator = Validator(
+    return Prefetcher(run.train_set, sampler, settings.workers, run.device)
+
+
+def _make_validator(run: Run) -> Validator:
+    return Validator(
         run.val_set,
-        display=display,
+        display=choose_display_slices(run.val_set, run.settings.grid_slices),
         device=run.device,
-        workers=settings.workers,
-        l1_weight=settings.l1_weight,
-        team=team,
+        workers=run.settings.workers,
+        l1_weight=run.settings.l1_weight,
+        team=run.team,
     )
-    if progress.step == 0 and not progress.events:
-        save(run)  # before anything is computed: what cannot be written is known at once
-    metrics = None
-    if team.is_first:
-        raw = collate([run.train_set[_middle(run.train_set)]])
-        write_input_grid(folder / "grids" / "raw_grid.png", raw)
-        metrics = MetricsWriter(folder, after=progress.step)
-
-    try:
-        if settings.adversary_pretrain_steps and progress.step == 0 and not progress.events:
-            _warm_up(run)
-        run.train_set.close()  # no file is open when the loaders fork
-        if settings.stage == "train" and not progress.start and progress.epoch < settings.epochs:
-            _look_before(run, validator)
-        soften(run)
-        run.safeguard.keep(vars(progress), None, validated=True)
-        while progress.epoch < settings.epochs:
-            # --- train ---
-            epoch = progress.epoch + 1
-            sampler.epoch, sampler.start = progress.epoch, progress.batches
-            try:
-                train_epoch(run, loader, metrics)
-            except (FloatingPointError, FailingError) as error:
-                metrics = roll_back(run, error, metrics)
-                continue
-            row: dict[str, Any] = {"epoch": epoch, **epoch_figures(run)}
-
-            # --- validate ---
-            last = epoch == settings.epochs
-            result = None
-            if epoch % settings.validate_every == 0 or last:
-                try:
-                    result = validator.run(run.players.predictor)
-                    if result is None:
-                        stop(run)
-                    row |= history_row(result)
-                    if progress.start:
-                        check_validation(progress.start, result.metrics)
-                except (FloatingPointError, FailingError) as error:
-                    metrics = roll_back(run, error, metrics, to_validated=True)
-                    continue
-            warn_of_chance(row)
-            progress.history.append(row)
-            progress.epoch, progress.batches, progress.sums = epoch, 0, {}
-
-            # --- write ---
-            log.info("%s", epoch_line(row, settings.epochs, run.device))
-            if metrics is not None:
-                keep_folder(run)
-                write_curves(
-                    folder / "curves.png", progress.history, f"{folder.name}, epoch {epoch}"
-                )
-            if metrics is not None and result is not None:
-                metrics.write("val", step=progress.step, epoch=epoch, values=result.metrics)
-                if display and (epoch % settings.grid_every == 0 or last):
-                    write_validation_grid(
-                        folder / "grids" / f"epoch{epoch:03d}.png",
-                        result.display,
-                        header=grid_header(settings, folder, progress.history),
-                        zero_filled=settings.grid_zero_filled,
-                        window=settings.grid_window,
-                    )
-            save(run, row["train_loss"], validated=result is not None)
-    finally:
-        if metrics is not None:
-            metrics.close()
-        # Now: matplotlib's layout keeps this frame in a cycle of references, and workers that the
-        # garbage collector ends take their time-out, five seconds each.
-        del loader, validator
 
 
-def _warm_up(run: Run) -> None:
-    """The adversary's start, where there is one.
+def _begin(run: Run, validator: Validator) -> None:
+    """What comes before the first epoch: a picture of the input, the adversary's start, validation.
 
     Raises:
-        Stopped: asked to by a signal; it is to be repeated, from what was saved before.
-    """
-    if run.players.adversary is not None:
-        set_learning_rates(run.settings, run.players, 0)
-        if not warm_up(run.settings, run.players, run.train_set, run.device, run.team):
-            end(run)
-
-
-def _look_before(run: Run, validator: Validator) -> None:
-    """Validate the predictor that stage 2 begins with, to be compared with.
-
-    Raises:
-        Stopped: asked to by a signal.
-    """
-    result = validator.run(run.players.predictor)
-    if result is None:
-        stop(run)
-    run.progress.start.update(result.metrics)
-    log.info("before: validation %s", validation_in_words(history_row(result)))
-
-
-def train_epoch(run: Run, loader: DataLoader[Batch], metrics: MetricsWriter | None) -> None:
-    """The steps that are left of an epoch, counted in `run.progress`.
-
-    Raises:
-        Stopped: asked to by a signal, in any process; the state after the last step is saved.
-        FloatingPointError: a loss or a gradient is not finite, in any process.
-        FailingError: the loss explodes.
+        Stopped: asked to by a signal, in any process.
     """
     settings, progress = run.settings, run.progress
-    epoch = progress.epoch + 1
-    run.players.predictor.train()
-    feed = _Feed(loader, run.device)
-    running: dict[str, float] = {}
-    bar = tqdm(
-        range(len(loader) // settings.batches_per_step),
-        desc=f"epoch {epoch}/{settings.epochs}",
-        leave=False,
-        mininterval=1,
-        disable=not run.team.is_first,
-    )
-    taken = progress.batches // (settings.accumulate * run.team.size)
-    steps = taken + len(bar)  # of the epoch
-    for done, _ in enumerate(bar, start=1):
-        before = time.perf_counter()
-        batches = feed.take(settings.batches_per_step)
-        set_learning_rates(settings, run.players, progress.epoch + (taken + done - 1) / steps)
-        set_weights(settings, run.players, progress.step + 1)
-        values = train_step(settings, run.players, batches, epoch)
-        seconds = {"step": time.perf_counter() - before, "wait": feed.waited()}
-        values |= {f"{key}_ms": 1000 * value for key, value in seconds.items()}
-        # One message a step: what is logged, and whether any process was asked to stop.
-        values = run.team.mean({**values, "stop": float(run.team.stop.signal_name is not None)})
-        asked_to_stop = values.pop("stop") > 0
-        progress.step += 1
-        progress.batches += settings.accumulate * run.team.size
-        for key, value in {**values, "steps": 1.0}.items():
-            progress.sums[key] = progress.sums.get(key, 0.0) + value
-            running[key] = SMOOTHING * running.get(key, value) + (1 - SMOOTHING) * value
-        run.safeguard.check_loss(running["loss"], done)
-        bar.set_postfix_str(_bar_text(running, run.device), refresh=False)
-        if metrics is not None and progress.step % settings.log_every == 0:
-            if "accuracy" in values:
-                values["accuracy_running"] = running["accuracy"]
-            # All epochs have as many steps.
-            values["total_steps"] = (progress.step + len(bar) - done) * settings.epochs / epoch
-            values["memory_gb"] = peak_memory_gb(run.device)
-            metrics.write("train", step=progress.step, epoch=epoch, values=values)
-        if asked_to_stop:
-            stop(run)
-        if settings.checkpoint_every and progress.step % settings.checkpoint_every == 0:
-            save(run, running["loss"] if done >= EARLY else None)
-
-
-class _Feed:
-    """Batches on the device, and how long they were waited for."""
-
-    def __init__(self, loader: DataLoader[Batch], device: torch.device) -> None:
-        self._batches = batches_of(loader)
-        self._device = device
-        self._waited = 0.0
-
-    def take(self, count: int) -> Iterator[Batch]:
-        """The next `count` batches, one at a time."""
-        for _ in range(count):
-            asked = time.perf_counter()
-            batch = next(self._batches)
-            self._waited += time.perf_counter() - asked
-            yield batch.to(self._device)
-
-    def waited(self) -> float:
-        """Seconds waited since this was last asked."""
-        seconds, self._waited = self._waited, 0.0
-        return seconds
-
-
-def epoch_figures(run: Run) -> dict[str, float]:
-    """The mean of each figure over the steps of the epoch, and the learning rate."""
-    sums = dict(run.progress.sums)
-    steps = sums.pop("steps")
-    names = {"loss": "train_loss", "ssim": "train_ssim"}
-    lr = run.players.optimizer.param_groups[0]["lr"]
-    return {"lr": lr, **{names.get(key, key): value / steps for key, value in sums.items()}}
-
-
-def _middle(dataset: SliceDataset) -> Draw:
-    """A draw in the middle of the first volume, where there is anatomy."""
-    count = sum(1 for volume, _ in dataset.places if volume == dataset.places[0][0])
-    return Draw(epoch=0, index=count // 2)
-
-
-def _bar_text(running: dict[str, float], device: torch.device) -> str:
-    text = f"loss {running['loss']:.4f}, {peak_memory_gb(device):.1f} GB"
-    return f"{text}, accuracy {running['accuracy']:.2f}" if "accuracy" in running else text
+    if run.team.is_first:
+        volume = run.train_set.places[0][0]
+        middle = sum(1 for place in run.train_set.places if place[0] == volume) // 2
+        example = run.train_set[Draw(epoch=0, index=middle)]  # there is anatomy in the middle
+        write_input_grid(run.folder / "grids" / "raw_grid.png", collate([example]))
+    if run.is_new and run.players.adversary is not None and settings.adversary_pretrain_steps > 0:
+        done = warm_up(
+            run.players,
+            run.train_set,
+            run.device,
+            run.team,
+            steps=settings.adversary_pretrain_steps,
+            slices=settings.adversary_pretrain_slices,
+            reg_param=settings.reg_param,
+            penalty_every=settings.penalty_every,
+            clip_grad_norm=settings.clip_grad_norm,
+        )
+        if not done:
+            run.stop()  # to be repeated from what is saved
+    run.train_set.close()  # no file is open when the loaders fork
+    if settings.stage == "train" and not progress.start and progress.epoch < settings.epochs:
+        run.validate_initial(validator)
+    run.safeguard.keep(vars(progress), None, validated=True)

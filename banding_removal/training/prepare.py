@@ -10,16 +10,17 @@ import torch
 from banding_removal.config.overrides import describe
 from banding_removal.config.settings import Settings
 from banding_removal.errors import RunInUseError
+from banding_removal.files import remove_leftovers
 from banding_removal.processes.team import Team
-from banding_removal.reconstruction.files import remove_leftovers
 from banding_removal.runs.build import choose_device, make_datasets
 from banding_removal.runs.checkpoint import Checkpoint, list_checkpoints, restore_random_state
 from banding_removal.runs.folder import LOCK, RunLock, latest_run, new_run_folder, show_as_latest
 from banding_removal.runs.log import METRICS, read_rows
 from banding_removal.runs.resume import decide_start, report_changes
-from banding_removal.training.run import Progress, Run
+from banding_removal.training.players import make_players
+from banding_removal.training.progress import Progress
+from banding_removal.training.run import Run
 from banding_removal.training.safeguard import Safeguard
-from banding_removal.training.step import make_players
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,10 @@ def prepare(settings: Settings, team: Team, lock: RunLock) -> Run:
     team.seed_per_rank(settings.seed)
     progress = Progress()
     if start.everything and start.checkpoint is not None and start.path is not None:
-        players.restore(start.checkpoint, start.path)
+        # Earlier reconstructions belong to this process only if there are as many as before.
+        same = len(start.checkpoint.rng) == team.size and start.checkpoint.replay
+        replay = start.checkpoint.replay[team.rank] if same else []
+        players.load_state_dict({**vars(start.checkpoint), "replay": replay}, start.path)
         progress = Progress(**{key: getattr(start.checkpoint, key) for key in vars(progress)})
 
     folder = start.folder or team.from_first(lambda: _new_folder(settings, lock))
@@ -113,12 +117,10 @@ def _log_resume(run: Run, checkpoint: Checkpoint) -> None:
 
 
 def _restore_random(run: Run, checkpoint: Checkpoint) -> None:
-    """Restore the state that each process has of its own: random numbers, replayed images."""
+    """Restore this process's random numbers."""
     if len(checkpoint.rng) != run.team.size:
         log.warning(
             "%d processes now, %d before: other batches", run.team.size, len(checkpoint.rng)
         )
         return
     restore_random_state(checkpoint.rng[run.team.rank])
-    if run.players.replay is not None and checkpoint.replay:
-        run.players.replay.add(checkpoint.replay[run.team.rank])

@@ -8,24 +8,25 @@ from torch import Tensor
 
 
 class PairStore:
-    """The newest pairs of reconstructions: a slice from both orientations, upright.
+    """The newest pairs of reconstructions: a slice from either orientation, both upright.
 
-    An adversary that sees the newest reconstructions alone forgets what banding the predictor
-    would fall back into. What is drawn depends on torch's global generator.
+    An adversary that only ever sees the newest reconstructions forgets the banding that the
+    predictor would fall back into. Draws use torch's global generator.
 
     Args:
-        capacity: number of pairs, float32 (2, 1, h, w) on the CPU: upright, then transposed.
+        capacity: number of pairs, each float32 (2, 1, h, w) on the CPU: phase encoding along x,
+            then along y.
     """
 
     def __init__(self, capacity: int) -> None:
         self.pairs: deque[Tensor] = deque(maxlen=capacity)
 
     def add(self, pairs: Iterable[Tensor]) -> None:
-        """Store pairs (2, 1, h, w); the oldest ones give way."""
+        """Store pairs (2, 1, h, w); the oldest give way."""
         self.pairs.extend(pair.detach().cpu().clone() for pair in pairs)
 
     def draw(self, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """At most `count` different pairs of images as large as those `like`.
+        """At most `count` different pairs of images, n of them, of the size of those in `like`.
 
         Returns:
             Images (2n, 1, h, w), on the device of `like`, and their labels `rotated` (2n,).

@@ -1,4 +1,4 @@
-"""How an epoch is put into words, for the log and above the grids."""
+"""An epoch in words and pictures: a line of the log, the grid's header, curves."""
 
 import math
 from dataclasses import asdict
@@ -8,12 +8,16 @@ from typing import Any
 import torch
 
 from banding_removal.config.settings import Settings
+from banding_removal.pictures.curves import write_curves
+from banding_removal.pictures.validation_grid import write_validation_grid
 from banding_removal.runs.log import peak_memory_gb
 from banding_removal.training.validation import ValidationResult
 
+History = list[dict[str, Any]]  # one row an epoch
+
 
 def history_row(result: ValidationResult) -> dict[str, Any]:
-    """The history's part of a validation: all figures, and those of each volume."""
+    """The validation's part of a row of the history: all metrics, and those of each volume."""
     return {
         **{f"val_{key}": value for key, value in result.metrics.items()},
         "volumes": {name: asdict(quality) for name, quality in result.volumes.items()},
@@ -21,7 +25,7 @@ def history_row(result: ValidationResult) -> dict[str, Any]:
 
 
 def epoch_line(row: dict[str, Any], epochs: int, device: torch.device) -> str:
-    """One line of the log for an epoch of the history."""
+    """One line of the log for a row of the history."""
     parts = [f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.4f}"]
     if "val_loss" in row:
         parts.append(f"validation {validation_in_words(row)}")
@@ -53,8 +57,38 @@ def validation_in_words(row: dict[str, Any]) -> str:
     )
 
 
-def grid_header(settings: Settings, folder: Path, history: list[dict[str, Any]]) -> list[str]:
-    """The run's settings and its validation history, the newest epochs if there are many."""
+def progress_text(smoothed: dict[str, float], device: torch.device) -> str:
+    """What the progress bar says of the running epoch."""
+    text = f"loss {smoothed['loss']:.4f}, {peak_memory_gb(device):.1f} GB"
+    return f"{text}, accuracy {smoothed['accuracy']:.2f}" if "accuracy" in smoothed else text
+
+
+def write_pictures(
+    folder: Path, settings: Settings, history: History, result: ValidationResult | None
+) -> None:
+    """Write the curves, and the grid of validation slices where this epoch has one.
+
+    Args:
+        folder: of the run.
+        settings: of the run.
+        history: up to this epoch.
+        result: this epoch's validation, if it has one.
+    """
+    epoch = history[-1]["epoch"]
+    write_curves(folder / "curves.png", history, f"{folder.name}, epoch {epoch}")
+    due = epoch % settings.grid_every == 0 or epoch == settings.epochs
+    if result is not None and result.display and due:
+        write_validation_grid(
+            folder / "grids" / f"epoch{epoch:03d}.png",
+            result.display,
+            header=_grid_header(settings, folder, history),
+            zero_filled=settings.grid_zero_filled,
+            window=settings.grid_window,
+        )
+
+
+def _grid_header(settings: Settings, folder: Path, history: History) -> list[str]:
+    """The run's settings and its newest validations."""
     masks = settings.acs_fractions if settings.mask.endswith("_fraction") else settings.acs_lines
     return [
         f"{folder.name}, epoch {history[-1]['epoch']} of {settings.epochs}: "

@@ -1,42 +1,53 @@
-"""A run: what it consists of, how it is saved, stopped, and taken back when it fails."""
+"""A run: where it is, and what happens between steps and epochs.
+
+`Run` has one method for each thing that the loop does beside training: count and log a step, save,
+stop at a signal, validate, write an epoch's pictures, go back to the last good state.
+"""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
-from torch import Tensor
+from tqdm import tqdm
 
 from banding_removal.config.overrides import plain
 from banding_removal.config.settings import Settings
+from banding_removal.data.batch import Batch
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.errors import RunFailedError
 from banding_removal.processes.signals import Stopped
 from banding_removal.processes.team import Team
 from banding_removal.runs.checkpoint import Checkpoint, random_state, save_checkpoint
 from banding_removal.runs.folder import RunLock, show_as_latest
-from banding_removal.runs.log import MetricsWriter
-from banding_removal.training.safeguard import FailingError, Safeguard
-from banding_removal.training.step import Players
+from banding_removal.runs.log import MetricsWriter, peak_memory_gb
+from banding_removal.training.loading import Prefetcher
+from banding_removal.training.players import Players
+from banding_removal.training.progress import Progress, SmoothedMetrics
+from banding_removal.training.report import (
+    epoch_line,
+    history_row,
+    progress_text,
+    validation_in_words,
+    write_pictures,
+)
+from banding_removal.training.safeguard import (
+    FailingRun,
+    Safeguard,
+    check_validation,
+    settled,
+    warn_of_chance,
+)
+from banding_removal.training.schedule import StepSettings, settings_of_step
+from banding_removal.training.validation import ValidationResult, Validator
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class Progress:
-    """How far a run has come: whole epochs, and batches of the epoch that is going on."""
-
-    epoch: int = 0
-    step: int = 0
-    batches: int = 0  # of all processes, each counted once with its transposed counterpart
-    sums: dict[str, float] = field(default_factory=dict)  # of the figures of this epoch's steps
-    history: list[dict[str, Any]] = field(default_factory=list)  # one row an epoch
-    start: dict[str, float] = field(default_factory=dict)  # stage 2: validation before it
-    events: list[dict[str, Any]] = field(default_factory=list)  # rollbacks
-
-
-@dataclass(frozen=True, kw_only=True)
 class Run:
     """What a training consists of."""
 
@@ -50,6 +61,16 @@ class Run:
     players: Players
     progress: Progress
     safeguard: Safeguard
+    metrics: MetricsWriter | None = None  # in the first process, while `writing`
+    smoothed: SmoothedMetrics = field(default_factory=SmoothedMetrics)  # of the current epoch
+    steps_in_epoch: int = 0
+
+    # --- where the run is ---
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing has been trained yet, and nothing undone."""
+        return self.progress.step == 0 and not self.progress.events
 
     @property
     def volumes(self) -> dict[str, list[str]]:
@@ -57,125 +78,246 @@ class Run:
         sets = {"training": self.train_set, "validation": self.val_set}
         return {part: [volume.name for volume in data.volumes] for part, data in sets.items()}
 
+    @property
+    def backoff_factor(self) -> float:
+        """Factor of the learning rates and of the weights against banding, after rollbacks."""
+        return self.settings.rollback_factor ** len(self.progress.events)
 
-def roll_back(
-    run: Run,
-    error: FloatingPointError | FailingError,
-    metrics: MetricsWriter | None,
-    *,
-    to_validated: bool = False,
-) -> MetricsWriter | None:
-    """Go back to the last good state, or to the last validated one, and on more gently.
+    @property
+    def steps_done(self) -> int:
+        """Steps of the current epoch."""
+        return self.progress.batches // (self.settings.accumulate * self.team.size)
 
-    Returns:
-        The writer of metrics, which has dropped what is undone.
-
-    Raises:
-        RunFailedError: it has happened too often.
-    """
-    settings, progress = run.settings, run.progress
-    words = [str(error)] if isinstance(error, FailingError) else run.team.gather(str(error))
-    why = "; ".join(dict.fromkeys(words))
-    failed_at = progress.step
-    if len(progress.events) >= settings.rollbacks:
-        often = f"after {len(progress.events)} rollbacks" if progress.events else "(rollbacks=0)"
-        raise RunFailedError(f"the run is failing {often}, at step {failed_at}: {why}")
-    event = {"step": failed_at, "epoch": progress.epoch + 1, "why": why}
-    events = [*progress.events, event]
-    for key, value in run.safeguard.roll_back(to_validated=to_validated).items():
-        setattr(progress, key, value)
-    event["back_to"] = progress.step
-    progress.events = events
-    soften(run)
-    log.warning(
-        "the run is failing at step %d: %s. Rollback %d of %d, to step %d; from now on learning "
-        "rates and weights against banding times %g",
-        *(failed_at, why, len(events), settings.rollbacks, progress.step, run.players.softened),
-    )
-    _write_checkpoint(run)
-    if metrics is None:
-        return None
-    metrics.close()
-    metrics = MetricsWriter(run.folder, after=progress.step)
-    values = {"failed_at": float(failed_at), "rollbacks": float(len(events))}
-    metrics.write("rollback", step=progress.step, epoch=progress.epoch + 1, values=values)
-    return metrics
-
-
-def soften(run: Run) -> None:
-    """Set the factor that goes with the rollbacks so far."""
-    run.players.softened = run.settings.rollback_factor ** len(run.progress.events)
-
-
-def save(run: Run, loss: float | None = None, *, validated: bool = False) -> None:
-    """Write a checkpoint of where the run is, and remember it as a good state.
-
-    Args:
-        run: as it is.
-        loss: running mean of its training loss; None: not known.
-        validated: a validation found nothing wrong with it.
-    """
-    _write_checkpoint(run)
-    run.safeguard.keep(vars(run.progress), loss, validated=validated)
-
-
-def _write_checkpoint(run: Run) -> None:
-    rng = run.team.gather(random_state())
-    kept = run.players.replay
-    replay = run.team.gather([] if kept is None else [*kept.pairs])
-    if run.team.is_first:
-        keep_folder(run)
-        checkpoint = make_checkpoint(run, rng, replay)
-        save_checkpoint(run.folder, checkpoint, run.settings.keep_checkpoints)
-
-
-def keep_folder(run: Run) -> None:
-    """Make the run's folder again, should somebody have removed or moved it.
-
-    Raises:
-        RunInUseError: another run has begun there.
-    """
-    if run.lock.renew(run.folder):
-        show_as_latest(run.folder)
-        log.warning(
-            "%s was removed or moved: it is made again at step %d, without what was in it, and "
-            "the run goes on",
-            *(run.folder, run.progress.step),
+    def step_settings(self) -> StepSettings:
+        """The settings of the next step."""
+        return settings_of_step(
+            self.settings,
+            epochs=self.progress.epoch + self.steps_done / self.steps_in_epoch,
+            step=self.progress.step + 1,
+            backoff_factor=self.backoff_factor,
         )
 
+    # --- what the loop goes through ---
 
-def stop(run: Run) -> NoReturn:
-    """Save and end.
+    def epochs_left(self) -> Iterator[int]:
+        """The epochs, counted from 1, that are not completed; after a rollback, some come again."""
+        while self.progress.epoch < self.settings.epochs:
+            yield self.progress.epoch + 1
 
-    Raises:
-        Stopped: always.
-    """
-    save(run)
-    end(run)
+    def steps_left(self, prefetcher: Prefetcher) -> Iterator[Iterator[list[Batch]]]:
+        """The groups of batches of each step that is left of the epoch, with a progress bar."""
+        epoch = self.progress.epoch
+        prefetcher.begin(epoch, self.progress.batches)
+        self.smoothed = SmoothedMetrics()
+        self.steps_in_epoch = self.steps_done + len(prefetcher)
+        self.players.predictor.train()
+        bar = tqdm(
+            prefetcher,
+            desc=f"epoch {epoch + 1}/{self.settings.epochs}",
+            leave=False,
+            mininterval=1,
+            disable=not self.team.is_first,
+        )
+        for groups in bar:
+            yield groups
+            bar.set_postfix_str(progress_text(self.smoothed.values, self.device), refresh=False)
 
+    def after_step(self, values: dict[str, float]) -> None:
+        """Count and log a step; save where a checkpoint is due.
 
-def end(run: Run) -> NoReturn:
-    """End at a request, with what is saved.
+        Args:
+            values: its metrics in this process.
 
-    Raises:
-        Stopped: always.
-    """
-    names = run.team.gather(run.team.stop.signal_name)  # none leaves before the state is saved
-    raise Stopped(next(name for name in names if name is not None), run.progress.step)
+        Raises:
+            Stopped: asked to by a signal, in any process; the state is saved.
+            FailingRun: the loss explodes.
+        """
+        settings, progress = self.settings, self.progress
+        # One message a step: the metrics, and whether any process was asked to stop.
+        values = self.team.mean({**values, "stop": float(self.team.stop.signal_name is not None)})
+        asked_to_stop = values.pop("stop") > 0
+        progress.add_step(values, settings.accumulate * self.team.size)
+        self.smoothed.add(values)
+        self.safeguard.check_loss(self.smoothed.values["loss"], self.smoothed.steps)
+        if self.metrics is not None and progress.step % settings.log_every == 0:
+            self._log_step(self.metrics, values)
+        if asked_to_stop:
+            self.save_and_stop()
+        if settings.checkpoint_every and progress.step % settings.checkpoint_every == 0:
+            loss = self.smoothed.values["loss"]
+            self.save(loss if settled(self.smoothed.steps) else None)
 
+    def _log_step(self, metrics: MetricsWriter, values: dict[str, float]) -> None:
+        epoch = self.progress.epoch + 1
+        if "accuracy" in values:
+            values["accuracy_running"] = self.smoothed.values["accuracy"]
+        # All epochs have equally many steps.
+        end_of_epoch = self.progress.step + self.steps_in_epoch - self.steps_done
+        values["total_steps"] = end_of_epoch * self.settings.epochs / epoch
+        values["memory_gb"] = peak_memory_gb(self.device)
+        metrics.write("train", step=self.progress.step, epoch=epoch, values=values)
 
-def make_checkpoint(run: Run, rng: list[dict[str, Any]], replay: list[list[Tensor]]) -> Checkpoint:
-    """The state of the run as plain data; `rng` and `replay` have that of each process."""
-    players = run.players
-    optimizer, adversary = players.adversary_optimizer, players.adversary
-    return Checkpoint(
-        **vars(run.progress),
-        predictor=players.predictor.state_dict(),
-        optimizer=players.optimizer.state_dict(),
-        adversary=None if adversary is None else adversary.state_dict(),
-        adversary_optimizer=None if optimizer is None else optimizer.state_dict(),
-        rng=rng,
-        settings=plain(run.settings),
-        volumes=run.volumes,
-        replay=replay,
-    )
+    def validate(self, validator: Validator) -> ValidationResult | None:
+        """Validate the predictor at the end of an epoch; None: this epoch has no validation.
+
+        Raises:
+            Stopped: asked to by a signal, in any process; the state before is saved.
+            FailingRun: a reconstruction is not finite, or something else than banding changed.
+        """
+        settings, epoch = self.settings, self.progress.epoch + 1
+        if epoch % settings.validate_every != 0 and epoch != settings.epochs:
+            return None
+        try:
+            result = self._run_validator(validator)
+        except FloatingPointError as error:
+            raise FailingRun(str(error), in_validation=True) from error
+        if self.progress.start:
+            check_validation(self.progress.start, result.metrics)
+        return result
+
+    def validate_initial(self, validator: Validator) -> None:
+        """Validate the predictor that stage 2 begins with, to compare later ones with it.
+
+        Raises:
+            Stopped: asked to by a signal, in any process; the state before is saved.
+            FloatingPointError: a reconstruction is not finite.
+        """
+        result = self._run_validator(validator)
+        self.progress.start.update(result.metrics)
+        log.info("before: validation %s", validation_in_words(history_row(result)))
+
+    def _run_validator(self, validator: Validator) -> ValidationResult:
+        result = validator.run(self.players.predictor)
+        if result is None:
+            self.save_and_stop()
+        return result
+
+    def after_epoch(self, result: ValidationResult | None) -> None:
+        """Complete an epoch: history, log, curves, grid, checkpoint.
+
+        Args:
+            result: its validation, if it has one.
+        """
+        progress, epoch = self.progress, self.progress.epoch + 1
+        row = {
+            "epoch": epoch,
+            "lr": self.players.optimizer.param_groups[0]["lr"],
+            **progress.mean_metrics(),
+            **({} if result is None else history_row(result)),
+        }
+        warn_of_chance(row)
+        progress.add_epoch(row)
+        log.info("%s", epoch_line(row, self.settings.epochs, self.device))
+        if self.metrics is not None:
+            self.ensure_folder()
+            if result is not None:
+                self.metrics.write("val", step=progress.step, epoch=epoch, values=result.metrics)
+            write_pictures(self.folder, self.settings, progress.history, result)
+        self.save(row["train_loss"], validated=result is not None)
+
+    # --- failing ---
+
+    def roll_back(self, error: FloatingPointError | FailingRun) -> None:
+        """Go back to the last good state, or to the last validated one, and on more gently.
+
+        Args:
+            error: what shows that the run is failing.
+
+        Raises:
+            RunFailedError: it has happened too often.
+        """
+        settings, progress = self.settings, self.progress
+        why = "; ".join(dict.fromkeys(self.team.gather(str(error))))
+        failed_at, before = progress.step, len(progress.events)
+        if before >= settings.rollbacks:
+            often = f"after {before} rollbacks" if before else "(rollbacks=0)"
+            raise RunFailedError(f"the run is failing {often}, at step {failed_at}: {why}")
+        event = {"step": failed_at, "epoch": progress.epoch + 1, "why": why}
+        events = [*progress.events, event]
+        to_validated = isinstance(error, FailingRun) and error.in_validation
+        for key, value in self.safeguard.roll_back(to_validated=to_validated).items():
+            setattr(progress, key, value)
+        event["back_to"] = progress.step
+        progress.events = events
+        log.warning(
+            "the run is failing at step %d: %s. Rollback %d of %d, to step %d; from now on "
+            "learning rates and weights against banding are multiplied by %g",
+            *(failed_at, why, len(events), settings.rollbacks, progress.step),
+            self.backoff_factor,
+        )
+        self._write_checkpoint()
+        if self.metrics is not None:
+            self.metrics.close()
+            self.metrics = MetricsWriter(self.folder, after=progress.step)  # drops what is undone
+            values = {"failed_at": float(failed_at), "rollbacks": float(len(events))}
+            self.metrics.write(
+                "rollback", step=progress.step, epoch=progress.epoch + 1, values=values
+            )
+
+    # --- writing and stopping ---
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keep the files of the run's metrics open."""
+        if self.team.is_first:
+            self.metrics = MetricsWriter(self.folder, after=self.progress.step)
+        try:
+            yield
+        finally:
+            if self.metrics is not None:
+                self.metrics.close()
+
+    def save(self, loss: float | None = None, *, validated: bool = False) -> None:
+        """Write a checkpoint of the current state, and remember it as a good one.
+
+        Args:
+            loss: smoothed training loss; None: not known.
+            validated: its validation found nothing wrong.
+        """
+        self._write_checkpoint()
+        self.safeguard.keep(vars(self.progress), loss, validated=validated)
+
+    def _write_checkpoint(self) -> None:
+        state = self.players.state_dict()
+        rng, replay = (self.team.gather(part) for part in (random_state(), state["replay"]))
+        if self.team.is_first:
+            self.ensure_folder()
+            checkpoint = Checkpoint(
+                **{**vars(self.progress), **state, "replay": replay},
+                rng=rng,
+                settings=plain(self.settings),
+                volumes=self.volumes,
+            )
+            save_checkpoint(self.folder, checkpoint, self.settings.keep_checkpoints)
+
+    def ensure_folder(self) -> None:
+        """Make the run's folder again if somebody has removed or moved it.
+
+        Raises:
+            RunInUseError: another run has begun there.
+        """
+        if self.lock.renew(self.folder):
+            show_as_latest(self.folder)
+            log.warning(
+                "%s was removed or moved. The run goes on at step %d in a new folder of that name, "
+                "without the earlier files",
+                *(self.folder, self.progress.step),
+            )
+
+    def save_and_stop(self) -> NoReturn:
+        """Save the current state and stop, as a signal has asked for.
+
+        Raises:
+            Stopped: always.
+        """
+        self.save()
+        self.stop()
+
+    def stop(self) -> NoReturn:
+        """Stop, as a signal has asked for; what was saved last is what remains.
+
+        Raises:
+            Stopped: always, in all processes, once every one of them is here.
+        """
+        names = self.team.gather(self.team.stop.signal_name)
+        raise Stopped(next(name for name in names if name is not None), self.progress.step)

@@ -1,9 +1,9 @@
-"""Runs that fail are noticed, taken back to their last good state, and go on more gently.
+"""Failing runs are noticed, taken back to their last good state, and go on more gently.
 
-Adversarial training fails in a few known ways, and each shows in the figures long before anybody
-looks at pictures: a loss that is no number, or explodes; streaks written in the other direction
-(overshooting); texture written over what was smooth; detail lost. An adversary that stays at chance
-is none of these: nothing gets worse, but nothing gets better, so it is only told.
+Adversarial training fails in a few known ways, all of which show in the metrics long before anybody
+looks at a picture: a NaN or exploding loss, streaks in the other direction (overshooting), texture
+written over what was smooth, lost detail. An adversary that stays at chance is only logged: nothing
+gets worse by it.
 """
 
 import copy
@@ -11,39 +11,45 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from banding_removal.training.step import Players
+from banding_removal.training.players import Players
 
 log = logging.getLogger(__name__)
 
-EXPLODED = 2.0  # times the running loss of the last good state
-EARLY = 50  # steps in which the running loss is not yet one
-# Against the predictor that stage 2 began with, in validation.
-OVERSHOT = -1.0  # dB of banding: streaks across the phase encode axis
-TEXTURE = 1.0  # dB that streaks across the banding have grown by
+EXPLODED = 2.0  # times the smoothed loss of the last good state
+EARLY = 50  # steps that the smoothed loss needs to settle
+# Compared with the predictor that stage 2 began with, in validation.
+OVERSHOT = -1.0  # dB of banding: streaks across the phase-encode axis
+TEXTURE = 1.0  # dB by which streaks across the banding have grown
 LESS_DETAIL = 0.015  # of SSIM
 AT_CHANCE = 0.55  # accuracy of the adversary in an epoch
 STILL_BANDED = 0.5  # dB
 
 
-class FailingError(Exception):
-    """The run is failing; raised in all processes alike."""
+class FailingRun(Exception):  # noqa: N818  # a finding about the run, raised in all processes alike
+    """The run is failing.
+
+    Args:
+        why: what shows it.
+        in_validation: a validation found it; it may be as old as the validation before.
+    """
+
+    def __init__(self, why: str, *, in_validation: bool = False) -> None:
+        super().__init__(why)
+        self.in_validation = in_validation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """A good state of this process, on the CPU."""
 
-    predictor: dict[str, Any]
-    optimizer: dict[str, Any]
-    adversary: dict[str, Any] | None
-    adversary_optimizer: dict[str, Any] | None
-    replay: list[Tensor]
+    players: dict[str, Any]  # Players.state_dict
     progress: dict[str, Any]
-    loss: float | None  # running mean of the training loss
+    loss: float | None  # smoothed training loss; None: not known
 
 
 @dataclass(kw_only=True)
@@ -52,27 +58,21 @@ class Safeguard:
 
     players: Players
     good: list[Snapshot] = field(default_factory=list)  # the newest two
-    validated: Snapshot | None = None  # the newest that a validation found nothing wrong with
-    used: bool = False  # the newest was gone back to, and nothing good came after it
+    validated: Snapshot | None = None  # the newest one whose validation found nothing wrong
+    used: bool = False  # the run went back to the newest, and has reached no good state since
 
     def keep(
         self, progress: Mapping[str, Any], loss: float | None, *, validated: bool = False
     ) -> None:
-        """Remember the state as it is.
+        """Remember the current state as a good one.
 
         Args:
-            progress: where the run is.
-            loss: running mean of the training loss; None: not known.
-            validated: a validation found nothing wrong with it, or it is the first.
+            progress: the place in the run.
+            loss: smoothed training loss; None: not known.
+            validated: its validation found nothing wrong, or it is the first state.
         """
-        players = self.players
-        optimizer, adversary = players.adversary_optimizer, players.adversary
         snapshot = Snapshot(
-            predictor=_copy(players.predictor.state_dict()),
-            optimizer=_copy(players.optimizer.state_dict()),
-            adversary=None if adversary is None else _copy(adversary.state_dict()),
-            adversary_optimizer=None if optimizer is None else _copy(optimizer.state_dict()),
-            replay=[] if players.replay is None else [*players.replay.pairs],
+            players=_copy(self.players.state_dict()),
             progress=copy.deepcopy(dict(progress)),
             loss=loss,
         )
@@ -82,59 +82,55 @@ class Safeguard:
             self.validated = snapshot
 
     def check_loss(self, loss: float, steps: int) -> None:
-        """See whether the training loss explodes.
+        """Compare the training loss with that of the last good state.
 
         Args:
-            loss: its running mean.
-            steps: that this is the mean of.
+            loss: smoothed.
+            steps: that went into it.
 
         Raises:
-            FailingError: it does.
+            FailingRun: it has exploded.
         """
         before = self.good[-1].loss
-        if steps >= EARLY and before is not None and loss > EXPLODED * before:
-            raise FailingError(f"the loss explodes: from {before:.4f} to {loss:.4f}")
+        if settled(steps) and before is not None and loss > EXPLODED * before:
+            raise FailingRun(f"the loss explodes: from {before:.4f} to {loss:.4f}")
 
     def roll_back(self, *, to_validated: bool = False) -> dict[str, Any]:
-        """Bring back networks, optimisers and earlier reconstructions of the last good state.
+        """Restore the players of the last good state.
 
-        A failure that comes again before anything good came is taken one state further back.
+        If the run fails again before it reaches another good state, it goes one state further back.
 
         Args:
-            to_validated: a validation found the failure, which may be as old as the one before.
+            to_validated: restore the last validated state.
 
         Returns:
-            The progress of that state.
+            The progress of the restored state.
         """
         if to_validated and self.validated is not None:
             self.good = [self.validated]
         elif self.used and len(self.good) > 1:
             self.good.pop()
         self.used = True
-        snapshot, players = self.good[-1], self.players
-        players.predictor.load_state_dict(snapshot.predictor)
-        players.optimizer.load_state_dict(_copy(snapshot.optimizer))
-        players.optimizer.zero_grad(set_to_none=True)
-        if players.adversary is not None and players.adversary_optimizer is not None:
-            players.adversary.load_state_dict(snapshot.adversary or {})
-            players.adversary_optimizer.load_state_dict(_copy(snapshot.adversary_optimizer or {}))
-            players.adversary_optimizer.zero_grad(set_to_none=True)
-        if players.replay is not None:
-            players.replay.pairs.clear()
-            players.replay.add(snapshot.replay)
-        players.doubts.clear()
+        snapshot = self.good[-1]
+        # A copy, since optimisers go on with the very tensors that they load.
+        self.players.load_state_dict(_copy(snapshot.players), Path("the last good state"))
         return copy.deepcopy(snapshot.progress)
 
 
+def settled(steps: int) -> bool:
+    """Whether the smoothed loss of so many steps means something."""
+    return steps >= EARLY
+
+
 def check_validation(start: Mapping[str, float], now: Mapping[str, float]) -> None:
-    """Compare a validation with that of the predictor that stage 2 began with.
+    """Compare the metrics of a validation with those of the predictor that stage 2 began with.
 
     Raises:
-        FailingError: banding was not removed, but something else was done.
+        FailingRun: the predictor has done something else than remove banding.
     """
     problems = []
     if now["banding"] < OVERSHOT and now["banding"] < start["banding"]:
-        problems.append(f"streaks lie across the phase encode axis ({now['banding']:.2f} dB)")
+        problems.append(f"streaks lie across the phase-encode axis ({now['banding']:.2f} dB)")
     texture = now["banding_across"] - start["banding_across"]
     if texture > TEXTURE:
         problems.append(f"texture is written across the streaks (+{texture:.2f} dB)")
@@ -142,26 +138,27 @@ def check_validation(start: Mapping[str, float], now: Mapping[str, float]) -> No
     if lost > LESS_DETAIL:
         problems.append(f"SSIM has fallen from {start['ssim']:.4f} to {now['ssim']:.4f}")
     if problems:
-        raise FailingError("; ".join(problems))
+        raise FailingRun("; ".join(problems), in_validation=True)
 
 
 def warn_of_chance(row: Mapping[str, Any]) -> None:
-    """Tell of an adversary that has learnt nothing although there is banding.
+    """Log a warning if the adversary has learnt nothing although there is banding.
 
     Args:
-        row: of the history.
+        row: of the history, with the metrics of an epoch.
     """
     banding = row.get("val_banding", math.nan)
     if row.get("accuracy", 1.0) < AT_CHANCE and banding > STILL_BANDED:
         log.warning(
-            "the adversary is at chance (accuracy %.2f) although there is banding (%.2f dB): it "
-            "needs a warm-up (adversary_pretrain_steps), pairs (paired, adversary_replay), or time",
+            "the adversary is at chance (accuracy %.2f) although there is banding (%.2f dB): train "
+            "it alone first (adversary_pretrain_steps), use pairs (paired, adversary_replay), or "
+            "give it time",
             *(row["accuracy"], banding),
         )
 
 
 def _copy(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state dict that nothing else changes, on the CPU."""
+    """A state dict on the CPU that shares no tensor with the given one."""
 
     def copied(value: Any) -> Any:
         if isinstance(value, Tensor):

@@ -1,8 +1,8 @@
-"""A start for the adversary: it learns to see the predictor's banding before it is heard.
+"""The adversary's start: it learns to see the predictor's banding before the predictor listens.
 
-An adversary that begins from nothing, on reconstructions that move away under it, can stay at
-chance; against a predictor that stands still, on slices that are reconstructed once, it learns
-within a few hundred cheap steps.
+An adversary that begins from scratch, on reconstructions that change under it, can stay at chance.
+Against a fixed predictor, on slices that are reconstructed once, it learns within a few hundred
+cheap steps.
 """
 
 import logging
@@ -11,14 +11,15 @@ from collections import deque
 
 import torch
 
-from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.errors import ConfigError
 from banding_removal.losses.reconstruction import finite
 from banding_removal.processes.team import Team
 from banding_removal.reconstruction.pairs import reconstruct_pairs
+from banding_removal.training.players import Players
 from banding_removal.training.replay import PairStore
-from banding_removal.training.step import Players, clip_gradients, set_weights
+from banding_removal.training.schedule import penalty_weight
+from banding_removal.training.step import clip_gradients
 
 log = logging.getLogger(__name__)
 
@@ -27,60 +28,86 @@ LOG_EVERY = 50
 
 
 def warm_up(
-    settings: Settings, players: Players, dataset: SliceDataset, device: torch.device, team: Team
+    players: Players,
+    dataset: SliceDataset,
+    device: torch.device,
+    team: Team,
+    *,
+    steps: int,
+    slices: int,
+    reg_param: float,
+    penalty_every: int = 1,
+    clip_grad_norm: float | None = None,
 ) -> bool:
-    """Train the adversary alone on slices that the predictor reconstructs in both orientations.
+    """Train the adversary alone, on slices that the predictor reconstructs in both orientations.
 
-    Each process has slices of its own, and gradients are averaged. The store of earlier
+    Every process has slices of its own; gradients are averaged. The store of earlier
     reconstructions, if there is one, begins with these.
+
+    Args:
+        players: with an adversary.
+        dataset: the training slices.
+        device: of the players.
+        team: the processes.
+        steps: of the adversary.
+        slices: of all processes, spread over the data set.
+        reg_param: weight of the gradient penalty.
+        penalty_every: steps from one penalty to the next.
+        clip_grad_norm: largest norm of the gradient; None: unlimited.
 
     Returns:
         False if any process was asked to stop.
 
     Raises:
         ConfigError: no slice can be transposed.
-        FloatingPointError: the adversary's loss is not finite.
+        FloatingPointError: the adversary's loss is NaN or infinite.
     """
     assert players.objective is not None and players.adversary is not None
     assert players.adversary_optimizer is not None
     begun = time.perf_counter()
-    cache = _reconstructions(settings, players, dataset, device, team)
-    if team.mean({"stop": float(team.stop.signal_name is not None)})["stop"] > 0:
+    store = _reconstructions(players, dataset, slices, device, team)
+    if _asked_to_stop(team):
         return False
     seconds = time.perf_counter() - begun
-    log.info("warm-up of the adversary on %d slices, ready in %.0f s", len(cache.pairs), seconds)
+    log.info("warm-up of the adversary on %d slices, ready in %.0f s", len(store.pairs), seconds)
     recent: deque[dict[str, float]] = deque(maxlen=LOG_EVERY)
-    for step in range(1, settings.adversary_pretrain_steps + 1):
-        size = cache.pairs[int(torch.randint(len(cache.pairs), ()))]
-        images, rotated = cache.draw(PAIRS, like=size.to(device))
-        set_weights(settings, players, step)
-        verdict = players.objective.judge(images, rotated)
-        if not finite(verdict.loss):
-            raise FloatingPointError(f"adversary's loss is {verdict.loss.item()} in its warm-up")
-        verdict.loss.backward()
-        clip_gradients(players.adversary, settings.clip_grad_norm)
+    for step in range(1, steps + 1):
+        size = store.pairs[int(torch.randint(len(store.pairs), ()))]
+        images, rotated = store.draw(PAIRS, like=size.to(device))
+        weight = penalty_weight(step, reg_param, every=penalty_every)
+        losses = players.objective.adversary_loss_upright(images, rotated, weight)
+        if not finite(losses.loss):
+            raise FloatingPointError(
+                f"the adversary's loss is {losses.loss.item()} in step {step} of its warm-up"
+            )
+        losses.loss.backward()
+        clip_gradients(players.adversary, clip_grad_norm)
         players.adversary_optimizer.step()
         players.adversary_optimizer.zero_grad(set_to_none=True)
-        stop = float(team.stop.signal_name is not None)
-        values = team.mean({**verdict.figures(), "stop": stop})
-        if values["stop"] > 0:
+        recent.append({name: value.item() for name, value in losses.metrics().items()})
+        if _asked_to_stop(team):
             return False
-        recent.append(values)
-        if step % LOG_EVERY == 0 or step == settings.adversary_pretrain_steps:
-            mean = {key: sum(row[key] for row in recent) / len(recent) for key in values}
+        if step % LOG_EVERY == 0 or step == steps:
+            mean = {key: sum(row[key] for row in recent) / len(recent) for key in recent[0]}
+            mean = team.mean(mean)
             log.info(
                 "warm-up step %d/%d: adversary's loss %.4f, penalty %.4f, accuracy %.2f",
-                *(step, settings.adversary_pretrain_steps),
+                *(step, steps),
                 *(mean["adversary_orientation"], mean["penalty"], mean["accuracy"]),
             )
     if players.replay is not None:
-        players.replay.add(cache.pairs)
+        players.replay.add(store.pairs)
     log.info("warm-up took %.0f s", time.perf_counter() - begun)
     return True
 
 
+def _asked_to_stop(team: Team) -> bool:
+    """Whether any process was; the same answer in all of them."""
+    return team.mean({"stop": float(team.stop.signal_name is not None)})["stop"] > 0
+
+
 def _reconstructions(
-    settings: Settings, players: Players, dataset: SliceDataset, device: torch.device, team: Team
+    players: Players, dataset: SliceDataset, slices: int, device: torch.device, team: Team
 ) -> PairStore:
     """This process's share of slices, spread over the data set, until it is asked to stop."""
     usable = [
@@ -90,7 +117,7 @@ def _reconstructions(
     ]
     if not usable:
         raise ConfigError("adversary_pretrain_steps needs volumes that were fully sampled")
-    count = min(len(usable), max(settings.adversary_pretrain_slices, team.size))
+    count = min(len(usable), max(slices, team.size))
     chosen = [usable[i * len(usable) // count] for i in range(count)]
     share = chosen[team.rank % count :: team.size]
     store = PairStore(count)

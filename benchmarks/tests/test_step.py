@@ -10,7 +10,9 @@ from banding_removal.config.settings import Settings
 from banding_removal.data.batch import Batch, Example, collate
 from banding_removal.data.masks import MaskSampler, seeded_by_name
 from banding_removal.errors import ConfigError
-from banding_removal.training.step import Players, accumulate_gradients, make_players
+from banding_removal.training.players import Players, make_players
+from banding_removal.training.schedule import settings_of_step
+from banding_removal.training.step import adversary_step, predictor_step
 from benchmarks import plain
 from benchmarks.operator_groups import (
     COILS,
@@ -90,6 +92,14 @@ def both_formulations() -> tuple[Settings, Players, plain.PlainPlayers]:
     return settings, players, own
 
 
+def both_acts(settings: Settings, players: Players, batch: Batch) -> dict[str, float]:
+    """The gradients of a step, which the players then have, and its metrics."""
+    step = settings_of_step(settings, epochs=0, step=1)
+    images, rotated, metrics = predictor_step(players, [batch], step)
+    metrics |= adversary_step(players, images, rotated, step)
+    return {name: value.item() for name, value in metrics.items()}
+
+
 def difference(value: Tensor, expected: Tensor) -> float:
     assert value.dtype == expected.dtype == torch.float64
     scale = expected.norm()  # 0 in the first cascade's data consistency: there x is k
@@ -113,7 +123,7 @@ def test_the_plain_step_computes_what_the_projects_own_does(height: int, width: 
         image = players.predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
         assert difference(own.reconstruct(batch), image) < 1e-10
 
-    figures = accumulate_gradients(settings, players, [batch], epoch=1, together=1)
+    figures = both_acts(settings, players, batch)
     losses = plain.backward(own, batch)
     for name, loss in losses.items():
         assert float(loss) == pytest.approx(figures[name], rel=1e-10), name

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from banding_removal.config.settings import Settings
 from banding_removal.model import layers
-from banding_removal.training.step import accumulate_gradients, make_players, train_step
+from banding_removal.training.players import make_players
+from banding_removal.training.schedule import settings_of_step
+from banding_removal.training.step import train_step
 from benchmarks.step_variants import SIZES, make_batch
-from benchmarks.tests.test_step import batch_of_two, both_formulations
+from benchmarks.tests.test_step import batch_of_two, both_acts, both_formulations
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU = torch.device("cuda")
@@ -23,7 +25,7 @@ def gradients_on(device: torch.device) -> tuple[dict[str, float], list[Tensor]]:
     assert players.adversary is not None
     networks = [players.predictor.to(device), players.adversary.to(device)]
     batch = batch_of_two(37, 41).to(device)
-    figures = accumulate_gradients(settings, players, [batch], epoch=1, together=1)
+    figures = both_acts(settings, players, batch)
     weights = [weight for network in networks for weight in network.parameters()]
     return figures, [weight.grad.cpu() for weight in weights if weight.grad is not None]
 
@@ -52,6 +54,7 @@ def test_bfloat16_is_float32_but_for_rounding() -> None:
         torch.manual_seed(0)
         settings = Settings(cascades=2, chans=4, pools=2, sens_chans=4, precision=precision)
         players = make_players(settings, GPU)
-        figures.append(train_step(settings, players, [batch], epoch=1))
+        step = settings_of_step(settings, epochs=0, step=1)
+        figures.append(train_step(players, [[batch]], step))
     for name in ("loss", "grad_norm"):
         assert figures[1][name] == pytest.approx(figures[0][name], rel=0.05), name

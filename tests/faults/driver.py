@@ -21,7 +21,7 @@ from torch import Tensor
 from banding_removal import command_line
 from banding_removal.config.settings import Settings
 from banding_removal.processes.team import Team
-from banding_removal.training import loop, safeguard, step
+from banding_removal.training import safeguard, step
 from banding_removal.training.loop import train
 
 PAUSED = "paused"
@@ -61,7 +61,7 @@ def _spoil(kind: str, number: int) -> None:
             calls = -(10**9)
         return back(self, to_validated=to_validated)
 
-    safeguard.EARLY = loop.EARLY = 2  # a toy epoch is shorter than the usual number of early steps
+    safeguard.EARLY = 2  # toy epochs are shorter than what else is early
     step.reconstruction_loss = spoilt  # type: ignore[assignment]
     safeguard.Safeguard.roll_back = calmed  # type: ignore[method-assign]
 

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-import banding_removal.training.loop
 from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.data.masks import MaskSampler
@@ -25,7 +24,7 @@ from banding_removal.evaluation.image_sets import reference_volumes
 from banding_removal.evaluation.settings import EvaluateSettings, evaluate_files
 from banding_removal.reconstruction.files import Origin, difference
 from banding_removal.training.loop import train
-from banding_removal.training.run import Run, save
+from banding_removal.training.run import Run
 from tests.faults.bounds import memory_below
 from tests.faults.mutations import BOMB, ENTITY
 from tests.support.fastmri_files import HEADER, make_kspace, write_volume
@@ -106,14 +105,14 @@ def stage(number: int, settings: Settings) -> Settings:
 
 def change_after_epoch_1(monkeypatch: pytest.MonkeyPatch, path: Path, change: Change) -> None:
     """Let something happen to a file as soon as the first epoch is saved."""
-    left = [change]
+    left, save = [change], Run.save
 
     def save_and_change(run: Run, *args: Any, **how: Any) -> None:
         save(run, *args, **how)
         if left and run.progress.epoch == 1:
             left.pop()(path)
 
-    monkeypatch.setattr(banding_removal.training.loop, "save", save_and_change)
+    monkeypatch.setattr(Run, "save", save_and_change)
 
 
 @pytest.fixture(scope="module")

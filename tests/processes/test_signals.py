@@ -82,8 +82,6 @@ def test_a_warm_up_that_is_stopped_is_repeated(
     settings = replace(
         settings, stage="train", adversary="simple", adversary_chans=8, adversary_pretrain_steps=5
     )
-        settings, stage="train", adversary="simple", adversary_chans=8, adversary_pretrain_steps=5
-    )
     through = train(replace(settings, name="through"))
     with monkeypatch.context() as patch:
         signal_at(patch, "warm_up", 1)

@@ -94,7 +94,7 @@ def test_a_stopped_run_is_reported_with_the_signal(
     def stop(*_: object) -> None:
         raise Stopped("SIGTERM", 3)
 
-    monkeypatch.setattr(loop, "train_epoch", stop)
+    monkeypatch.setattr(loop, "train_step", stop)
     with pytest.raises(Stopped):
         train(settings)
     assert "SIGTERM" in status(settings.logs / "toy").splitlines()[0]

@@ -13,7 +13,9 @@ from banding_removal.data.dataset import Draw, SliceDataset
 from banding_removal.data.volume import VolumeError
 from banding_removal.processes.team import Team
 from banding_removal.runs.build import make_datasets
-from banding_removal.training.step import Players, make_players, train_step
+from banding_removal.training.players import Players, make_players
+from banding_removal.training.schedule import settings_of_step
+from banding_removal.training.step import train_step
 from banding_removal.training.validation import ValidationResult, Validator
 
 CPU = torch.device("cpu")
@@ -41,8 +43,9 @@ def gradients(settings: Settings, team: Team, indices: list[int]) -> list[Tensor
 
     players.optimizer.register_step_pre_hook(keep)
     turns = (False, True) if settings.paired else (None,)
-    draws = [Draw(epoch=0, index=i, rotated=turn) for i in indices for turn in turns]
-    train_step(settings, players, [collate([train_set[draw]]) for draw in draws], 1)
+    draws = [[Draw(epoch=0, index=i, rotated=turn) for turn in turns] for i in indices]
+    groups = [[collate([train_set[draw]]) for draw in group] for group in draws]
+    train_step(players, groups, settings_of_step(settings, epochs=0, step=1))
     return kept
 
 

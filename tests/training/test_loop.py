@@ -21,7 +21,9 @@ from banding_removal.processes.team import Team
 from banding_removal.runs.build import make_datasets
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.training.loop import train
-from banding_removal.training.step import learning_rate, make_players, train_step
+from banding_removal.training.players import make_players
+from banding_removal.training.schedule import settings_of_step
+from banding_removal.training.step import train_step
 from banding_removal.training.validation import Validator, choose_display_slices
 from tests.support.fastmri_files import write_volume
 from tests.support.runs import ZeroFilled, assert_same_weights, read_metrics, weights_of
@@ -250,23 +252,11 @@ def test_a_loss_that_is_not_finite_names_the_slice_and_leaves_the_weights(
     with torch.no_grad():
         players.predictor.get_parameter("cascades.0.dc_weight").fill_(float("nan"))
     before = {key: value.clone() for key, value in players.predictor.state_dict().items()}
-    with pytest.raises(FloatingPointError, match=r"predictor's loss is nan on .*file0\.h5 slice 0"):
-        train_step(settings, players, [collate([train_set[0]])], 1)
+    groups = [[collate([train_set[0]])]]
+    with pytest.raises(FloatingPointError, match=r"^loss is nan on .*file0\.h5 slice 0"):
+        train_step(players, groups, settings_of_step(settings, epochs=0, step=1))
     for key, value in players.predictor.state_dict().items():
         assert torch.equal(value, before[key]) or value.isnan().all()
-
-
-def test_the_learning_rate_drops_where_it_is_told_to(settings: Settings) -> None:
-    rates = [learning_rate(settings, epoch, settings.lr) for epoch in range(7)]
-    assert rates == pytest.approx([1e-3] * 3 + [1e-4] * 3 + [1e-5])
-    assert learning_rate(replace(settings, lr_drop_every=None), 1000, 1e-3) == 1e-3
-    assert learning_rate(replace(settings, lr_min=1e-6), 1000, 1e-3) == 1e-6
-
-
-def test_over_the_last_part_of_a_run_the_learning_rate_falls_to_zero(settings: Settings) -> None:
-    settings = replace(settings, epochs=10, lr_drop_every=None, lr_decay=0.4)
-    rates = [learning_rate(settings, epochs, 1e-3) for epochs in (0, 5.9, 6, 8, 9.5, 10)]
-    assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 5e-4, 1.25e-4, 0])
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense"])

@@ -14,9 +14,10 @@ from torch import Tensor
 from banding_removal.config.settings import Settings
 from banding_removal.errors import ConfigError, RunFailedError
 from banding_removal.runs.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
-from banding_removal.training import loop, step
+from banding_removal.training import loop, run, step
 from banding_removal.training.loop import train
-from banding_removal.training.safeguard import FailingError, check_validation, warn_of_chance
+from banding_removal.training.safeguard import FailingRun, check_validation, warn_of_chance
+from banding_removal.training.schedule import StepSettings
 
 Loss = Callable[..., tuple[Tensor, Tensor]]
 GOOD = {"banding": 2.0, "banding_across": -5.0, "ssim": 0.8}
@@ -55,13 +56,13 @@ def log_of(folder: Path) -> str:
     return (folder / "log.txt").read_text()
 
 
-def test_a_loss_that_is_no_number_takes_the_run_back_and_it_goes_on(
+def test_a_nan_loss_takes_the_run_back_and_it_goes_on(
     stage_2: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(monkeypatch, {19}, lambda loss: loss * float("nan"))  # step 10, in the second epoch
     folder = train(stage_2)
     text = log_of(folder)
-    assert "the run is failing at step 9: predictor's loss is nan on " in text
+    assert "the run is failing at step 9: loss is nan on " in text
     assert "Rollback 1 of 5, to step 8" in text
     assert "the run is complete" in text
     end = load_checkpoint(find_checkpoint(folder))
@@ -118,7 +119,6 @@ def test_without_rollbacks_the_first_failure_is_the_end(
 def test_a_loss_that_explodes_is_noticed_in_stage_one_and_lowers_the_rate(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "EARLY", 2)
     monkeypatch.setattr("banding_removal.training.safeguard.EARLY", 2)
     spoil(monkeypatch, set(range(9, 13)), lambda loss: 1000 * loss)
     folder = train(replace(settings, checkpoint_every=3))
@@ -131,16 +131,14 @@ def test_a_loss_that_explodes_is_noticed_in_stage_one_and_lowers_the_rate(
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"banding": -1.5}, "across the phase encode axis"),
+        ({"banding": -1.5}, "across the phase-encode axis"),
         ({"banding_across": -3.5}, r"\+1\.50 dB"),
         ({"ssim": 0.78}, "from 0.8000 to 0.7800"),
     ],
 )
-def test_each_kind_of_failure_is_told_from_a_validation(
-    changed: dict[str, float], words: str
-) -> None:
+def test_a_validation_shows_each_kind_of_failure(changed: dict[str, float], words: str) -> None:
     check_validation(GOOD, {"banding": 0.1, "banding_across": -4.8, "ssim": 0.799})
-    with pytest.raises(FailingError, match=words):
+    with pytest.raises(FailingRun, match=words):
         check_validation(GOOD, GOOD | changed)
 
 
@@ -149,27 +147,27 @@ def test_banding_that_is_not_measurable_fails_no_run() -> None:
     check_validation(GOOD | {"banding": nan}, GOOD | {"banding": nan, "banding_across": nan})
 
 
-def test_a_failing_validation_undoes_the_epoch_and_softens_the_adversary(
+def test_a_failing_validation_undoes_the_epoch_and_backs_off(
     stage_2: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    verdicts = iter([FailingError("texture is written"), None, None, None])
-    softened: list[tuple[float, float]] = []
-    real = loop.train_epoch
+    found = iter([FailingRun("texture is written", in_validation=True), None, None, None])
+    used: list[tuple[float, float]] = []
+    real = loop.train_step
 
     def check(*_: Any) -> None:
-        verdict = next(verdicts)
-        if verdict is not None:
-            raise verdict
+        failure = next(found)
+        if failure is not None:
+            raise failure
 
-    def noted(run: loop.Run, *args: Any) -> None:
-        real(run, *args)
-        softened.append((run.players.strength, run.players.optimizer.param_groups[0]["lr"]))
+    def noted(players: Any, groups: Any, settings: StepSettings) -> dict[str, float]:
+        used.append((settings.orientation_weight, settings.lr))
+        return real(players, groups, settings)
 
-    monkeypatch.setattr(loop, "check_validation", check)
-    monkeypatch.setattr(loop, "train_epoch", noted)
+    monkeypatch.setattr(run, "check_validation", check)
+    monkeypatch.setattr(loop, "train_step", noted)
     folder = train(replace(stage_2, checkpoint_every=2))
     lr = stage_2.lr
-    assert softened == [(1.0, lr), (0.5, lr / 2), (0.5, lr / 2), (0.5, lr / 2)]
+    assert used[::6] == [(1.0, lr), (0.5, lr / 2), (0.5, lr / 2), (0.5, lr / 2)]
     end = load_checkpoint(find_checkpoint(folder))
     assert [row["epoch"] for row in end.history] == [1, 2, 3]
     assert end.events[0]["back_to"] == 0
@@ -179,15 +177,15 @@ def test_a_failing_validation_undoes_the_epoch_and_softens_the_adversary(
 def test_a_failing_validation_undoes_all_since_the_one_before(
     stage_2: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad = FailingError("texture is written")
-    verdicts = iter([None, bad, bad, None, None])
+    bad = FailingRun("texture is written", in_validation=True)
+    found = iter([None, bad, bad, None, None])
 
     def check(*_: Any) -> None:
-        verdict = next(verdicts)
-        if verdict is not None:
-            raise verdict
+        failure = next(found)
+        if failure is not None:
+            raise failure
 
-    monkeypatch.setattr(loop, "check_validation", check)
+    monkeypatch.setattr(run, "check_validation", check)
     # Validated after epochs 2, 4 and 6 of 6 steps each, with good losses in between.
     often = replace(stage_2, epochs=6, validate_every=2, checkpoint_every=2)
     end = load_checkpoint(find_checkpoint(train(often)))
@@ -209,7 +207,7 @@ def test_a_run_that_went_back_resumes_as_gently(
         assert torch.equal(value, b.predictor[key]), key
 
 
-def test_an_adversary_at_chance_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_adversary_at_chance_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     warn_of_chance({"accuracy": 0.9, "val_banding": 2.0})
     warn_of_chance({"accuracy": 0.5, "val_banding": 0.1})

@@ -19,17 +19,6 @@ from tests.support.parity.weights import (
 PUBLISHED: list[Architecture] = [name for name in ARCHITECTURES if name != "patch"]
 INPUTS = ("x", "x3_independent_channels")
 DTYPES = ("float64", "float32")
-# How both players' terms are had: with a run of the adversary for each, or with one for both.
-WAYS = ("one run each", "both acts")
-
-
-def run_objective(
-    objective: OrientationObjective, image: Tensor, rotated: Tensor, way: str
-) -> tuple[Tensor, Any]:
-    """The predictor's term and the adversary's losses."""
-    if way == "both acts":
-        return objective.both_acts(image, rotated)
-    return objective.predictor_term(image, rotated), objective.adversary_loss(image, rotated)
 
 
 def adversaries_parity(architecture: Architecture) -> Iterator[Parity]:
@@ -81,7 +70,7 @@ def _logit_and_gradient(
     return logit, x.grad
 
 
-def adversarial_loss_parity(way: str, members: int) -> Iterator[Parity]:
+def adversarial_loss_parity(members: int) -> Iterator[Parity]:
     """Both players' terms and gradients, in float64 and float32.
 
     The golden cases have one adversary. Of n equal ones the terms are those of one, and each one's
@@ -97,7 +86,7 @@ def adversarial_loss_parity(way: str, members: int) -> Iterator[Parity]:
             for other in cases
             if other["dtype"] == "float64" and _setting(other) == _setting(case)
         )
-        for quantity, compared in _case_rows(case, exact, golden, way, members).items():
+        for quantity, compared in _case_rows(case, exact, golden, members).items():
             worst_of.setdefault(f"{quantity}, {case['dtype']}", []).append(compared)
     assert len(worst_of) == 2 * 9
     yield from (worst(rows) for rows in worst_of.values())
@@ -112,7 +101,6 @@ def _case_rows(
     case: dict[str, Any],
     exact: dict[str, Any],
     golden: dict[str, np.ndarray],
-    way: str,
     members: int,
 ) -> dict[str, Parity]:
     dtype = case["dtype"]
@@ -124,7 +112,8 @@ def _case_rows(
     )
     image = torch.tensor(golden["prediction"].astype(dtype), requires_grad=True)
     rotated = torch.tensor([float(case["rotated"])])
-    term, losses = run_objective(objective, image, rotated, way)
+    term = objective.predictor_term(image, rotated)
+    losses = objective.adversary_loss(image, rotated)
     (case["strength"] * term).backward()
     losses.loss.backward()
     assert image.grad is not None
@@ -133,7 +122,7 @@ def _case_rows(
         return row("adv_loss", label(quantity), dtype, ours, exact[key], case[key])
 
     def label(quantity: str) -> str:
-        return f"{quantity}, {way}" + (f", {members} members" if members > 1 else "")
+        return quantity + (f", {members} members" if members > 1 else "")
 
     found = {
         "predictor's term": (term, "pred_orien"),

@@ -4,10 +4,9 @@ from collections.abc import Iterator
 
 import torch
 
-from banding_removal.config.settings import Settings
 from banding_removal.losses.reconstruction import reconstruction_loss
 from banding_removal.metrics.image_quality import VolumeQuality
-from banding_removal.training.step import learning_rate
+from banding_removal.training.schedule import learning_rate
 from tests.support.parity.compare import Parity, load, row, worst
 
 
@@ -46,6 +45,5 @@ def quality_parity() -> Iterator[Parity]:
 def lr_parity() -> Iterator[Parity]:
     """Learning rates of 301 epochs, base 1e-3, a tenth every 40 epochs."""
     golden = load("lr")
-    settings = Settings(lr=1e-3, lr_drop_every=40)
-    ours = [learning_rate(settings, int(epoch), settings.lr) for epoch in golden["epochs"]]
+    ours = [learning_rate(int(epoch), 1e-3, drop_every=40) for epoch in golden["epochs"]]
     yield row("lr", "every 40 epochs", "float64", ours, golden["every40"][:, 0])

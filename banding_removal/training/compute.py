@@ -1,0 +1,58 @@
+"""What a training step computes with: its arithmetic, and the GPU's memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from banding_removal.config.settings import Precision
+from banding_removal.errors import ConfigError
+from banding_removal.model.predictor import Predictor
+
+
+def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
+    """Whether the networks run under bfloat16 autocast in training steps.
+
+    Convolutions and the values between them are then bfloat16. Fourier transforms, sums over coils,
+    means and variances, losses and the gradient penalty stay float32, and so do validation,
+    pictures and reconstructions.
+
+    `auto` means float32 on CPUs: many support bfloat16 without being any faster with it.
+
+    Raises:
+        ConfigError: bfloat16 is asked for and the GPU does not support it.
+    """
+    if precision == "float32" or (precision == "auto" and device.type != "cuda"):
+        return False
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        if precision == "auto":
+            return False
+        name = torch.cuda.get_device_name(device)
+        raise ConfigError(f"precision=bfloat16: {name} does not support it; use precision=float32")
+    return True
+
+
+@contextmanager
+def out_of_memory_advice(predictor: Predictor) -> Iterator[None]:
+    """Turn a GPU's out-of-memory error into one that says which setting saves memory.
+
+    Raises:
+        ConfigError: the GPU is out of memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        networks, recomputed = 1 + len(predictor.cascades), predictor.recomputed
+        if recomputed < networks:
+            advice = (
+                f"recompute={recomputed} can be raised up to {networks}. Of so many networks, the "
+                f"sensitivity net and the first cascades, nothing is then kept for the backward "
+                f"pass, which takes about a third more time for those"
+            )
+        else:
+            advice = (
+                f"recompute={recomputed} already covers all {networks} networks; a smaller "
+                f"batch_size, precision=bfloat16 or fewer cascades or chans remain"
+            )
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"the GPU is out of memory: {advice} ({reason})") from error

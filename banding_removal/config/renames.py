@@ -24,7 +24,8 @@ RETIRED = ("rollback_lowers",)  # trained weights do not depend on these
 
 def with_new_names(saved: dict[str, Any]) -> dict[str, Any]:
     """Settings saved by any version, under the names and values of this one."""
-    # Before there was a stage, the means against banding told it, or what the run began from.
+    # Runs without a saved stage were stage 2 if they had a loss against banding, or began from the
+    # newest run of a name.
     against_banding = saved.get("adversary") or saved.get("streak_weight") or saved.get("after")
     settings = {"stage": "train" if against_banding else "pretrain"}
     for key, value in saved.items():
@@ -39,16 +40,18 @@ def with_new_names(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_old_words(words: Sequence[str]) -> None:
-    """Answer `key=value` words with an old name or value.
+    """Answer `key=value` words that have an old name or value.
 
     Raises:
         ConfigError: one line with the words to write instead.
     """
+    answers = []
     for word in words:
         key, _, value = word.partition("=")
-        new_key = NEW_NAMES.get(key, key)
-        new_value = NEW_VALUES.get(key, {}).get(value, value)
-        if (new_key, new_value) != (key, value):
-            raise ConfigError(f"{word} is now {new_key}={new_value}")
+        new = f"{NEW_NAMES.get(key, key)}={NEW_VALUES.get(key, {}).get(value, value)}"
         if key in RETIRED:
-            raise ConfigError(f"{key} is no longer a setting: leave it out")
+            answers.append(f"{key} is no longer a setting: leave it out")
+        elif new != word:
+            answers.append(f"{word} is now {new}")
+    if answers:
+        raise ConfigError("; ".join(answers))

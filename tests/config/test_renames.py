@@ -70,3 +70,8 @@ def test_an_old_word_is_answered_in_one_line_with_the_new_one(word: str, answer:
     with pytest.raises(ConfigError) as caught:
         from_words(Settings(), [word])
     assert str(caught.value) == answer
+
+
+def test_all_old_words_are_answered_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"^restart=a is now init_from=a; recompute=all is now"):
+        from_words(Settings(), ["restart=a", "lr=1", "recompute=all"])

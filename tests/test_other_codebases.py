@@ -1,4 +1,4 @@
-"""Orientation-adversarial training in the training loop of another codebase, for fastMRI's VarNet."""
+"""Orientation-adversarial training in another training loop, for fastMRI's own VarNet."""
 
 import inspect
 import textwrap

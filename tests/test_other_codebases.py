@@ -1,4 +1,4 @@
-"""Orientation-adversarial training in the loop of another code base: fastMRI's own VarNet."""
+"""Orientation-adversarial training in another training loop, for fastMRI's own VarNet."""
 
 import inspect
 import textwrap
@@ -32,18 +32,18 @@ def train_step(
     mask = draw_mask(kspace)
     image = network(kspace * mask, mask)[:, None]  # (batch, 1, height, width)
 
-    # 2. The network's loss, as ever, and the term that makes the adversary unable to tell.
+    # 2. The network's own loss, plus the term that makes the adversary undecided.
     loss = loss_function(image, target) + objective.predictor_term(image, rotated)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
 
-    # 3. The adversary's own step, on the image as a constant.
-    verdict = objective.adversary_loss(image, rotated)
+    # 3. The adversary's step. The image is a constant here.
+    adversary_losses = objective.adversary_loss(image, rotated)
     adversary_optimizer.zero_grad()
-    verdict.loss.backward()
+    adversary_losses.loss.backward()
     adversary_optimizer.step()
-    return loss.detach(), verdict.accuracy
+    return loss.detach(), adversary_losses.accuracy
 
 
 def test_the_documented_lines_are_those_that_are_tested() -> None:

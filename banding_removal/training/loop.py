@@ -1,6 +1,6 @@
 """Trains a run from its settings: stage 1, and stage 2 against banding.
 
-In this order: data, networks, folder and log (`_prepare`); what comes before the first epoch
+In this order: data, networks, folder and log (`prepare`); what comes before the first epoch
 (`_begin`); then for every epoch its steps, validation, and what is written (`train_epochs`).
 Stage 2 is the same loop with an adversary or a streak loss in its steps (`step`). A run that fails
 goes back to its last good state (`safeguard`). Eight processes take the same path as one.

@@ -8,7 +8,8 @@ from banding_removal.config.demo import STAGE_2
 from banding_removal.config.recipes import PUBLISHED, RECIPES
 from banding_removal.config.settings import Recipe, Settings
 from banding_removal.errors import ConfigError
-from scripts import pretrain, train, train_dev
+from banding_removal.evaluation.comparison import CompareSettings
+from scripts import demo, pretrain, train, train_dev
 
 SCHEDULES = {"paper": PUBLISHED, "adversary": PUBLISHED}
 
@@ -91,3 +92,30 @@ def test_a_recipe_may_be_trained_from_random_weights(tmp_path: Path) -> None:
     words = ["stage=train", "recipe=paper", f"logs={tmp_path}"]
     settings = settings_of(pretrain.SETTINGS, words)
     assert settings.adversary == "shallow" and settings.init_from is None
+
+
+def test_words_of_the_demo_reach_the_stages_that_they_are_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[Settings] = []
+
+    def noted(settings: Settings) -> Path:
+        trained.append(settings)
+        return tmp_path
+
+    def enough(_settings: CompareSettings) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "_run", noted)
+    monkeypatch.setattr(demo, "compare", enough)
+    words = [f"data_path={tmp_path}", "recipe=adversary", "streak_weight=0.1", "epochs=3"]
+    with pytest.raises(KeyboardInterrupt):
+        demo.main(words)
+    first, second = trained
+    assert (first.stage, first.recipe, first.streak_weight) == ("pretrain", "none", 0)
+    assert (second.stage, second.recipe, second.streak_weight) == ("train", "adversary", 0.1)
+    assert second.init_from == str(tmp_path)
+    assert (second.lr, second.epoch_fraction) == (3e-4, 0.5)
+    assert first.epochs == second.epochs == 3
+    with pytest.raises(ConfigError, match="the demo sets"):
+        demo.main(["init_from=logs/pretrain"])

@@ -62,8 +62,6 @@ def warm_up(
         ConfigError: no slice can be transposed.
         FloatingPointError: the adversary's loss is NaN or infinite.
     """
-    assert players.objective is not None and players.adversary is not None
-    assert players.adversary_optimizer is not None
     begun = time.perf_counter()
     store = _reconstructions(players, dataset, slices, device, team)
     if _asked_to_stop(team):
@@ -72,19 +70,8 @@ def warm_up(
     log.info("warm-up of the adversary on %d slices, ready in %.0f s", len(store.pairs), seconds)
     recent: deque[dict[str, float]] = deque(maxlen=LOG_EVERY)
     for step in range(1, steps + 1):
-        size = store.pairs[int(torch.randint(len(store.pairs), ()))]
-        images, rotated = store.draw(PAIRS, like=size.to(device))
         weight = penalty_weight(step, reg_param, every=penalty_every)
-        losses = players.objective.adversary_loss_upright(images, rotated, weight)
-        if not finite(losses.loss):
-            raise FloatingPointError(
-                f"the adversary's loss is {losses.loss.item()} in step {step} of its warm-up"
-            )
-        losses.loss.backward()
-        clip_gradients(players.adversary, clip_grad_norm)
-        players.adversary_optimizer.step()
-        players.adversary_optimizer.zero_grad(set_to_none=True)
-        recent.append({name: value.item() for name, value in losses.metrics().items()})
+        recent.append(_train_adversary(players, store, device, weight, clip_grad_norm))
         if _asked_to_stop(team):
             return False
         if step % LOG_EVERY == 0 or step == steps:
@@ -99,6 +86,28 @@ def warm_up(
         players.replay.add(store.pairs)
     log.info("warm-up took %.0f s", time.perf_counter() - begun)
     return True
+
+
+def _train_adversary(
+    players: Players,
+    store: PairStore,
+    device: torch.device,
+    penalty_weight: float,
+    clip_grad_norm: float | None,
+) -> dict[str, float]:
+    """One step of the adversary on pairs from the store; returns the metrics."""
+    assert players.objective is not None and players.adversary is not None
+    assert players.adversary_optimizer is not None
+    size = store.pairs[int(torch.randint(len(store.pairs), ()))]
+    images, rotated = store.draw(PAIRS, like=size.to(device))
+    losses = players.objective.adversary_loss_upright(images, rotated, penalty_weight)
+    if not finite(losses.loss):
+        raise FloatingPointError(f"the adversary's loss is {losses.loss.item()} in its warm-up")
+    losses.loss.backward()
+    clip_gradients(players.adversary, clip_grad_norm)
+    players.adversary_optimizer.step()
+    players.adversary_optimizer.zero_grad(set_to_none=True)
+    return {name: value.item() for name, value in losses.metrics().items()}
 
 
 def _asked_to_stop(team: Team) -> bool:

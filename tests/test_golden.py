@@ -1,40 +1,56 @@
-from collections.abc import Callable, Iterator
+import math
 
+import numpy as np
 import pytest
+import torch
 
-from banding_removal.model.classifiers import Architecture
-from tests.support import golden_parity
-from tests.support.golden_parity import PREDICTORS, Parity
+from tests.support.golden_parity import COMPARISONS
+from tests.support.parity.compare import Parity, distance, relative_error, row, worst
 
 
-def check(rows: list[Parity]) -> None:
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_results_equal_the_golden_ones(name: str) -> None:
+    rows = list(COMPARISONS[name]())
     assert rows
-    too_far = [row for row in rows if not row.error <= row.tolerance]
-    assert not too_far
+    assert not [row for row in rows if row.too_far]
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("name", PREDICTORS)
-def test_predictor_loss_and_gradients_equal_the_golden_ones(name: str, dtype: str) -> None:
-    check(list(golden_parity.predictor_parity(name, dtype)))
+def parity(error: float, tolerance: float = 1.0) -> Parity:
+    return Parity(file="", quantity="", error=error, tolerance=tolerance)
 
 
-@pytest.mark.parametrize(
-    "compare",
-    [
-        golden_parity.masks_parity,
-        golden_parity.ops_parity,
-        golden_parity.metrics_parity,
-        golden_parity.orientation_parity,
-        golden_parity.lr_parity,
-        golden_parity.parameter_parity,
-        golden_parity.adversarial_loss_parity,
-    ],
-)
-def test_parts_equal_the_golden_numbers(compare: Callable[[], Iterator[Parity]]) -> None:
-    check(list(compare()))
+def test_a_nan_is_too_far() -> None:
+    assert parity(math.nan).too_far
+    assert math.isnan(relative_error([1.0, math.nan], [1.0, 2.0]))
+    assert math.isnan(relative_error([1.0, 2.0], [1.0, math.nan]))
+    assert row("", "", "float32", math.nan, 1.0, 1.0).too_far
+    assert row("", "", "float32", 1.0, 1.0, math.nan).tolerance < 1e-4
 
 
-@pytest.mark.parametrize("architecture", golden_parity.PUBLISHED)
-def test_adversaries_equal_the_golden_ones(architecture: Architecture) -> None:
-    check(list(golden_parity.adversaries_parity(architecture)))
+@pytest.mark.parametrize("errors", [(math.nan, 0.5), (0.5, math.nan), (0.0, math.nan, math.inf)])
+def test_a_nan_is_the_worst_wherever_it_stands(errors: tuple[float, ...]) -> None:
+    assert worst(parity(error) for error in errors).too_far
+
+
+def test_the_worst_is_so_in_units_of_its_tolerance() -> None:
+    assert worst([parity(1e-3, 1e-2), parity(1e-8, 1e-9)]).error == 1e-8
+    assert worst([parity(0.0, 0.0), parity(0.5)]).error == 0.5
+    assert worst([parity(1.0, 0.0), parity(5.0)]).error == 1.0
+
+
+@pytest.mark.parametrize("golden", [np.ones(3), np.ones((1, 3)), np.ones((1, 1))])
+def test_shapes_are_not_broadcast(golden: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="shape"):
+        distance(torch.ones(1), golden)
+    with pytest.raises(ValueError, match="shape"):
+        relative_error(golden, torch.ones(1))
+
+
+def test_a_complex_tensor_is_compared_as_two_real_numbers() -> None:
+    assert distance(torch.tensor([3 + 4j]), np.array([[3.0, 1.0]])) == 3.0
+
+
+def test_errors_are_relative_and_nothing_is_near_zero() -> None:
+    assert relative_error([2.0, 0.0], [1.0, 0.0]) == 1.0
+    assert relative_error([0.0], [0.0]) == 0.0
+    assert relative_error([1e-30], [0.0]) == math.inf

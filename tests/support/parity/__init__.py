@@ -1,0 +1,1 @@
+"""Comparisons with the published implementation's numbers, which lie in tests/golden."""

@@ -1,10 +1,10 @@
-"""Volumes with the anatomy of a real head, to rule out that what works suits our phantom alone.
+"""Volumes with the anatomy of a head, to check results on more than the phantom knee.
 
 The anatomy is the MNI ICBM 152 template (the average of 152 T1-weighted brains, 1 mm), which the
-public nilearn package ships: `pip download nilearn --no-deps` and unpack
-`nilearn/datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz`. Each volume turns, scales
-and shears it at random, is cut along one of three planes, and has one of two contrasts; coils,
-image phase and noise are the phantom's.
+public nilearn package contains: `pip download nilearn --no-deps` and unpack
+`nilearn/datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz`. For each volume the
+template is rotated, scaled and sheared at random, cut along one of three planes, and given one of
+two contrasts. Coils, image phase and noise are those of the phantom knee.
 """
 
 import gzip
@@ -22,8 +22,8 @@ from banding_removal.data.phantom.shapes import Grid, log_uniform
 from banding_removal.data.phantom.spec import PhantomSpec
 from banding_removal.data.phantom.tissues import Contrast
 
-SIZE = 0.66  # the head is made so much smaller, to fit into the phantom's coils
-# The first axis of a slice (head-foot or front-back in the head), its second, and across it.
+SIZE = 0.66  # scale of the head, so that it fits into the phantom's coils
+# template axes along the rows and the columns of a slice, and across slices
 PLANES = ((1, 0, 2), (2, 0, 1), (2, 1, 0))  # axial, coronal, sagittal
 TYPES = {2: np.uint8, 4: np.int16, 8: np.int32, 16: np.float32, 64: np.float64}
 
@@ -32,13 +32,13 @@ def read_template(path: Path) -> NDArray[np.float32]:
     """A head from a compressed NIfTI-1 file, float32 (left-right, back-front, foot-head), 0 to 1.
 
     Raises:
-        OSError: no such file.
-        ValueError: it is no NIfTI-1 volume of a known type.
+        OSError: the file does not exist or is not compressed.
+        ValueError: it is not a NIfTI-1 volume of a known type.
     """
     content = gzip.decompress(path.read_bytes())
     header = np.frombuffer(content[:348], dtype=np.uint8)
     if len(header) < 348 or header[:4].view("<i4")[0] != 348:
-        raise ValueError(f"{path} is no NIfTI-1 file")
+        raise ValueError(f"{path} is not a NIfTI-1 file")
     dimensions = header[40:56].view("<i2")
     code, start = int(header[70:72].view("<i2")[0]), int(header[108:112].view("<f4")[0])
     if dimensions[0] != 3 or code not in TYPES:
@@ -52,10 +52,10 @@ def read_template(path: Path) -> NDArray[np.float32]:
 
 
 def make_brain(spec: PhantomSpec, template: NDArray[np.float32], seed: int) -> PhantomVolume:
-    """One head, all its slices; arguments and result as of `data.phantom.scan.make_volume`."""
+    """All slices of one head; arguments and result as in `data.phantom.scan.make_volume`."""
     streams = np.random.SeedSequence(seed).spawn(3)
     shape, coil, noise = (np.random.default_rng(stream) for stream in streams)
-    inverted = bool(shape.random() < spec.fat_suppressed_share)  # as of a T2-weighted image
+    inverted = bool(shape.random() < spec.fat_suppressed_share)  # like a T2-weighted image
     contrast: Contrast = "PDFS" if inverted else "PD"
     plane = PLANES[shape.integers(len(PLANES))]
     turn = Rotation.from_rotvec(shape.normal(0, 0.12, 3)).as_matrix()
@@ -90,7 +90,7 @@ def _cut(
     grid: Grid,
     z: float,
 ) -> NDArray[np.float32]:
-    """A slice (H, W) through the template, z mm from its middle."""
+    """A slice (H, W) through the template, z mm from its centre."""
     y, x = np.broadcast_arrays(grid.y, grid.x)
     places = np.empty((3, *y.shape))
     places[plane[0]], places[plane[1]], places[plane[2]] = -y, x, z
@@ -108,7 +108,7 @@ def write_brains(
     val_volumes: int,
     seed: int,
 ) -> None:
-    """Fill a data set's folder, as `data.phantom.files.write_dataset` does."""
+    """Fill the folder of a data set as `data.phantom.files.write_dataset` does."""
     seeds = volume_seeds(folder, seed, train_volumes, val_volumes)
     claim_folder(folder, spec, seed)
     head = read_template(template)

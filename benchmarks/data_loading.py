@@ -1,10 +1,10 @@
 """Loading slices: time per real-size slice, through the loader, and memory over many reads.
 
     python -m benchmarks.data_loading
-    python -m benchmarks.data_loading step=0.1       (seconds a step: how many workers that takes)
-    python -m benchmarks.data_loading reads=20000    (of the memory test; 0: none)
+    python -m benchmarks.data_loading step=0.1       (workers needed for steps of so many seconds)
+    python -m benchmarks.data_loading reads=20000    (reads of the memory test; 0: no test)
 
-Files are in the page cache: what is measured is this project's work, not the disk.
+The files are in the page cache, so that the disk is not measured.
 """
 
 import math
@@ -42,29 +42,29 @@ WARM_UP = 8  # slices before the clock starts, more than the loader reads ahead
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """What is asked for."""
+    """Settings of the benchmark."""
 
-    step: float = 0.1  # seconds that a GPU takes for a step of one slice
-    slices: int = 100  # in each pass through a loader
+    step: float = 0.1  # seconds of a GPU for a step of one slice
+    slices: int = 100  # slices in each pass through a loader
     passes: int = 5
-    reads: int = 20_000  # of the memory test
+    reads: int = 20_000  # reads of the memory test
 
 
 def resident_mb() -> float:
-    """Memory of this process that is in RAM, MB (Linux)."""
+    """Resident memory of this process, MB (Linux)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / 1e6
 
 
 def make(folder: Path, spec: PhantomSpec, volumes: int, rotate: float) -> SliceDataset:
-    """A phantom data set of `volumes` volumes, with every example drawn as in training."""
+    """A phantom data set of `volumes` volumes, whose masks are drawn as in training."""
     write_dataset(folder, spec, train_volumes=volumes, val_volumes=0, seed=0)
     found = index_folder(folder / "multicoil_train", cache_folder=folder / "index")
     return SliceDataset(found, MASKS, seed=0, rotate_probability=rotate, redraw_masks=True)
 
 
 def row(name: str, act: Callable[[int], object], times: int = 60) -> None:
-    """Print the milliseconds that `act(0)`, `act(1)`, ... take."""
+    """Print how many milliseconds `act(0)`, `act(1)`, ... take."""
     took = []
     for i in range(times):
         start = time.perf_counter()
@@ -75,7 +75,7 @@ def row(name: str, act: Callable[[int], object], times: int = 60) -> None:
 
 
 def time_slices(dataset: SliceDataset) -> None:
-    """Each stage of a 15 x 640 x 368 slice by itself, in this process."""
+    """Time each stage of a 15 x 640 x 368 slice in this process."""
     print("\n15 coils, 640 x 368, target 320 x 320; ms per slice, median (10th - 90th percentile)")
     path = Path(dataset.volumes[0].path)
     with h5py.File(path, "r", locking=False) as file:
@@ -92,7 +92,7 @@ def time_slices(dataset: SliceDataset) -> None:
 
 
 def time_example(name: str, dataset: SliceDataset) -> None:
-    """Read, check, mask, pick columns; batch; and what the device does."""
+    """Time an example (read, check, mask), its batch, and its k-space with zeros."""
     row(f"example, {name}", lambda i: dataset[Draw(epoch=i, index=i % len(dataset))])
     example = dataset[0]
     row("  batch of it", lambda _: collate([example]))
@@ -100,7 +100,7 @@ def time_example(name: str, dataset: SliceDataset) -> None:
 
 
 def receive(batch: Batch, device: torch.device) -> None:
-    """On a GPU, make k-space; on a CPU, read every number once, as pinning would."""
+    """On a GPU, build k-space; on a CPU, read every number once, as pinning memory would."""
     if device.type == "cuda":
         batch.to(device).masked_kspace.sum().item()
     else:
@@ -108,16 +108,16 @@ def receive(batch: Batch, device: torch.device) -> None:
 
 
 def cpu_seconds(who: int) -> float:
-    """User and system time so far, of RUSAGE_SELF or of the children that have ended."""
+    """User and system time so far, of RUSAGE_SELF or of finished children (RUSAGE_CHILDREN)."""
     usage = resource.getrusage(who)
     return usage.ru_utime + usage.ru_stime
 
 
 def time_loader(dataset: SliceDataset, settings: Timing) -> float:
-    """Slices/s through the training's loader, each received once.
+    """Print slices/s through the training loader.
 
     Returns:
-        Milliseconds that a slice takes one worker, in the slower orientation.
+        Milliseconds of one worker for a slice, in the slower orientation.
     """
     device = choose_device("auto")
     print(
@@ -139,7 +139,7 @@ def time_loader(dataset: SliceDataset, settings: Timing) -> float:
                     if i == WARM_UP - 1:
                         start = time.perf_counter()
                 rates.append(settings.slices / (time.perf_counter() - start))
-            del loader  # its processes end, and their time is counted
+            del loader  # ends its workers, whose time then counts as that of children
             count = settings.passes * len(draws)
             here = 1000 * (cpu_seconds(resource.RUSAGE_SELF) - here) / count
             there = 1000 * (cpu_seconds(resource.RUSAGE_CHILDREN) - there) / count
@@ -155,10 +155,10 @@ def time_loader(dataset: SliceDataset, settings: Timing) -> float:
 
 
 def predict(milliseconds: float, settings: Timing) -> None:
-    """What one worker's speed means for steps on GPUs: computed, not measured."""
+    """Print how many workers GPUs need: predicted from one worker's speed, not measured."""
     needed = math.ceil(milliseconds / (1000 * settings.step))
     print(
-        f"\npredicted from {milliseconds:.1f} ms a slice of one worker, were there a core for each:"
+        f"\npredicted from {milliseconds:.1f} ms per slice of one worker, with a core for each:"
         f"\n  steps of one slice in {settings.step:g} s need {needed} worker(s) per GPU"
         f"\n  8 GPUs with 4 workers each (32 cores) are fed {8 * 4000 / milliseconds:.0f} slices/s:"
         f" steps of one slice down to {milliseconds / 4:.1f} ms"
@@ -166,7 +166,7 @@ def predict(milliseconds: float, settings: Timing) -> None:
 
 
 def memory_over_reads(folder: Path, reads: int) -> None:
-    """Resident memory over many reads, with more files than handles are kept open."""
+    """Print resident memory over many reads of more files than are kept open."""
     spec = replace(DEMO, kspace_size=(64, 64), target_size=(64, 64), acquired=(2, 62), slices=4)
     dataset = make(folder, spec, volumes=3 * CAPACITY, rotate=0.5)
     order = np.random.default_rng(0)

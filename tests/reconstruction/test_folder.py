@@ -471,7 +471,7 @@ def test_the_default_output_is_in_the_run_by_epoch(settings: ReconstructSettings
 def test_every_setting_of_a_reconstruction_is_read() -> None:
     text = "\n".join(
         (REPOSITORY / "banding_removal" / name).read_text()
-        for name in ("reconstruction/folder.py", "reconstruction/plan.py", "processes/team.py")
+        for name in ("reconstruction/folder.py", "reconstruction/plan.py", "processes/launch.py")
     )
     for field in dataclasses.fields(ReconstructSettings):
         assert f"settings.{field.name}" in text

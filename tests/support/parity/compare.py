@@ -38,10 +38,12 @@ class Parity:
 
     @property
     def _rank(self) -> float:
-        """Error over tolerance; a NaN ranks above everything."""
-        if math.isnan(self.error):
+        """Error over tolerance; a NaN ranks as infinite."""
+        if self.error == 0:
+            return 0.0
+        if math.isnan(self.error) or self.tolerance == 0:
             return math.inf
-        return self.error / self.tolerance if self.tolerance else self.error * math.inf or 0.0
+        return self.error / self.tolerance
 
 
 def worst(rows: Iterable[Parity]) -> Parity:

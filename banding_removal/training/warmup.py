@@ -69,7 +69,7 @@ def warm_up(
     if _asked_to_stop(team):
         return False
     seconds = time.perf_counter() - begun
-    log.info("warm-up of the adversary on %d slices, ready in %.0f s", len(store.pairs), seconds)
+    log.info("adversary alone: %d slices, reconstructed in %.0f s", len(store.pairs), seconds)
     recent: deque[dict[str, float]] = deque(maxlen=LOG_EVERY)
     for step in range(1, steps + 1):
         size = store.pairs[int(torch.randint(len(store.pairs), ()))]
@@ -78,7 +78,7 @@ def warm_up(
         losses = players.objective.adversary_loss_upright(images, rotated, weight)
         if not finite(losses.loss):
             raise FloatingPointError(
-                f"the adversary's loss is {losses.loss.item()} in step {step} of its warm-up"
+                f"the adversary's loss is {losses.loss.item()} in step {step} of its training alone"
             )
         losses.loss.backward()
         clip_gradients(players.adversary, clip_grad_norm)
@@ -91,13 +91,13 @@ def warm_up(
             mean = {key: sum(row[key] for row in recent) / len(recent) for key in recent[0]}
             mean = team.mean(mean)
             log.info(
-                "warm-up step %d/%d: adversary's loss %.4f, penalty %.4f, accuracy %.2f",
+                "adversary alone, step %d/%d: loss %.4f, penalty %.4f, accuracy %.2f",
                 *(step, steps),
                 *(mean["adversary_orientation"], mean["penalty"], mean["accuracy"]),
             )
     if players.replay is not None:
         players.replay.add(store.pairs)
-    log.info("warm-up took %.0f s", time.perf_counter() - begun)
+    log.info("adversary alone: took %.0f s", time.perf_counter() - begun)
     return True
 
 

@@ -73,7 +73,7 @@ def settings_of(
     resumed = from_words(saved_settings(path, load_checkpoint(path)), words)
     kept = differences(plain(settings), plain(resumed))
     if kept:
-        print("settings of the resumed run, not of the script:", *kept, sep="\n  ")  # noqa: T201
+        print("the resumed run keeps these settings, not those of the script:", *kept, sep="\n  ")  # noqa: T201
     return resumed
 
 

@@ -48,11 +48,11 @@ FAILURES: dict[str, tuple[dict[str, Any], str | None]] = {
     "no number": ({**DIRECT, **_ADAM, "lr": 1e30}, "loss is nan"),
     "streaks across": (
         {**DIRECT, "streak_weight": 0.04, "streak_below": 2.0},
-        "streaks lie across the phase-encode axis",
+        "streaks run across the phase-encode axis",
     ),
     "texture": (
         {**ADVERSARY, **_ADAM, "adversary_strength": 5.0},
-        "texture is written across the streaks",
+        "texture is added across the streaks",
     ),
     "detail lost": ({**DIRECT, "streak_weight": 0.3}, "SSIM has fallen"),
     "adversary at chance": ({**PAPER, **_ADAM}, "the adversary is at chance"),

@@ -101,7 +101,7 @@ class SliceDataset(Dataset[Example]):
             for s in range(volume.slices)[slice(*slice_range)]
         ]
         if not self.places:
-            raise ValueError(f"slices {slice_range} leave nothing of {len(volumes)} volumes")
+            raise ValueError(f"none of {len(volumes)} volumes has any of the slices {slice_range}")
         self._handles = HandleCache()
 
     def __len__(self) -> int:

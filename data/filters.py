@@ -48,7 +48,7 @@ class VolumeFilter:
             kept = passing
         if not kept:
             raise ValueError(
-                f"the volume filters leave nothing of {len(volumes)} volumes: {', '.join(removed)}"
+                f"the volume filters leave none of {len(volumes)} volumes: {', '.join(removed)}"
             )
         if self.fraction < 1:
             count = max(1, round(self.fraction * len(kept)))

@@ -53,7 +53,7 @@ class MaskSampler:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(MaskKind):
-            raise ValueError(f"mask {self.kind!r} is none of {', '.join(get_args(MaskKind))}")
+            raise ValueError(f"mask {self.kind!r} is not one of {', '.join(get_args(MaskKind))}")
         if not self.accelerations or min(self.accelerations) < 1:
             raise ValueError(f"accelerations must be at least 1, got {self.accelerations}")
         if not self.acs or min(self.acs) <= 0:
@@ -101,7 +101,7 @@ class MaskSampler:
         acceleration = self.accelerations[rng.randint(0, len(self.accelerations))]
         acs_lines = round(width * acs) if self._centre_is_fraction else int(acs)
         if not 0 < acs_lines <= width:
-            raise ValueError(f"{acs_lines} centre lines do not suit {width} columns")
+            raise ValueError(f"{acs_lines} centre lines do not fit into {width} columns")
         columns = RULES[self.kind](Request(width, acceleration, acs_lines, offset, rng))
         first = (width - acs_lines + 1) // 2
         columns[first : first + acs_lines] = True

@@ -18,4 +18,4 @@ if __name__ == "__main__":
     with user_errors():
         found = compare(from_words(CompareSettings(), sys.argv[1:]))
         print(markdown(found.evaluation))
-        print(f"look at {found.picture}; the table is in {found.table}")
+        print(f"the picture is {found.picture}, the table {found.table}")

@@ -22,4 +22,4 @@ if __name__ == "__main__":
     with user_errors():
         settings = from_words(EvaluateSettings(), sys.argv[1:])
         print(evaluate_files(settings))
-        print(f"look at {settings.output / 'figure.png'}")
+        print(f"the figure is {settings.output / 'figure.png'}")

@@ -15,4 +15,4 @@ from banding_removal.evaluation.show_banding import ShowSettings, show
 
 if __name__ == "__main__":
     with user_errors():
-        print(f"look at {show(from_words(ShowSettings(), sys.argv[1:]))}")
+        print(f"the picture is {show(from_words(ShowSettings(), sys.argv[1:]))}")

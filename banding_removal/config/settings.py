@@ -135,7 +135,7 @@ class Settings:
         ):
             raise ConfigError("recipe, adversary and streak_weight need stage=train")
         if self.adversary_replay and not self.paired:
-            raise ConfigError("adversary_replay keeps pairs: it needs paired=true")
+            raise ConfigError("adversary_replay stores pairs of images: it needs paired=true")
         if self.adversary_ramp_steps and self.adversary_term_from_epoch > 1:
             raise ConfigError(
                 "adversary_ramp_steps counts from the first step: it needs "
@@ -146,7 +146,9 @@ class Settings:
             or self.name in ("", "run", "index", ".", "..")
             or not self.name.isprintable()
         ):
-            raise ConfigError(f"name must be the name of a new folder, got {self.name!r}")
+            raise ConfigError(
+                f"name must be a plain folder name, not empty, run or index; got {self.name!r}"
+            )
         try:
             self.mask_sampler()
         except ValueError as error:

@@ -109,7 +109,7 @@ def path_set(
         slices = _checkpoint_slices(path, files, slice_range, device, masks)
         return ImageSet(name=name, origin=str(path), slices=slices)
     if masks is not None:
-        raise ConfigError(f"set {name!r}: masks are for checkpoints, {path} is not one")
+        raise ConfigError(f"set {name!r}: masks are for checkpoints, but {path} is not one")
     folder_x, folder_y = path, None
     if (path / "x").is_dir():
         folder_x, folder_y = path / "x", path / "y" if (path / "y").is_dir() else None

@@ -30,7 +30,7 @@ def claim_output(folder: Path) -> None:
         raise ConfigError(f"output {folder} is a file")
     if folder.is_dir() and any(folder.iterdir()) and not _is_ours(folder / RESULTS):
         raise ConfigError(
-            f"output {folder} holds something else than an evaluation; name another folder"
+            f"output {folder} holds files that no evaluation wrote; choose another folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -111,5 +111,6 @@ def choose_volumes(settings: VolumeChoice) -> list[Volume]:
     if not kept:
         raise ConfigError(f"none of {len(files)} volumes has any of the slices {settings.slices}")
     if len(kept) < len(files):
-        log.warning("%d volumes have none of these slices", len(files) - len(kept))
+        left_out = len(files) - len(kept)
+        log.warning("left out: %d volumes have none of the slices %s", left_out, settings.slices)
     return kept

@@ -71,7 +71,7 @@ def _slices_to_show(settings: ShowSettings, dataset: SliceDataset) -> Sequence[i
     indices = settings.slices or middle_slices(dataset, settings.count)
     outside = [index for index in indices if not 0 <= index < len(dataset)]
     if outside:
-        raise ConfigError(f"slices {outside} are not among the {len(dataset)} of validation")
+        raise ConfigError(f"no slices {outside}: validation has {len(dataset)}, counted from 0")
     volumes = [dataset.volumes[dataset.places[index][0]] for index in indices]
     measured = [volume.name for volume in volumes if volume.measured is not None]
     if measured or not indices:

@@ -52,9 +52,9 @@ def describe_error(error: BaseException) -> str | None:
     if isinstance(error, RankError):
         return error.message
     if isinstance(error, Stopped):
-        return f"{error}; the same command goes on from there"
+        return f"{error}; give the same command again to continue"
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; the same command goes on from the last checkpoint"
+        return "interrupted; give the same command again to continue from the last checkpoint"
     if isinstance(error, USER_ERRORS):
         name = type(error).__name__
         # An error from a data loading worker contains its traceback, with the message at the end.

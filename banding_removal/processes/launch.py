@@ -86,7 +86,7 @@ def process_count(settings: LaunchSettings) -> int:
         raise ConfigError(f"device={settings.device} is one GPU, but nproc={count}")
     if count > gpus > 0:
         raise ConfigError(
-            f"nproc={count}, but {gpus} GPUs are visible; device=cpu runs them on the CPU"
+            f"nproc={count}, but only {gpus} GPU(s) are visible; device=cpu would use the CPU"
         )
     return count
 
@@ -142,7 +142,7 @@ def _rank_error(error: ChildFailedError, received: list[str]) -> RankError:
     if failure.exitcode > 0:
         return RankError(None, failure.exitcode)  # the process itself has said why
     if received:
-        return RankError(f"{received[0]} came before there was anything to save", REQUEUE)
+        return RankError(f"stopped by {received[0]} before there was anything to save", REQUEUE)
     hint = ": out of memory, perhaps" if failure.exitcode == -signal.SIGKILL else ""
     return RankError(
         f"rank {rank} (process {failure.pid}) was ended by {failure.signal_name()}{hint}", FAILED
@@ -166,7 +166,7 @@ def _join(function: Callable[[SettingsT, Team], T], settings: SettingsT) -> T:
     if on_gpu:
         gpus = torch.cuda.device_count()
         if team.local_rank >= gpus:
-            raise ConfigError(f"local rank {team.local_rank}, but {gpus} GPUs are visible here")
+            raise ConfigError(f"no GPU for local rank {team.local_rank}: only {gpus} visible here")
         torch.cuda.set_device(team.local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // team.local_size))

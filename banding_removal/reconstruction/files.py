@@ -65,7 +65,8 @@ def write_reconstruction(path: Path, slices: Sequence[SliceImage], origin: Origi
 def cannot_write(path: Path, error: OSError) -> OSError:
     """The error to raise, with the path and what to do."""
     return OSError(
-        f"cannot write {path}: {error}. Files written before are whole; the same command continues."
+        f"cannot write {path}: {error}. Files written before are complete. Give the same command "
+        "again to continue."
     )
 
 

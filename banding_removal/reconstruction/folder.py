@@ -55,7 +55,7 @@ class Report:
         pace = f", {self.seconds / self.slices:.2f} s each" if self.slices else ""
         return (
             f"{self.written} volumes ({self.slices} slices{pace}) reconstructed, "
-            f"{len(self.failures)} failed: look at {self.folder}"
+            f"{len(self.failures)} failed; results are in {self.folder}"
         )
 
 
@@ -99,7 +99,7 @@ def reconstruct(settings: ReconstructSettings, team: Team | None = None) -> Repo
         plan = team.from_first(lambda: make_plan(settings, path, checkpoint, trained, lock))
         if team.is_first and plan.done:
             tqdm.write(
-                f"{plan.done} of {plan.done + len(plan.jobs)} reconstructions are there already, "
+                f"{plan.done} of {plan.done + len(plan.jobs)} reconstructions exist already, "
                 f"of the same checkpoint and volumes: {plan.folder}"
             )
         jobs = shares_by_size(plan.jobs, team.size)[team.rank]

@@ -136,7 +136,7 @@ def _usable(
         state = f"holds no *{SUFFIX} file" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"no volumes: {path} {state}; set volumes=...")
     volumes, problems = [], []
-    bar = tqdm(total=len(paths), desc="look at volumes", unit="file", leave=False, delay=1)
+    bar = tqdm(total=len(paths), desc="checking volumes", unit="file", leave=False, delay=1)
     for volume in read_volumes(paths):
         bar.update()
         try:

@@ -191,8 +191,8 @@ def logging_to(
     try:
         if before and ending_of(before) is None:
             log.warning(
-                "the previous process ended without a message, after %s: killed, or its machine "
-                "went down",
+                "the previous process ended without a message, after %s: it was killed, or its "
+                "machine went down",
                 before[-1][0],
             )
         for record in early:
@@ -201,7 +201,7 @@ def logging_to(
             yield
         log.info("the run is complete")
     except Stopped as stopped:
-        log.warning("%s; the same command goes on from there", stopped)
+        log.warning("%s; give the same command again to continue", stopped)
         raise
     except KeyboardInterrupt:
         log.warning("the run was interrupted from the keyboard")

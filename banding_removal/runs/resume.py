@@ -86,9 +86,9 @@ def _resumed(resume: Path, lock: RunLock) -> Start:
     newest = find_checkpoint(folder)  # the process that had the lock may have written another one
     if resume.is_file() and path != newest:
         raise CheckpointError(
-            f"cannot resume from {resume}: its run has gone on to {newest.name} and "
-            f"would be overwritten. Go on from there with resume={folder}, or begin a new run "
-            f"from these weights with init_from={resume}"
+            f"cannot resume from {resume}: its run has gone on to {newest.name}, which "
+            f"would be overwritten. Continue from there with resume={folder}, or start a new "
+            f"run from these weights with init_from={resume}"
         )
     return Start(folder=folder, path=newest, checkpoint=load_checkpoint(newest), everything=True)
 
@@ -106,7 +106,7 @@ def _unfinished(settings: Settings, lock: RunLock) -> Start | None:
         lock.take(folder, PATIENCE_S)
     except RunInUseError as error:
         raise RunInUseError(
-            f"{error}: it has these very settings. Another name=... begins a second run"
+            f"{error}. It has the same settings; choose another name=... to start a second run"
         ) from error
     if (folder / FOLDER).stat().st_mtime_ns != written:  # by the process that had the lock
         found = _same_run(folder, settings)
@@ -114,8 +114,8 @@ def _unfinished(settings: Settings, lock: RunLock) -> Start | None:
         lock.release()
         return None
     log.info(
-        "going on with %s, which has the same settings and ended within epoch %d of %d "
-        "(another name=... begins a new run)",
+        "continuing %s, which has the same settings and stopped in epoch %d of %d "
+        "(choose another name=... to start a new run)",
         *(folder, found.checkpoint.epoch + 1, settings.epochs),
     )
     return found
@@ -138,14 +138,14 @@ def _same_run(folder: Path, settings: Settings) -> Start | None:
         path = find_checkpoint(folder)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error}. To begin a new run, move that folder away or choose another name=..."
+            f"{error}. To start a new run, move that folder away or choose another name=..."
         ) from error
     try:
         checkpoint = load_checkpoint(path)
         # Settings that are newer than the run get their defaults, which it was trained with.
         saved = plain(from_plain(checkpoint.settings, path))
     except (CheckpointError, ConfigError) as error:
-        log.warning("a new run is begun, because the one before cannot go on: %s", error)
+        log.warning("starting a new run, because the previous one cannot be continued: %s", error)
         return None
     if _comparable(saved) != _comparable(plain(settings)):
         return None

@@ -45,14 +45,14 @@ def out_of_memory_advice(predictor: Predictor) -> Iterator[None]:
         networks, recomputed = 1 + len(predictor.cascades), predictor.recomputed
         if recomputed < networks:
             advice = (
-                f"recompute={recomputed} can be raised up to {networks}. Of so many networks, the "
-                f"sensitivity net and the first cascades, nothing is then kept for the backward "
-                f"pass, which takes about a third more time for those"
+                f"recompute={recomputed} can be raised up to {networks}. So many networks (the "
+                f"sensitivity net, then the cascades) then store nothing for the backward pass; "
+                f"each of them takes about a third more time"
             )
         else:
             advice = (
                 f"recompute={recomputed} already covers all {networks} networks; a smaller "
-                f"batch_size, precision=bfloat16 or fewer cascades or chans remain"
+                f"batch_size, precision=bfloat16, or fewer cascades or chans would help"
             )
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"the GPU is out of memory: {advice} ({reason})") from error

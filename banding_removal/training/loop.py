@@ -52,7 +52,7 @@ def train(settings: Settings, team: Team | None = None) -> Path:
         with logging_to(run.folder, early, team.rank), team.naming_causes():
             with out_of_memory_advice(run.players.predictor):
                 train_epochs(run)
-            log.info("look at %s", run.folder / "grids")
+            log.info("pictures are in %s", run.folder / "grids")
     return run.folder
 
 

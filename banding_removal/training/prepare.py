@@ -77,7 +77,7 @@ def prepare(settings: Settings, team: Team, lock: RunLock) -> Run:
         _log_resume(run, start.checkpoint)
         _restore_random(run, start.checkpoint)
     elif start.checkpoint is not None:
-        log.info("weights from %s (epoch %d)", start.path, start.checkpoint.epoch)
+        log.info("starting with the weights from %s (epoch %d)", start.path, start.checkpoint.epoch)
     return run
 
 
@@ -88,7 +88,7 @@ def _new_folder(settings: Settings, lock: RunLock) -> Path:
         try:
             lock.take(empty)
         except RunInUseError:
-            log.info("another process has just begun %s", empty)
+            log.info("another process is using %s: making a new folder", empty)
         else:
             return empty
     folder = new_run_folder(settings.logs, settings.name)
@@ -120,7 +120,8 @@ def _restore_random(run: Run, checkpoint: Checkpoint) -> None:
     """Restore this process's random numbers."""
     if len(checkpoint.rng) != run.team.size:
         log.warning(
-            "%d processes now, %d before: other batches", run.team.size, len(checkpoint.rng)
+            "resumed with %d processes instead of %d: batches will differ from then on",
+            *(run.team.size, len(checkpoint.rng)),
         )
         return
     restore_random_state(checkpoint.rng[run.team.rank])

@@ -184,7 +184,7 @@ class Run:
         """
         result = self._run_validator(validator)
         self.progress.start.update(result.metrics)
-        log.info("before: validation %s", validation_in_words(history_row(result)))
+        log.info("before stage 2: validation %s", validation_in_words(history_row(result)))
 
     def _run_validator(self, validator: Validator) -> ValidationResult:
         result = validator.run(self.players.predictor)
@@ -299,8 +299,8 @@ class Run:
         if self.lock.renew(self.folder):
             show_as_latest(self.folder)
             log.warning(
-                "%s was removed or moved. The run goes on at step %d in a new folder of that name, "
-                "without the earlier files",
+                "%s was removed or moved. The run continues at step %d in a new folder of that "
+                "name, without the earlier files",
                 *(self.folder, self.progress.step),
             )
 

@@ -130,10 +130,10 @@ def check_validation(start: Mapping[str, float], now: Mapping[str, float]) -> No
     """
     problems = []
     if now["banding"] < OVERSHOT and now["banding"] < start["banding"]:
-        problems.append(f"streaks lie across the phase-encode axis ({now['banding']:.2f} dB)")
+        problems.append(f"streaks run across the phase-encode axis (B {now['banding']:.2f} dB)")
     texture = now["banding_across"] - start["banding_across"]
     if texture > TEXTURE:
-        problems.append(f"texture is written across the streaks (+{texture:.2f} dB)")
+        problems.append(f"texture is added across the streaks (+{texture:.2f} dB)")
     lost = start["ssim"] - now["ssim"]
     if lost > LESS_DETAIL:
         problems.append(f"SSIM has fallen from {start['ssim']:.4f} to {now['ssim']:.4f}")

@@ -67,7 +67,7 @@ def warm_up(
     if _asked_to_stop(team):
         return False
     seconds = time.perf_counter() - begun
-    log.info("warm-up of the adversary on %d slices, ready in %.0f s", len(store.pairs), seconds)
+    log.info("adversary alone: %d slices, reconstructed in %.0f s", len(store.pairs), seconds)
     recent: deque[dict[str, float]] = deque(maxlen=LOG_EVERY)
     for step in range(1, steps + 1):
         weight = penalty_weight(step, reg_param, every=penalty_every)
@@ -78,13 +78,13 @@ def warm_up(
             mean = {key: sum(row[key] for row in recent) / len(recent) for key in recent[0]}
             mean = team.mean(mean)
             log.info(
-                "warm-up step %d/%d: adversary's loss %.4f, penalty %.4f, accuracy %.2f",
+                "adversary alone, step %d/%d: loss %.4f, penalty %.4f, accuracy %.2f",
                 *(step, steps),
                 *(mean["adversary_orientation"], mean["penalty"], mean["accuracy"]),
             )
     if players.replay is not None:
         players.replay.add(store.pairs)
-    log.info("warm-up took %.0f s", time.perf_counter() - begun)
+    log.info("adversary alone: took %.0f s", time.perf_counter() - begun)
     return True
 
 
@@ -102,7 +102,7 @@ def _train_adversary(
     images, rotated = store.draw(PAIRS, like=size.to(device))
     losses = players.objective.adversary_loss_upright(images, rotated, penalty_weight)
     if not finite(losses.loss):
-        raise FloatingPointError(f"the adversary's loss is {losses.loss.item()} in its warm-up")
+        raise FloatingPointError(f"the adversary's loss is {losses.loss.item()} while it trains alone")
     losses.loss.backward()
     clip_gradients(players.adversary, clip_grad_norm)
     players.adversary_optimizer.step()

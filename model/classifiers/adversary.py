@@ -111,7 +111,7 @@ def build_adversary(
         ValueError: no such architecture, or no member.
     """
     if architecture not in ARCHITECTURES:
-        raise ValueError(f"adversary {architecture!r} is none of {', '.join(ARCHITECTURES)}")
+        raise ValueError(f"adversary {architecture!r} is not one of {', '.join(ARCHITECTURES)}")
     if members < 1:
         raise ValueError(f"an ensemble needs at least one member, got {members}")
     build, published_chans = ARCHITECTURES[architecture]

@@ -253,8 +253,8 @@ def test_bad_arguments_are_refused(
 @pytest.mark.parametrize(
     ("kind", "acs", "message"),
     [
-        ("magic", 33, "33 centre lines do not suit 32"),
-        ("random", 33, "33 centre lines do not suit 32"),
+        ("magic", 33, "33 centre lines do not fit into 32"),
+        ("random", 33, "33 centre lines do not fit into 32"),
         ("random", 8, "8 centre lines of 32"),
         ("random", 16, "16 centre lines of 32"),
         ("random", 32, "32 centre lines of 32"),

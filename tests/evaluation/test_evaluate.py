@@ -458,7 +458,7 @@ def test_a_folder_with_something_else_is_not_written_into(
     (folder / "results.json").write_text('{"kind": "something else"}')
     for content in ('{"kind": "something else"}', "no JSON", "[]"):
         (folder / "results.json").write_text(content)
-        with pytest.raises(ConfigError, match="holds something else than an evaluation"):
+        with pytest.raises(ConfigError, match="holds files that no evaluation wrote"):
             claim_output(folder)
     (folder / "results.json").unlink()
     write_report(folder, evaluated(files, image_set(streaky_slices(files))), {})

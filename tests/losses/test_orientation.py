@@ -26,7 +26,7 @@ def test_every_architecture_has_free_width_and_members(architecture: Architectur
 
 
 def test_unknown_architectures_and_empty_ensembles_are_refused() -> None:
-    with pytest.raises(ValueError, match="none of shallow"):
+    with pytest.raises(ValueError, match="not one of shallow"):
         build_adversary("deep")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least one"):
         build_adversary("simple", members=0)

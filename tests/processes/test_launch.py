@@ -113,7 +113,7 @@ def test_sigterm_saves_and_the_same_command_ends_with_the_weights_of_an_uninterr
     again = Job(tmp_path, "pretrain_dev.py", *words, command=PYTHON)
     code, out, err = again.end()
     assert code == 0, err
-    assert f"going on with {run}" in out
+    assert f"continuing {run}" in out
     through = Job(tmp_path, "pretrain_dev.py", *words, "name=through", command=PYTHON)
     assert through.end()[0] == 0
     assert_same_weights(run, tmp_path / "logs" / "through")

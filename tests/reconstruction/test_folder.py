@@ -309,7 +309,7 @@ def test_what_is_there_is_not_made_again(
     assert (output_of(settings) / "a.h5").stat() == stamp
     assert read(output_of(settings) / "b.h5")[0].shape == (2, 20, 18)
     assert contents(settings).keys() == before.keys()
-    assert "1 of 2 reconstructions are there already" in capsys.readouterr().out
+    assert "1 of 2 reconstructions exist already" in capsys.readouterr().out
     assert done(replace(settings, checkpoint=moved)).written == 0
 
 
@@ -355,7 +355,7 @@ def test_a_stopped_run_leaves_whole_files_and_goes_on(
     with pytest.raises(StoppedAmongVolumes, match="SIGTERM: 1 volumes are written, 2 left") as ends:
         launch(reconstruct, settings)
     assert exit_code(ends.value) == 75
-    assert "the same command goes on" in str(describe_error(ends.value))
+    assert "give the same command again" in str(describe_error(ends.value))
     assert list(contents(settings)) == ["c.h5"]
     report = launch(reconstruct, settings)
     assert report is not None

@@ -175,7 +175,7 @@ def test_the_log_begins_with_what_was_left_out(settings: Settings) -> None:
 def test_masks_that_no_volume_allows_are_refused_before_a_folder_is_made(
     settings: Settings,
 ) -> None:
-    with pytest.raises(ConfigError, match="200 centre lines do not suit"):
+    with pytest.raises(ConfigError, match="200 centre lines do not fit"):
         train(replace(settings, acs_lines=(200,)))
     assert not (settings.logs / "toy").exists()
 

@@ -100,8 +100,8 @@ def test_a_resume_goes_on_bit_for_bit_with_warm_up_ramp_and_earlier_reconstructi
     assert all(torch.equal(a.adversary[key], b.adversary[key]) for key in a.adversary)
     assert [len(pairs) for pairs in a.replay] == [4]
     assert all(torch.equal(x, y) for x, y in zip(a.replay[0], b.replay[0], strict=True))
-    assert "warm-up" in (half / "log.txt").read_text().partition("resumed after")[0]
-    assert "warm-up" not in (half / "log.txt").read_text().partition("resumed after")[2]
+    assert "adversary alone" in (half / "log.txt").read_text().partition("resumed after")[0]
+    assert "adversary alone" not in (half / "log.txt").read_text().partition("resumed after")[2]
 
 
 def test_the_warm_up_teaches_the_adversary_alone(

@@ -37,7 +37,9 @@ def test_a_rarer_penalty_weighs_more() -> None:
 
 
 def test_backing_off_lowers_rates_and_weights_against_banding_alone() -> None:
-    settings = Settings(adversary="simple", streak_weight=0.2, lr=1e-3, adversary_lr=1e-4)
+    settings = Settings(
+        stage="train", adversary="simple", streak_weight=0.2, lr=1e-3, adversary_lr=1e-4
+    )
     full = settings_of_step(settings, epochs=0, step=1)
     gentle = settings_of_step(settings, epochs=0, step=1, backoff_factor=0.5)
     assert gentle == replace(
@@ -46,7 +48,9 @@ def test_backing_off_lowers_rates_and_weights_against_banding_alone() -> None:
 
 
 def test_the_adversary_joins_in_the_epochs_that_the_settings_name() -> None:
-    settings = Settings(adversary="simple", adversary_from_epoch=2, adversary_term_from_epoch=3)
+    settings = Settings(
+        stage="train", adversary="simple", adversary_from_epoch=2, adversary_term_from_epoch=3
+    )
     steps = [settings_of_step(settings, epochs=epochs, step=1) for epochs in (0, 1, 1.9, 2)]
     assert [step.trains_adversary for step in steps] == [False, True, True, True]
     assert [step.uses_adversary for step in steps] == [False, False, False, True]

@@ -10,6 +10,7 @@ import time
 from collections import deque
 
 import torch
+from torch import Tensor
 
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.errors import ConfigError
@@ -62,8 +63,6 @@ def warm_up(
         ConfigError: no slice can be transposed.
         FloatingPointError: the adversary's loss is NaN or infinite.
     """
-    assert players.objective is not None and players.adversary is not None
-    assert players.adversary_optimizer is not None
     begun = time.perf_counter()
     store = _reconstructions(players, dataset, slices, device, team)
     if _asked_to_stop(team):
@@ -75,16 +74,10 @@ def warm_up(
         size = store.pairs[int(torch.randint(len(store.pairs), ()))]
         images, rotated = store.draw(PAIRS, like=size.to(device))
         weight = penalty_weight(step, reg_param, every=penalty_every)
-        losses = players.objective.adversary_loss_upright(images, rotated, weight)
-        if not finite(losses.loss):
-            raise FloatingPointError(
-                f"the adversary's loss is {losses.loss.item()} in step {step} of its warm-up"
-            )
-        losses.loss.backward()
-        clip_gradients(players.adversary, clip_grad_norm)
-        players.adversary_optimizer.step()
-        players.adversary_optimizer.zero_grad(set_to_none=True)
-        recent.append({name: value.item() for name, value in losses.metrics().items()})
+        try:
+            recent.append(_warm_up_step(players, images, rotated, weight, clip_grad_norm))
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error} in step {step} of its warm-up") from None
         if _asked_to_stop(team):
             return False
         if step % LOG_EVERY == 0 or step == steps:
@@ -99,6 +92,30 @@ def warm_up(
         players.replay.add(store.pairs)
     log.info("warm-up took %.0f s", time.perf_counter() - begun)
     return True
+
+
+def _warm_up_step(
+    players: Players,
+    images: Tensor,
+    rotated: Tensor,
+    penalty_weight: float,
+    clip_grad_norm: float | None,
+) -> dict[str, float]:
+    """One step of the adversary alone; returns its metrics.
+
+    Raises:
+        FloatingPointError: its loss is NaN or infinite.
+    """
+    assert players.objective is not None and players.adversary is not None
+    assert players.adversary_optimizer is not None
+    losses = players.objective.adversary_loss_upright(images, rotated, penalty_weight)
+    if not finite(losses.loss):
+        raise FloatingPointError(f"the adversary's loss is {losses.loss.item()}")
+    losses.loss.backward()
+    clip_gradients(players.adversary, clip_grad_norm)
+    players.adversary_optimizer.step()
+    players.adversary_optimizer.zero_grad(set_to_none=True)
+    return {name: value.item() for name, value in losses.metrics().items()}
 
 
 def _asked_to_stop(team: Team) -> bool:

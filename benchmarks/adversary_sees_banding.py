@@ -1,4 +1,4 @@
-"""Can the adversary see the banding? Its held-out accuracy when the predictor stands still.
+"""Can the adversary see the banding? Its held-out accuracy with a frozen predictor.
 
     python -m benchmarks.adversary_sees_banding                        (the newest run's predictor)
     python -m benchmarks.adversary_sees_banding checkpoint=logs/demo adversary=simple steps=400
@@ -81,13 +81,13 @@ def main(settings: SightSettings) -> None:
     for step in range(1, settings.steps + 1):
         rotated = (torch.rand(settings.batch) < 0.5).float()
         chosen = train[rotated.long(), torch.randint(train.shape[1], (settings.batch,))]
-        verdict = objective.adversary_loss(as_made(chosen, rotated).to(device), rotated.to(device))
+        losses = objective.adversary_loss(as_made(chosen, rotated).to(device), rotated.to(device))
         optimizer.zero_grad()
-        verdict.loss.backward()
+        losses.loss.backward()
         optimizer.step()
-        seen.append(verdict.accuracy.item())
+        seen.append(losses.accuracy.item())
         if step % 25 == 0:
-            loss = verdict.classification.item()
+            loss = losses.classification.item()
             held_out = accuracy(objective, test, device)
             print(f"{step:6} {loss:8.4f} {sum(seen[-25:]) / 25:9.3f} {held_out:9.3f}", flush=True)
 
@@ -98,10 +98,10 @@ def accuracy(objective: OrientationObjective, images: Tensor, device: torch.devi
     for label, group in enumerate(images):
         for image in group.split(8):
             rotated = torch.full((len(image),), float(label))
-            verdict = objective.adversary_loss(
+            losses = objective.adversary_loss(
                 as_made(image, rotated).to(device), rotated.to(device)
             )
-            right.append(verdict.accuracy.item() * len(image))
+            right.append(losses.accuracy.item() * len(image))
     return sum(right) / images[:, :, 0].shape[:2].numel()
 
 

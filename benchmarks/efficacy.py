@@ -4,7 +4,7 @@
     python -m benchmarks.efficacy size=128 'seeds=[0]' volumes=chosen
 
 For each seed: stage 1 from scratch, then from its weights each recipe with as many further steps,
-the control without any means against banding. All are judged on volumes that were neither trained
+the control without any means against banding. All are measured on volumes that were neither trained
 nor validated on (`volumes=final`), or, while recipes are being chosen, on others (`chosen`). Seeds
 run side by side, each on one core. What is complete is not run again, and what was interrupted goes
 on. One row a run and volumes in <folder>/rows/*.jsonl; `benchmarks/efficacy_report.py` makes tables
@@ -41,7 +41,7 @@ from benchmarks.brain import write_brains
 from benchmarks.efficacy_recipes import FROM_SCRATCH, RECIPES, SIZES, stage_1, stage_2
 
 BEFORE = "stage 1"
-# Of the phantom: for training, to choose recipes by, and for the figures that are reported.
+# Of the phantom: for training, to choose recipes by, and for the metrics that are reported.
 SEEDS = {"training": 0, "chosen": 1000, "final": 6000}
 
 
@@ -54,7 +54,7 @@ class Efficacy:
     seeds: tuple[int, ...] = (0,)
     recipes: tuple[str, ...] = ("control", "ours")
     volumes: Literal["chosen", "final"] = "chosen"
-    volume_count: int = 8  # to judge on
+    volume_count: int = 8  # to measure on
     probe: bool = True
     template: Path | None = None  # of size=brain: see benchmarks/brain.py
     jobs: int = 2  # seeds side by side, each on one core

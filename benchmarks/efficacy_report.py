@@ -29,7 +29,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What is told."""
+    """What is reported."""
 
     folder: Path = REPOSITORY / "datasets" / "efficacy"
     size: str = "96"

@@ -80,7 +80,7 @@ SHIFTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Generalisation:
-    """What is judged on what."""
+    """Which runs are measured on which data."""
 
     folder: Path = REPOSITORY / "datasets" / "generalisation"
     runs: dict[str, Path] = field(default_factory=dict)  # name -> run folder or checkpoint
@@ -112,7 +112,7 @@ def data_of(settings: Generalisation, name: str) -> Path:
     return folder / "multicoil_val"
 
 
-def judge(settings: Generalisation, name: str, run: Path, shift: str) -> dict[str, Any]:
+def measure_run(settings: Generalisation, name: str, run: Path, shift: str) -> dict[str, Any]:
     """A row: overall metrics of a run on a shift, and B of each volume."""
     device = choose_device(settings.device)
     files = index_folder(data_of(settings, shift), cache_folder=settings.folder / "index")
@@ -139,7 +139,7 @@ def metrics_of(result: SetResult) -> dict[str, Any]:
 
 
 def main(words: list[str]) -> None:
-    """Judge all runs on all shifts; print each row as it is found."""
+    """Measure all runs on all shifts; print each row as it is found."""
     settings = from_words(Generalisation(), words)
     torch.set_num_threads(1)
     rows = settings.folder / "rows.jsonl"
@@ -151,7 +151,7 @@ def main(words: list[str]) -> None:
             key = {"shift": shift, "run": name, "folder": str(run)}
             row = next((row for row in known if key.items() <= row.items()), None)
             if row is None:
-                row = {**key, **judge(settings, name, run, shift)}
+                row = {**key, **measure_run(settings, name, run, shift)}
                 with rows.open("a") as file:
                     file.write(json.dumps(row) + "\n")
             print(_line(row), flush=True)

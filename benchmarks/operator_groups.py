@@ -2,7 +2,7 @@
 
 Each event's own time (without the events inside it) goes to the group of the outermost operator
 around it that has one, so that what a convolution copies for itself counts as convolution.
-Elementwise operators are told apart by what they work on: complex numbers are coil arithmetic, real
+Elementwise operators are grouped by what they work on: complex numbers are coil arithmetic, real
 ones normalisation and activation, images of one channel the loss.
 """
 

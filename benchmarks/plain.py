@@ -279,7 +279,7 @@ class PlainPlayers:
             image: Tensor = self.predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
         return image
 
-    def judge(self, x: Tensor) -> Tensor:
+    def classify(self, x: Tensor) -> Tensor:
         """The adversary's logits, (B, 1), of its input (B, 3, h, w)."""
         assert self.adversary is not None
         with self._autocast(x.device):
@@ -305,13 +305,13 @@ def backward(players: PlainPlayers, batch: Batch) -> dict[str, Tensor]:
     assert batch.target is not None
     image = crop(output, batch.target)[0]
     players.adversary.requires_grad_(False)
-    logits = players.judge(adversary_input(image, batch.rotated))
+    logits = players.classify(adversary_input(image, batch.rotated))
     term = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, 0.5))
     players.adversary.requires_grad_(True)
     (loss + term).backward()
 
     x = adversary_input(image.detach(), batch.rotated).requires_grad_()
-    logits = players.judge(x)
+    logits = players.classify(x)
     label = batch.rotated.to(logits)[:, None]
     classification = F.binary_cross_entropy_with_logits(logits, label)
     (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)

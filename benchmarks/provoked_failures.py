@@ -3,9 +3,10 @@
     python -m benchmarks.provoked_failures start=logs/demo 2> /dev/null
 
 From the weights of a stage 1, on its data, one short stage 2 after the other, each with settings
-that are known to ruin it; the first is our recipe as it is, of which nothing is to be told. For
-each: what the log told and how often, and what validation says of the predictor in the end, against
-the one that it began with. Ends with status 1 where a failure was not told, or told of none.
+that are known to ruin it; the first is the unchanged recipe, for which no failure may be reported.
+For each: what the log reported and how often, and how validation of the final predictor differs
+from that of the initial one. Exits with status 1 if a failure was not reported, or one was reported
+where there was none.
 """
 
 import sys
@@ -38,9 +39,9 @@ class Provoked:
     failures: tuple[str, ...] = ()  # none: all
 
 
-TELLING = ("the run is failing", "the adversary is at chance")  # how such records begin
+REPORTS = ("the run is failing", "the adversary is at chance")  # how such records begin
 _ADAM: dict[str, Any] = {"optimizer": "adam", "lr": 3e-4, "lr_decay": 0.0}
-# What ruins a run, and what is to be told of it.
+# Settings that ruin a run, and what must be reported.
 FAILURES: dict[str, tuple[dict[str, Any], str | None]] = {
     "none": (DIRECT, None),
     "learning rate": ({**DIRECT, "lr": 0.3}, "SSIM has fallen"),
@@ -67,7 +68,7 @@ def provoke(settings: Settings, failure: str) -> bool:
         failure: one of FAILURES.
 
     Returns:
-        Whether what was to be told was told, and nothing where there is nothing to tell.
+        Whether the expected failure was reported, or none where none is expected.
     """
     changes, expected = FAILURES[failure]
     name = failure.replace(" ", "_")
@@ -79,11 +80,12 @@ def provoke(settings: Settings, failure: str) -> bool:
         ending = "ended"
     folder = latest_run(settings.logs, name)
     assert folder is not None, "train() makes it"
-    told = [text for _, _, text in read_records(folder / "log.txt") if text.startswith(TELLING)]
+    reported = [text for _, _, text in read_records(folder / "log.txt") if text.startswith(REPORTS)]
     print(
-        f"{failure:20} {ending:9} {len(told):2} {_change(folder)}  {(told or ['-'])[0]}", flush=True
+        f"{failure:20} {ending:9} {len(reported):2} {_change(folder)}  {(reported or ['-'])[0]}",
+        flush=True,
     )
-    return not told if expected is None else any(expected in text for text in told)
+    return not reported if expected is None else any(expected in text for text in reported)
 
 
 def _change(folder: Path) -> str:
@@ -115,11 +117,11 @@ def main(words: Sequence[str]) -> None:
         epoch_fraction=settings.epoch_fraction,
         validate_every=1,
     )
-    print(f"{'provoked':20} {'run':9} {'told':>2} {'B':>6} {'across':>6} {'SSIM':>8}  first told")
+    print(f"{'provoked':20} {'run':9} {'n':>2} {'B':>6} {'across':>6} {'SSIM':>8}  first report")
     found = {name: provoke(short, name) for name in settings.failures or FAILURES}
     missed = [name for name, right in found.items() if not right]
     if missed:
-        sys.exit(f"not told as they should be: {', '.join(missed)}")
+        sys.exit(f"not reported as they should be: {', '.join(missed)}")
 
 
 if __name__ == "__main__":

@@ -1,41 +1,32 @@
 """Where the lines of each kind of undersampling mask lie, of W columns and at acceleration a.
 
-To add a kind: write its rule, enter the rule in `RULES` and the name in `MaskKind`. The setting
-`mask` accepts the name from then on, and tests/data/test_masks.py tests it.
+To add a kind: write its rule and enter it in `RULES`. The setting `mask` accepts the name from then
+on, and tests/data/test_masks.py tests it.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Kinds whose names end in `_fraction` take the centre as a fraction of W, the others as a number of
-# columns.
-MaskKind = Literal[
-    "magic",
-    "magic_v2",
-    "quadrature",
-    "equispaced",
-    "equispaced_v2",
-    "random",
-    "magic_fraction",
-    "equispaced_fraction",
-    "random_fraction",
-]
 BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a rule is given: it returns the sampled columns, bool (width,), without the centre."""
+    """What a rule is given: it returns the sampled columns, bool (width,).
+
+    The caller adds the centre, columns (W - acs + 1) // 2 onwards, and removes the columns that the
+    scanner did not acquire.
+    """
 
     width: int
     acceleration: int
     acs_lines: int
-    fixed_offset: int | None
-    rng: np.random.RandomState
+    fixed_offset: int | None  # None: it is drawn; kinds without a start ignore it
+    rng: np.random.RandomState  # the only source of chance: a volume's mask is seeded by its name
 
     def offset(self) -> int:
         """The start of the lines: as given, else drawn below the acceleration; call it once."""
@@ -58,7 +49,10 @@ class Request:
             )
 
     def spacing(self) -> float:
-        """Distance of lines a (acs - W) / (acs a - W), with which lines and centre are W / a."""
+        """Distance of lines a (acs - W) / (acs a - W): with the centre they are W / a columns.
+
+        The lines run over all W columns; those that fall into the centre do not count twice.
+        """
         self.check_rate()
         a, acs_lines, width = self.acceleration, self.acs_lines, self.width
         return a * (acs_lines - width) / (acs_lines * a - width)
@@ -132,7 +126,9 @@ def _quadrature(r: Request) -> BoolArray:
     )
 
 
-RULES: dict[MaskKind, Callable[[Request], BoolArray]] = {
+# Kinds whose names end in `_fraction` take the centre as a fraction of W (acs_fractions), the
+# others as a number of columns (acs_lines).
+RULES: dict[str, Callable[[Request], BoolArray]] = {
     "magic": _magic,
     "magic_v2": _magic_v2,
     "quadrature": _quadrature,
@@ -143,6 +139,10 @@ RULES: dict[MaskKind, Callable[[Request], BoolArray]] = {
     "equispaced_fraction": _equispaced_fraction,
     "random_fraction": _random,
 }
+if TYPE_CHECKING:
+    MaskKind = str
+else:
+    MaskKind = Literal[*RULES]  # the values that the setting accepts
 
 
 def _magic_starts(offset: int) -> tuple[int, int]:

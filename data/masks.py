@@ -5,7 +5,6 @@ columns that the scanner acquired.
 """
 
 from dataclasses import dataclass, replace
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +51,8 @@ class MaskSampler:
     acs: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(MaskKind):
-            raise ValueError(f"mask {self.kind!r} is not one of {', '.join(get_args(MaskKind))}")
+        if self.kind not in RULES:
+            raise ValueError(f"mask {self.kind!r} is not one of {', '.join(RULES)}")
         if not self.accelerations or min(self.accelerations) < 1:
             raise ValueError(f"accelerations must be at least 1, got {self.accelerations}")
         if not self.acs or min(self.acs) <= 0:

@@ -92,7 +92,7 @@ class Settings:
 
     # --- adversary ---
     adversary: Architecture | None = None  # null: none
-    adversary_members: int = bounded(1, above=0)  # size of an ensemble, each initialised apart
+    adversary_members: int = bounded(1, above=0)  # size of an ensemble, initialised separately
     adversary_chans: int | None = bounded(None, above=0)  # width; null: as published
     adversary_strength: float = bounded(1.0, at_least=0)  # weight of the orientation term
     adversary_target: Target = "uncertain"  # the predictor aims at 1/2, or at the flipped label

@@ -8,7 +8,8 @@ the mean squares of the two filters of `metrics.streaks` in flat low-signal pixe
 
     D = log E_along(r) / E_across(r) - log E_along(t) / E_across(t),      term = mean of |D + m|
 
-over box lengths, and over background and anatomy apart, so that one cannot make up for the other.
+over box lengths, and over background and anatomy separately, so that one cannot make up for the
+other.
 
 * |.| is rounded at zero, sqrt(x^2 + h^2) - h, where D is only the chance of few pixels. A square
   would not do: its pull fades before the streaks are gone.
@@ -29,7 +30,7 @@ from banding_removal.metrics.filters import streak_filter
 from banding_removal.metrics.low_signal import BORDER, inner_regions, unit_of_slices
 from banding_removal.metrics.streaks import MIN_PIXELS
 
-# Pixels averaged along a streak; not the metric's 9, so that the metric judges independently.
+# Pixels averaged along a streak; not the metric's 9, so that the metric stays independent.
 LENGTHS = (5, 13)
 MARGIN = max(LENGTHS) // 2
 ROUNDED = 0.1  # h: 0.4 dB

@@ -52,7 +52,7 @@ class VolumeProbe:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """How well the orientation of held-out images can be told; all three are 1/2 without banding.
+    """How well the orientation of held-out images is recognised; all three are 1/2 without banding.
 
     Means over slices, with 95 % intervals (`bootstrap`). A tie counts one half.
     """

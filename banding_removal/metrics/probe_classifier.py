@@ -45,7 +45,7 @@ class OrientationClassifier(nn.Module):
     """f(x) = g(x) - g(x^T)^T with a convolutional g: logits for each cell of 4 x 4 pixels.
 
     A transposed image has phase encoding along the other axis, and f has the opposite sign: true of
-    every predictor that is not told the orientation. So f has no bias towards one answer, and each
+    every predictor that is blind to the orientation. So f has no bias towards one answer, and each
     image teaches it as much as two.
     """
 

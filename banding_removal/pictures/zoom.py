@@ -20,7 +20,7 @@ def low_signal_part(target: Tensor, scale: float, part: float = ZOOMED_PART) -> 
     """
     size = [max(1, round(part * length)) for length in target.shape]
     regions = low_signal_regions(target, scale)
-    # Dark tissue tells more than the background, however large that is.
+    # Dark tissue shows more than the background, however large that is.
     weight = regions.low_signal.double() + 1000 * regions.anatomy.double()
     counts = F.avg_pool2d(weight[None, None], size, stride=1)[0, 0]
     top, left = divmod(int(counts.argmax()), counts.shape[1])

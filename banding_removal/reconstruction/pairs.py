@@ -1,6 +1,6 @@
 """Slices reconstructed with phase encoding along either axis.
 
-Anatomy is the same in both images and the predictor is not told the axis, so what differs is
+Anatomy is the same in both images and the predictor does not know the axis, so what differs is
 banding.
 """
 

@@ -71,7 +71,7 @@ def is_locked(folder: Path) -> bool:
     try:
         file = os.open(folder / LOCK, os.O_RDONLY)
     except OSError:
-        return False  # no run has begun there; or it is another user's, and cannot be told
+        return False  # no run has begun there; or it is another user's, and its lock cannot be read
     try:
         fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):

@@ -3,7 +3,8 @@
 With the predictor P, the adversary A (its logit, after a sigmoid in BCE), masked k-space k, target
 t and the label `rotated`:
 
-    act 1    P minimises  (1 - SSIM)(x, t) + w L1(x, t) + s BCE(A(x), 1/2),    x = P(k), A fixed
+    act 1    P minimises  (1 - SSIM)(x, t) + w L1(x, t) + w_s streaks(x, t) + s BCE(A(x), 1/2),
+             with x = P(k) and A fixed
     act 2    A minimises  BCE(A(x), rotated) + g |dA(x)/dx|^2,                 x a constant
 
 A group of batches, one batch or the two orientations of a pair, passes both acts. The gradients of
@@ -99,7 +100,12 @@ def predictor_step(
 def _predictor_loss(
     players: Players, output: Tensor, batch: Batch, settings: StepSettings
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The loss of act 1, the image as large as the target, and the metrics."""
+    """The loss of act 1, the image as large as the target, and the metrics.
+
+    A further term goes here, computed from `image` and `target`: equally large, in the unit of the
+    files, not yet upright, phase encoding along the last axis. The metric `loss`, which is watched
+    for explosions and compared with validation, is the reconstruction loss alone.
+    """
     assert batch.target is not None, "the training set is made with require_target"
     loss, similarity = reconstruction_loss(
         output, batch.target, batch.data_range, settings.l1_weight

@@ -102,7 +102,11 @@ def _train_adversary(
     images, rotated = store.draw(PAIRS, like=size.to(device))
     losses = players.objective.adversary_loss_upright(images, rotated, penalty_weight)
     if not finite(losses.loss):
-        raise FloatingPointError(f"the adversary's loss is {losses.loss.item()} while it trains alone")
+        raise FloatingPointError(
+            f"the adversary's loss is {losses.loss.item()} while it trains alone"
+        )
+            f"the adversary's loss is {losses.loss.item()} while it trains alone"
+        )
     losses.loss.backward()
     clip_gradients(players.adversary, clip_grad_norm)
     players.adversary_optimizer.step()

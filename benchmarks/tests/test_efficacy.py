@@ -47,7 +47,7 @@ def test_seeds_are_trained_and_judged_once_and_reported(
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith("no number") and " ended " in line and "step 1: " in line
     monkeypatch.setitem(provoked_failures.FAILURES, "no number", (DIRECT, "loss is nan"))
-    with pytest.raises(SystemExit, match="not told as they should be: no number"):
+    with pytest.raises(SystemExit, match="not reported as they should be: no number"):
         provoked_failures.main([*words, "failures=[no number]"])
 
     output = tmp_path / "results"

@@ -2,17 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from banding_removal.model.classifiers.residual import ResidualClassifier, group_norm
-
-Architecture = Literal[
-    "shallow", "wide", "prev", "simple", "resnet50", "unpooled_resnet50", "patch"
-]
 
 
 class Ensemble(nn.Module):
@@ -52,8 +48,8 @@ def _unpooled_resnet50(chans: int) -> nn.Module:
     return net
 
 
-# What to build, and its published or usual width.
-ARCHITECTURES: dict[Architecture, tuple[Callable[..., nn.Module], int]] = {
+# What to build, called with chans=<width>, and its published or usual width.
+ARCHITECTURES: dict[str, tuple[Callable[..., nn.Module], int]] = {
     "shallow": (partial(_two_pooled_stages, blocks=2), 64),
     "wide": (partial(_two_pooled_stages, blocks=3), 128),
     "prev": (
@@ -95,6 +91,12 @@ ARCHITECTURES: dict[Architecture, tuple[Callable[..., nn.Module], int]] = {
         64,
     ),
 }
+
+
+if TYPE_CHECKING:
+    Architecture = str
+else:
+    Architecture = Literal[*ARCHITECTURES]  # the values that the setting `adversary` accepts
 
 
 def build_adversary(

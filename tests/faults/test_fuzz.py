@@ -66,7 +66,7 @@ def test_some_of_the_cases_of_every_kind_of_volume_can_be_read() -> None:
     assert row.counts["read"] > 0
 
 
-# --- reading apart ---
+# --- reading in a subprocess ---
 
 
 def loop(item: int) -> int:

@@ -105,8 +105,6 @@ def _train_adversary(
         raise FloatingPointError(
             f"the adversary's loss is {losses.loss.item()} while it trains alone"
         )
-            f"the adversary's loss is {losses.loss.item()} while it trains alone"
-        )
     losses.loss.backward()
     clip_gradients(players.adversary, clip_grad_norm)
     players.adversary_optimizer.step()

@@ -49,7 +49,7 @@ def test_a_running_run_is_reported_with_the_time_left(settings: Settings) -> Non
     assert "toy: running" in text
     assert "about 0:07:00 left" in text
     time.sleep(0.1)
-    assert "running" not in status(folder)
+    assert "toy: running" not in status(folder)
 
 
 def test_status_does_not_lock_the_folder(settings: Settings) -> None:

@@ -1,11 +1,11 @@
-"""Muon: every convolution's update is made orthogonal, so that all directions learn alike.
+"""Muon: the update of every convolution is orthogonalised, so that all directions learn alike.
 
 Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024). The momentum of a
-convolution's gradient, (out, in, 3, 3) seen as a matrix (out, in * 9), is replaced by the nearest
-matrix with singular values near 1, as a quintic Newton-Schulz iteration finds it. Adam's steps are
+convolution's gradient, (out, in, 3, 3) as a matrix (out, in * 9), is replaced by the nearest matrix
+whose singular values are about 1; a quintic Newton-Schulz iteration finds it. Steps of Adam are
 dominated by the few directions in which the gradient is large.
 
-torch.optim.Muon takes matrices only, and leaves what is none to another optimiser.
+torch.optim.Muon accepts matrices only; other weights need a second optimiser.
 """
 
 import math
@@ -19,8 +19,8 @@ from torch.optim.adam import adam
 MOMENTUM = 0.95
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
-# Of the rate, for what is learnt by Adam: of the size that Adam has with these networks when Muon's
-# is right for the convolutions.
+# Part of the learning rate that the weights under Adam have: with these networks it suits Adam when
+# the whole suits Muon.
 ADAM_PART = 0.1
 # a s + b s^3 + c s^5 with the largest slope at 0 that keeps singular values from 0.7 to 1.2.
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -28,20 +28,20 @@ ITERATIONS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for the convolutions larger than 1x1, Adam (Kingma and Ba, 2015) for all else.
+    """Muon for convolutions larger than 1x1, Adam (Kingma and Ba, 2015) for everything else.
 
-    All else are 1x1 convolutions, biases and single numbers. Weights without a gradient stay.
+    Everything else is 1x1 convolutions, biases and scalars. Weights without a gradient stay.
 
     Args:
         weights: of the network.
-        lr: of Muon; that of Adam is a tenth. About ten times what Adam alone would have.
+        lr: of Muon, about ten times what suits Adam alone; Adam's part has a tenth of it.
     """
 
     def __init__(self, weights: Iterable[nn.Parameter], lr: float) -> None:
         super().__init__(weights, {"lr": lr})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As every optimiser's.
+        """Load a state that `state_dict` returned.
 
         Raises:
             ValueError: it is another optimiser's.
@@ -53,13 +53,13 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step, of all weights that have a gradient.
+        """Update all weights that have a gradient.
 
         Raises:
             ValueError: a closure is given; the loss is not evaluated again.
         """
         if closure is not None:
-            raise ValueError("Muon evaluates no loss: it takes no closure")
+            raise ValueError("Muon takes no closure: it does not evaluate the loss again")
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             alike: dict[torch.Size, list[Tensor]] = {}
@@ -74,7 +74,7 @@ class Muon(torch.optim.Optimizer):
             self._step_adam(others, ADAM_PART * group["lr"])
 
     def _step_muon(self, weights: list[Tensor], lr: float) -> None:
-        """All of them at once: they are small, and many are alike."""
+        """Update weights of one shape together: they are small and many."""
         gradients = torch.stack([_gradient(weight).flatten(1) for weight in weights])
         for weight in weights:
             if not self.state[weight]:
@@ -85,7 +85,7 @@ class Muon(torch.optim.Optimizer):
         updates = orthogonal(torch.lerp(gradients, momenta, MOMENTUM))
         rows, columns = updates.shape[1:]
         updates *= lr * math.sqrt(max(1.0, rows / columns))
-        # Lists in one call each: on a GPU the number of calls counts.
+        # One call for a whole list: on a GPU, launching many small kernels takes the time.
         torch._foreach_copy_(kept, [*momenta.view(-1, *weights[0].shape)])
         torch._foreach_sub_(weights, [*updates.reshape(-1, *weights[0].shape)])
 
@@ -121,9 +121,10 @@ def _gradient(weight: Tensor) -> Tensor:
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Nearly U V^T of each matrix U S V^T: singular values of about 1; (B, m, n) -> the same.
+    """About U V^T of each matrix U S V^T, that is, with singular values of about 1.
 
-    A matrix of zeros stays one; singular values below about 1e-3 of the norm do not reach 1.
+    (B, m, n) -> (B, m, n). Zeros stay zeros; singular values below about 1e-3 of the norm do not
+    reach 1.
     """
     a, b, c = QUINTIC
     tall = matrices.shape[1] > matrices.shape[2]

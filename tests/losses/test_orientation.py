@@ -31,7 +31,7 @@ def test_patch_has_a_logit_for_each_square_of_16_pixels() -> None:
 
 
 def test_unknown_architectures_and_empty_ensembles_are_refused() -> None:
-    with pytest.raises(ValueError, match="'deep' is none of"):
+    with pytest.raises(ValueError, match="'deep' is not one of"):
         build_adversary("deep")
     with pytest.raises(ValueError, match="at least one"):
         build_adversary("simple", members=0)

@@ -205,7 +205,7 @@ def test_the_number_of_processes_is_that_of_the_gpus_or_as_asked(
     assert process_count(replace(settings, device="cpu")) == 1
     assert process_count(replace(settings, device="cpu", nproc=6)) == 6
     assert process_count(replace(settings, device="cuda:1")) == 1
-    with pytest.raises(ConfigError, match="4 GPUs are visible"):
+    with pytest.raises(ConfigError, match=r"4 GPU\(s\) are visible"):
         process_count(replace(auto, nproc=5))
     with pytest.raises(ConfigError, match="is one GPU"):
         process_count(replace(settings, device="cuda:1", nproc=2))

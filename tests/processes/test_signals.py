@@ -159,7 +159,7 @@ def test_a_run_that_is_going_on_is_left_alone(
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         with pytest.raises(RunInUseError, match="toy is in use"):
             train(replace(settings, resume=settings.logs / "toy"))
-        with pytest.raises(RunInUseError, match=r"toy is in use .* it has these very settings"):
+        with pytest.raises(RunInUseError, match=r"toy is in use .* It has the same settings"):
             train(settings)
         assert train(replace(settings, seed=1, epochs=1)).name == "toy_2"
         other.kill()

@@ -49,9 +49,9 @@ def train_step(
     nonfinite_losses: list[str] = []
     for number, group in enumerate(groups, start=1):
         last = number == settings.num_groups
-        images, rotated, metrics = predictor_step(players, group, settings, average=last)
+        reconstructions, metrics = predictor_step(players, group, settings, average=last)
         if settings.trains_adversary:
-            metrics |= adversary_step(players, images, rotated, settings, average=last)
+            metrics |= adversary_step(players, reconstructions, settings, average=last)
         values = {name: value.item() for name, value in metrics.items()}
         sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
         slices = ", ".join(batch.describe() for batch in group)
@@ -66,7 +66,7 @@ def train_step(
 
 def predictor_step(
     players: Players, group: Sequence[Batch], settings: StepSettings, *, average: bool = True
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+) -> tuple[list[tuple[Tensor, Tensor]], dict[str, Tensor]]:
     """Act 1: (1 - SSIM) + w L1 + w_s streaks + s BCE(A(x), 1/2); the adversary A is held fixed.
 
     The two batches of a pair pass the predictor together, or one after the other where their
@@ -79,11 +79,11 @@ def predictor_step(
         average: average all gradients over the processes: at the end of a step.
 
     Returns:
-        The reconstructions for act 2, upright, without gradient, as large as the target,
-        (n, 1, h, w); their labels `rotated` (n,); and the metrics, scalars on the device.
+        For act 2, the images of each batch, (B, 1, h, w) as large as the target and without
+        gradient, with their labels `rotated` (B,); and the metrics, scalars on the device.
     """
     batches = joined(group)
-    images: list[Tensor] = []
+    reconstructions: list[tuple[Tensor, Tensor]] = []
     rows: list[dict[str, Tensor]] = []
     for number, batch in enumerate(batches, start=1):
         with no_sync_if(players.shared_predictor, not average or number < len(batches)):
@@ -91,10 +91,10 @@ def predictor_step(
                 output = players.shared_predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
             loss, image, metrics = _predictor_loss(players, output, batch, settings)
             _backward(loss, settings.num_groups * len(batches))
-        images.append(upright(image.detach(), batch.rotated))
+        reconstructions.append((image.detach(), batch.rotated))
         rows.append(metrics)
     means = {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}
-    return torch.cat(images), torch.cat([batch.rotated for batch in batches]), means
+    return reconstructions, means
 
 
 def _predictor_loss(
@@ -132,8 +132,7 @@ def _predictor_loss(
 
 def adversary_step(
     players: Players,
-    images: Tensor,
-    rotated: Tensor,
+    reconstructions: Sequence[tuple[Tensor, Tensor]],
     settings: StepSettings,
     *,
     average: bool = True,
@@ -145,8 +144,7 @@ def adversary_step(
 
     Args:
         players: of which the adversary learns.
-        images: upright reconstructions (n, 1, h, w); constants here.
-        rotated: their labels (n,).
+        reconstructions: images (B, 1, h, w), constants here, with their labels `rotated` (B,).
         settings: of this step.
         average: average all gradients over the processes: at the end of a step.
 
@@ -154,16 +152,17 @@ def adversary_step(
         The metrics, scalars on the device.
     """
     assert players.objective is not None
-    shown, labels = images, rotated
+    images = torch.cat([upright(image, rotated) for image, rotated in reconstructions])
+    labels = torch.cat([rotated for _, rotated in reconstructions])
     if players.replay is not None:
         earlier, their_labels = players.replay.draw(settings.replay_batch, like=images)
-        shown, labels = torch.cat([images, earlier]), torch.cat([rotated, their_labels])
         # Pairs: the first half of the images has phase encoding along x, the second along y.
         players.replay.add(images.unflatten(0, (2, -1)).movedim(0, 1))
+        images, labels = torch.cat([images, earlier]), torch.cat([labels, their_labels])
     with no_sync_if(players.objective.adversary, not average):
         with players.autocast():
             losses = players.objective.adversary_loss_upright(
-                shown, labels, settings.penalty_weight
+                images, labels, settings.penalty_weight
             )
         _backward(losses.loss, settings.num_groups)
     return losses.metrics()

@@ -95,8 +95,8 @@ def both_formulations() -> tuple[Settings, Players, plain.PlainPlayers]:
 def both_acts(settings: Settings, players: Players, batch: Batch) -> dict[str, float]:
     """The gradients of a step, which the players then have, and its metrics."""
     step = settings_of_step(settings, epochs=0, step=1)
-    images, rotated, metrics = predictor_step(players, [batch], step)
-    metrics |= adversary_step(players, images, rotated, step)
+    reconstructions, metrics = predictor_step(players, [batch], step)
+    metrics |= adversary_step(players, reconstructions, step)
     return {name: value.item() for name, value in metrics.items()}
 
 

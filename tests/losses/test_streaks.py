@@ -189,7 +189,7 @@ def test_training_adds_the_term_with_its_settings(tmp_path: Path, settings: Sett
     players.predictor.zero_grad()
 
     step = settings_of_step(settings, epochs=0, step=1, backoff_factor=0.5)  # after a rollback
-    _, _, values = predictor_step(players, [batch], step)
+    _, values = predictor_step(players, [batch], step)
     assert values["streaks"] == pytest.approx(float(term.detach()))
     for weight, gradient in zip(weights, expected, strict=True):
         torch.testing.assert_close(weight.grad, gradient, rtol=1e-3, atol=1e-6)

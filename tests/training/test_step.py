@@ -31,8 +31,8 @@ def stage_2(settings: Settings) -> Settings:
 
 def both_acts(players: Players, group: list[Batch], step: StepSettings) -> dict[str, float]:
     """The metrics of a group; its gradients are added to the players'."""
-    images, rotated, metrics = predictor_step(players, group, step)
-    metrics |= adversary_step(players, images, rotated, step)
+    reconstructions, metrics = predictor_step(players, group, step)
+    metrics |= adversary_step(players, reconstructions, step)
     return {name: value.item() for name, value in metrics.items()}
 
 
@@ -125,12 +125,12 @@ def test_the_first_act_teaches_the_predictor_alone_and_the_second_the_adversary(
     players = make_players(stage_2, torch.device("cpu"))
     assert players.adversary is not None
     step = settings_of_step(stage_2, epochs=0, step=1)
-    images, rotated, _ = predictor_step(players, [collate([train_set[1]])], step)
-    assert not images.requires_grad
+    reconstructions, _ = predictor_step(players, [collate([train_set[1]])], step)
+    assert not any(image.requires_grad for image, _ in reconstructions)
     assert all(w.grad is None and w.requires_grad for w in players.adversary.parameters())
     learnt = [w.grad.clone() for w in players.predictor.parameters() if w.grad is not None]
     assert learnt
-    adversary_step(players, images, rotated, step)
+    adversary_step(players, reconstructions, step)
     assert all(weight.grad is not None for weight in players.adversary.parameters())
     after = [w.grad for w in players.predictor.parameters() if w.grad is not None]
     assert all(torch.equal(a, b) for a, b in zip(learnt, after, strict=True))

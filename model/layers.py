@@ -1,8 +1,8 @@
 """The U-Net's layers, each in two forms: plain PyTorch, and fused for less memory.
 
-A function that is given a tensor calls PyTorch's layer and returns a tensor: that is what the
-function means. Given a `Lazy`, it returns a `Lazy` of the same value, at a third of the memory and,
-on a CPU, less time (`model/fused_layers.py`). What a U-Net begins with decides for all of it.
+Given a tensor, a function calls PyTorch's layer and returns a tensor; this form defines what the
+function computes. Given a `Lazy`, it returns a `Lazy` of the same value, with a third of the memory
+and, on a CPU, in less time (`model/fused_layers.py`). `begin` chooses the form for a whole U-Net.
 """
 
 from collections.abc import Callable
@@ -31,9 +31,10 @@ def begin(x: Tensor) -> Layer:
 def memory_format(x: Tensor) -> torch.memory_format:
     """The memory format in which the fused layers work on this input.
 
-    Channels last on CPUs: a U-Net takes 0.6 to 0.8 times as long. A GPU waits for the CPU that
-    starts its operations, of which there are a third without channels last: half the time
-    (docs/speed.md). But float32 gradients then take twice the memory and no less time.
+    Channels last on CPUs, where a U-Net then takes 0.6 to 0.8 times as long. Usually not on GPUs: a
+    GPU waits for the CPU that starts its operations; without channels last there are only a third
+    as many, which takes half the time (docs/speed.md). Float32 gradients are an exception: without
+    channels last, they take twice the memory and no less time.
     """
     trains_in_float32 = torch.is_grad_enabled() and x.dtype != torch.bfloat16
     if x.device.type == "cpu" or trains_in_float32:
@@ -44,7 +45,7 @@ def memory_format(x: Tensor) -> torch.memory_format:
 def conv_norm(conv: nn.Conv2d, x: Layer) -> Layer:
     """Instance norm (not affine) of a convolution, (B, in, H, W) -> (B, out, H, W), in x's dtype.
 
-    The plain form, as PyTorch's norm, refuses images of a single pixel.
+    The plain form, like PyTorch's norm, refuses images of a single pixel.
     """
     assert conv.bias is not None
     if isinstance(x, Lazy):
@@ -64,7 +65,7 @@ def dropout(x: Layer, p: float, training: bool) -> Layer:
         return F.dropout2d(x, p, training)
     if p == 0 or not training:
         return x
-    # Drawn here, not where x is read: the backward pass needs the same again.
+    # Drawn here, not where x is read, because the backward pass needs the same factors again.
     factors = F.dropout(x.kept[0].new_ones((*x.kept[0].shape[:2], 1, 1)), p)
     return _apply(partial(torch.mul, factors), x)
 
@@ -72,8 +73,8 @@ def dropout(x: Layer, p: float, training: bool) -> Layer:
 def max_pool(x: Layer) -> Layer:
     """2x2 max-pooling of a block's output, (B, C, H, W) -> (B, C, H // 2, W // 2).
 
-    ReLU and dropout do not change which of two values is the larger. The fused form therefore pools
-    before them, which leaves them a quarter of the work.
+    ReLU and dropout do not change which of two values is the larger one. The fused form therefore
+    pools first, so that ReLU and dropout have only a quarter of the work.
     """
     if isinstance(x, Tensor):
         return F.max_pool2d(x, kernel_size=2)
@@ -98,7 +99,8 @@ def up_and_concatenate(x: Layer, skip: Layer) -> Layer:
 def pointwise(convs: nn.Sequential, x: Layer) -> Tensor:
     """1x1 convolutions one after the other, (B, in, H, W) -> (B, out, H, W) in their dtype.
 
-    With nothing between them they are one linear map, which the fused form applies at once.
+    There is no activation between them, so they are one linear map; the fused form applies it in
+    one convolution.
     """
     (weight, bias), *others = [
         (conv.weight.flatten(1), conv.bias)
@@ -115,7 +117,7 @@ def pointwise(convs: nn.Sequential, x: Layer) -> Tensor:
 
 
 def _apply(function: Callable[[Tensor], Tensor], x: Lazy) -> Lazy:
-    make = x.make  # not x: what is kept is not for `make` to hold
+    make = x.make  # so that the function below does not hold x, and with it x's stored tensors
     return Lazy(x.kept, lambda *kept: tuple(map(function, make(*kept))))
 
 

@@ -8,7 +8,7 @@ transform, S the sensitivity maps. The state x_t is k-space of all coils:
     x_{t+1} = x_t - lambda_t M (x_t - k) - F S U_t(r_t)
     image   = RSS over coils of F^-1 x_T
 
-What is computed here. Each step subtracts F S times an image; apart from that it changes only the
+What is computed here. Each step subtracts F S times an image, and otherwise changes only the
 measured columns. So x_t = y_t - F S v_t, where v_t is one image, the sum of all U-Net outputs so
 far, and y_t is zero outside the measured columns. With A = M F S, the recursion in y and v is
 
@@ -18,9 +18,9 @@ far, and y_t is zero outside the measured columns. With A = M F S, the recursion
     v_{t+1} = v_t + U_t(r_t)
     image   = RSS over coils of F^-1 y_T - S v_T
 
-Both give the same image and the same gradients. The second keeps the measured columns, about a
-quarter of k-space, and one image for each cascade instead of the k-space of all coils, and
-needs 1-D Fourier transforms along phase encode in place of 2-D ones (`model/columns.py`).
+Both give the same image and the same gradients. For each cascade, the first form stores the k-space
+of all coils; the second stores only the measured columns (about a quarter of it) and one image, and
+needs 1-D Fourier transforms along phase encode instead of 2-D ones (`model/columns.py`).
 """
 
 from typing import Any
@@ -34,7 +34,7 @@ from banding_removal.data.operators import COIL_AXIS
 from banding_removal.model.columns import Columns, expand, reduce, rss_of_difference, to_coil_images
 from banding_removal.model.unet import ComplexUNet
 
-# Coil images that go through the sensitivity net at once, on a CPU: as many as fit its caches.
+# Pixels that go through the sensitivity net at once on a CPU: as many as fit into its caches.
 CPU_PIXELS_AT_ONCE = 2**19
 
 
@@ -54,8 +54,8 @@ class SensitivityNet(nn.Module):
 
     Args:
         chans: width of the U-Net; even.
-        pools: its poolings.
-        identity: start with U as the identity, where it has at least four channels.
+        pools: number of its poolings.
+        identity: start with U as the identity, if it has at least four channels.
     """
 
     def __init__(self, chans: int, pools: int, *, identity: bool = True) -> None:
@@ -71,7 +71,7 @@ class SensitivityNet(nn.Module):
 
         Args:
             coil_images: F^-1 C k.
-            recompute: keep nothing of the U-Net for the backward pass.
+            recompute: store nothing of the U-Net; the backward pass runs it again.
 
         Returns:
             The maps, and where they are not zero: bool (B, H, W), false where every coil is zero.
@@ -87,12 +87,12 @@ class SensitivityNet(nn.Module):
     def _images_at_once(self, images: Tensor, recompute: bool) -> int:
         if images.device.type == "cpu":
             return max(1, CPU_PIXELS_AT_ONCE // images[0].numel())
-        # Two take as much memory as the U-Net of one cascade while they are computed again.
+        # While they are recomputed, two images take as much memory as the U-Net of one cascade.
         return 2 if recompute else len(images)
 
 
 def _run(unet: ComplexUNet, image: Tensor, *, recompute: bool) -> Tensor:
-    """U(image); recomputed, nothing is kept and the backward pass runs the U-Net once more."""
+    """U(image); with `recompute`, nothing is stored and the backward pass runs the U-Net again."""
     if recompute and torch.is_grad_enabled():
         result: Tensor = checkpoint(unet, image, use_reentrant=False)
         return result
@@ -101,9 +101,9 @@ def _run(unet: ComplexUNet, image: Tensor, *, recompute: bool) -> Tensor:
 
 
 class _DivideByRSS(torch.autograd.Function):
-    """Maps over their RSS over coils, zeros staying zeros; (B, coil, H, W) complex.
+    """Maps divided by their RSS over coils, complex (B, coil, H, W); zeros stay zero.
 
-    As `maps / rss(maps)`, in fewer passes and keeping only the result and the RSS.
+    Like `maps / rss(maps)`, but in fewer passes, and storing only the result and 1 / RSS.
     """
 
     @staticmethod
@@ -145,14 +145,14 @@ class Predictor(nn.Module):
     Args:
         cascades: number T of cascades.
         chans: width of the cascades' U-Nets; even.
-        pools: poolings of all U-Nets.
+        pools: number of poolings in each U-Net.
         sens_chans: width of the sensitivity net's U-Net; even.
         sens_identity: start the sensitivity net as the identity (`SensitivityNet`).
         dropout: of the cascades' U-Nets.
 
     Attributes:
-        recomputed: for how many networks nothing is kept for the backward pass, which runs them a
-            second time with the same result: the sensitivity net first, then the cascades in order.
+        recomputed: number of networks that store nothing for the backward pass, which runs them
+            again, with the same result: the sensitivity net first, then the cascades in order.
     """
 
     def __init__(
@@ -182,14 +182,14 @@ class Predictor(nn.Module):
             The image, real (B, 1, H, W), in the unit of the data.
         """
         mask = mask.expand(len(masked_kspace), -1, -1, -1)
-        # Whoever asks for the gradient of k-space gets that of the unmeasured columns, too.
+        # If k-space needs a gradient, its unmeasured columns get one, too.
         columns = Columns.of(torch.ones_like(mask) if masked_kspace.requires_grad else mask)
         k = columns.values_of(masked_kspace)  # (B, coil, H, n)
         maps, support = self._maps(k, acs_lines, columns)
         measured = columns.gather(mask)  # M on the columns, (B, 1, 1, n)
 
-        # y_0 = k, v_0 = 0: the first step has no inconsistency to correct, and y_1 = y_0. To skip
-        # the transforms of both saves 4 % of a training step with 6 cascades.
+        # y_0 = k and v_0 = 0, so the first step has no inconsistency to correct: y_1 = y_0 and
+        # A^H y_1 = A^H y_0. Skipping these transforms saves 4 % of a training step (6 cascades).
         y, v = k, torch.zeros_like(maps[:, 0])
         for t, cascade in enumerate(self.cascades):
             assert isinstance(cascade, Cascade)
@@ -204,7 +204,7 @@ class Predictor(nn.Module):
             refinement = _run(cascade.unet, r, recompute=self.recomputed > t + 1)
             v = v + torch.where(support, refinement, 0)
             if t == 0:
-                # Distributed training waits for a gradient of every weight; this one's is 0.
+                # Unused here, but distributed training waits for a gradient of every weight: 0.
                 v = v + 0 * cascade.dc_weight
         # RSS over coils of F^-1 y_T - S v_T
         return rss_of_difference(y, v, maps, columns)[:, None]
@@ -212,7 +212,7 @@ class Predictor(nn.Module):
     def train_only(self, cascades: int) -> None:
         """Train the last `cascades` cascades and nothing else.
 
-        The rest keeps nothing for the backward pass, which ends before it.
+        The other networks store nothing, because the backward pass does not reach them.
 
         Raises:
             ValueError: the predictor does not have that many cascades.

@@ -39,8 +39,9 @@ class ConvBlock(nn.Module):
 class UNet(nn.Module):
     """U-Net of Ronneberger et al. (2015) as fastMRI uses it, (B, 2, H, W) -> (B, 2, H, W).
 
-    Widths are c, 2c, 4c, ... on the way down, the last of these again at the bottom, and back on
-    the way up; then 1x1 convolutions c -> c/2 -> 2 -> 2 with nothing between them.
+    On the way down, the widths are c, 2c, 4c, ...; the bottom has the last of these again, and on
+    the way up they return to c. Then come 1x1 convolutions c -> c/2 -> 2 -> 2, with no activation
+    between them.
 
     Args:
         chans: width c of the first block; even.
@@ -93,7 +94,7 @@ class UNet(nn.Module):
 
     @torch.no_grad()
     def start_as_identity(self) -> None:
-        """Set the weights so that the output is the input, up to a factor; all of them still learn.
+        """Set weights so that the output is a multiple of the input; all weights can still learn.
 
         The two channels and their negatives pass through the first block, its skip connection, the
         last block and the 1x1 convolutions: x = relu(x) - relu(-x). All other channels keep their
@@ -135,11 +136,11 @@ class ComplexUNet(nn.Module):
 
     The image becomes two real channels and is zero-padded to multiples of 16. Each channel is
     normalised by its mean and (unbiased) standard deviation over the *padded* image, as in the
-    published code, passes the U-Net, and both steps are undone.
+    published code. After the U-Net, normalisation and padding are undone.
 
-    Under autocast the U-Net's blocks compute in the lower precision, all else in float32.
+    Under autocast, the U-Net's blocks compute in the lower precision, everything else in float32.
 
-    Args: as of `UNet`.
+    Args: those of `UNet`.
     """
 
     def __init__(self, chans: int, pools: int, dropout: float = 0.0) -> None:
@@ -155,7 +156,7 @@ class ComplexUNet(nn.Module):
         x = F.pad(x, (left, right, top, bottom))
         mean, std = _channel_statistics(x)
         # A constant channel (an empty slice, a dead coil) is divided by 1 and comes back unchanged.
-        # An epsilon in its place would depend on the scale of the data.
+        # The effect of an epsilon would depend on the scale of the data.
         x = (x - mean) / torch.where(std > 0, std, 1.0)
         dtype = _dtype_of_blocks(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -166,7 +167,7 @@ class ComplexUNet(nn.Module):
 
 
 def _dtype_of_blocks(x: Tensor) -> torch.dtype:
-    """That of autocast where this is on and x is float32; else that of x."""
+    """The dtype of autocast if autocast is on and x is float32; otherwise that of x."""
     device = x.device.type
     if x.dtype == torch.float32 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
@@ -182,7 +183,8 @@ def _split_padding(size: int) -> tuple[int, int]:
 def _channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and unbiased standard deviation over (H, W), (B, 2, H, W) -> two of (B, 2, 1, 1).
 
-    The gradient of the root is infinite at 0, and NaN behind a `where` alone: hence two of them.
+    The gradient of the root is infinite at 0, and an outer `where` alone would turn it into NaN
+    (0 times infinity). So an inner `where` keeps zeros away from the root.
     """
     var, mean = torch.var_mean(x, dim=(-2, -1), keepdim=True)
     return mean, torch.where(var > 0, torch.where(var > 0, var, 1.0).sqrt(), 0.0)

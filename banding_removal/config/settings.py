@@ -26,11 +26,11 @@ class Settings:
     # --- run ---
     name: str = "pretrain"  # of the run's folder in `logs`; a number is added if it is taken
     stage: Stage = "pretrain"  # stage 1; train: stage 2, against banding
-    recipe: Recipe = "none"  # of stage 2; sets several settings, which other words may change
+    recipe: Recipe = "none"  # of stage 2; sets several settings, which key=value can override
     logs: Path = REPOSITORY / "logs"
     resume: Path | None = None  # continue this run: its folder or its newest checkpoint
-    # Start from these weights: a run's folder, a checkpoint file, or the plain name of a run, which
-    # stands for the newest run of that name in `logs`. A path has a slash in it or ends in .pt.
+    # Start from these weights: a run's folder, a checkpoint file, or just a run's name, for the
+    # newest run of that name in `logs`. What contains a slash or ends in .pt is taken as a path.
     init_from: str | None = None
     seed: int = bounded(0, at_least=0, below=2**63)
     device: str = "auto"  # auto: the GPU if there is one; or cpu, cuda, cuda:1, ...
@@ -76,15 +76,17 @@ class Settings:
     lr: float = bounded(3e-4, above=0)  # of the predictor; Muon needs about 0.02
     lr_drop_every: int | None = bounded(40, above=0)  # epochs between drops; null: never
     lr_drop_factor: float = bounded(0.1, above=0)
-    lr_decay: float = bounded(0.0, at_least=0, at_most=1)  # last part of the run: linear to zero
+    lr_decay: float = bounded(0.0, at_least=0, at_most=1)  # final part of the run: linear to zero
     lr_min: float = bounded(0.0, at_least=0)  # the rates do not drop below this
     trained_cascades: int | None = bounded(None, above=0)  # only the last ones; null: everything
-    epoch_fraction: float = bounded(1.0, above=0, at_most=1)  # of the slices; the next part follows
+    # Part of the slices in an epoch; the next epoch continues with the next part.
+    epoch_fraction: float = bounded(1.0, above=0, at_most=1)
     accumulate: int = bounded(1, above=0)  # batches (or pairs) per process and step
     l1_weight: float = bounded(0.01, at_least=0)
-    precision: Precision = "auto"  # of networks in training; auto: bfloat16 on GPUs with it
-    # Of so many networks (the sensitivity net, then the cascades) nothing is kept for the backward
-    # pass: less memory, the same numbers, about a third more time for each of them.
+    precision: Precision = "auto"  # of networks in training; auto: bfloat16 on GPUs that have it
+    # Number of networks (the sensitivity net first, then the cascades) that store nothing for the
+    # backward pass, which runs them again: less memory, the same numbers, about a third more time
+    # for each of them.
     recompute: int = bounded(0, at_least=0)
     clip_grad_norm: float | None = bounded(None, above=0)  # of the whole gradient; null: no limit
     rollbacks: int = bounded(5, at_least=0)  # returns of a failing run to its last good state
@@ -95,8 +97,8 @@ class Settings:
     adversary_members: int = bounded(1, above=0)  # size of an ensemble, initialised separately
     adversary_chans: int | None = bounded(None, above=0)  # width; null: as published
     adversary_strength: float = bounded(1.0, at_least=0)  # weight of the orientation term
-    adversary_target: Target = "uncertain"  # the predictor aims at 1/2, or at the flipped label
-    adversary_changes: Change = "everything"  # in the image; streaks: nothing written across them
+    adversary_target: Target = "uncertain"  # the predictor aims at 1/2; flipped: at the wrong label
+    adversary_changes: Change = "everything"  # by its gradient; streaks: no texture across them
     adversary_view: View = "image"  # its input; low_signal: dark texture at equal contrast
     adversary_lr: float = bounded(1e-4, above=0)
     adversary_betas: tuple[float, float] = bounded((0.9, 0.999), at_least=0, below=1)  # of Adam
@@ -104,15 +106,15 @@ class Settings:
     adversary_term_from_epoch: int = 1  # first epoch with the orientation term in the loss
     adversary_ramp_steps: int = bounded(0, at_least=0)  # until the term has its full weight
     adversary_pretrain_steps: int = bounded(0, at_least=0)  # of the adversary, before epoch 1
-    adversary_pretrain_slices: int = bounded(96, above=0)  # for these, reconstructed once
+    adversary_pretrain_slices: int = bounded(96, above=0)  # in these steps; reconstructed once
     adversary_replay: int = bounded(0, at_least=0)  # earlier pairs kept, per process
-    adversary_replay_batch: int = bounded(3, above=0)  # of them in each adversary batch
+    adversary_replay_batch: int = bounded(3, above=0)  # of these in each adversary batch
     reg_param: float = bounded(0.1, at_least=0)  # weight of the penalty on its gradient
-    penalty_every: int = bounded(1, above=0)  # steps between penalties, weighted up accordingly
+    penalty_every: int = bounded(1, above=0)  # only every n-th step, with n times the weight
 
     # --- direct loss against streaks ---
-    streak_weight: float = bounded(0.0, at_least=0)  # of the streaks along phase encode
-    streak_below: float = bounded(0.15, at_least=0)  # target below zero (natural log; 0.65 dB)
+    streak_weight: float = bounded(0.0, at_least=0)  # of the loss; 0: without it
+    streak_below: float = bounded(0.15, at_least=0)  # aim below zero banding (nat. log; 0.65 dB)
     # Weight of the background; low-signal anatomy has the rest.
     streak_background: float = bounded(0.1, at_least=0, at_most=1)
 

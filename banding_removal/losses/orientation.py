@@ -2,10 +2,10 @@
 
 Defazio, Murrell, Recht, "MRI Banding Removal via Adversarial Training" (2020), section 3: training
 slices are transposed with probability 1/2 before they are undersampled. The adversary sees the
-upright reconstruction and predicts whether its slice was transposed; only banding gives that away.
+upright reconstruction and predicts whether its slice was transposed; only banding can reveal it.
 A training step has two acts, each followed by its own backward pass:
 
-    term = objective.predictor_term(image, rotated)       # is added to the predictor's loss
+    term = objective.predictor_term(image, rotated)       # add it to the predictor's loss
     losses = objective.adversary_loss(image, rotated)     # losses.loss.backward() alone
 """
 
@@ -64,8 +64,8 @@ def only_streaks(image: Tensor) -> Tensor:
     """The identity, with a gradient that is filtered to streaks along the last axis.
 
     The filter keeps the frequencies (cycles per pixel) that are higher along readout (h) than along
-    phase encode (w); banding lies there. Texture written across the streaks satisfies an adversary
-    as well as their removal does; with this filter it can only ask for changes to the streaks.
+    phase encode (w); banding lies there. New texture across the streaks would confuse an adversary
+    as well as removing them does; with this filter, its gradient can only change the streaks.
 
     Args:
         image: reconstruction as the network made it, real (B, 1, h, w).
@@ -121,7 +121,8 @@ class OrientationObjective:
     """The losses of both players around an adversary, image (B, 3, h, w) -> logits (B, members).
 
     The logits may also form a grid, (B, members, rows, columns): every cell classifies the
-    orientation by itself, and losses are averaged over cells. One cell equals a single logit.
+    orientation by itself, and losses are averaged over cells. A grid of one cell acts like a single
+    logit.
 
     Args:
         adversary: any classifier, wrapped for distributed training or not.
@@ -131,7 +132,7 @@ class OrientationObjective:
             the summed logits with respect to the image, divided by the number of cells. This is R1
             of Mescheder et al., "Which Training Methods for GANs do actually Converge?" (2018), on
             images with either label.
-        changes: which part of its image the predictor gets a gradient for: `everything`, or
+        changes: what the adversary's gradient may change in the image: `everything`, or only
             `streaks` (`only_streaks`).
         view: what the adversary sees of an image (`adversary_input`).
     """
@@ -154,8 +155,8 @@ class OrientationObjective:
     def predictor_term(self, image: Tensor, rotated: Tensor) -> Tensor:
         """BCE(adversary(image), target), a scalar: the mean over batch, members and cells.
 
-        The image gets a gradient, the adversary does not: its weights are fixed and its distributed
-        wrapper is left out.
+        The image gets a gradient, the adversary does not: its weights are held fixed, and its
+        wrapper for distributed training is bypassed.
 
         Args:
             image: reconstruction as the network made it (transposed where rotated), (B, 1, h, w).
@@ -189,7 +190,7 @@ class OrientationObjective:
     def adversary_loss_upright(
         self, image: Tensor, rotated: Tensor, penalty_weight: float
     ) -> AdversaryLosses:
-        """`adversary_loss` of images that are upright already, with another weight of the penalty.
+        """`adversary_loss` of images that are already upright, with a given penalty weight.
 
         Args:
             image: upright, (B, 1, h, w).

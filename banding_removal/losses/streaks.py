@@ -1,25 +1,25 @@
-"""A direct loss against banding: streaks along phase encode, no stronger than texture across it.
+"""A direct loss against banding: streaks along phase encode should not exceed those across it.
 
-The adversary of `losses.orientation` learns what distinguishes the two orientations; this term
-writes down what is known of banding beforehand, and needs no second network.
+The adversary of `losses.orientation` has to learn what distinguishes the two orientations. This
+term uses what is already known about banding, and needs no second network.
 
-With r the reconstruction and t the target, phase encoding along the last axis, E_along and E_across
-the mean squares of the two filters of `metrics.streaks` in flat low-signal pixels:
+r is the reconstruction and t the target, with phase encoding along the last axis. E_along and
+E_across are the mean squares of the two filters of `metrics.streaks` in flat low-signal pixels:
 
     D = log E_along(r) / E_across(r) - log E_along(t) / E_across(t),      term = mean of |D + m|
 
 over box lengths, and over background and anatomy separately, so that one cannot make up for the
 other.
 
-* |.| is rounded at zero, sqrt(x^2 + h^2) - h, where D is only the chance of few pixels. A square
-  would not do: its pull fades before the streaks are gone.
-* m asks for slightly fewer streaks than none, because the reconstruction loss pulls the other way
-  and training ends in between.
-* Background weighs less than anatomy: streaks leave it sooner, and with equal weights they stay in
-  anatomy for longer (docs/results.md).
-* The target's own ratio cancels anatomy.
-* E_across(r) is a constant for the gradient. Otherwise texture written across the streaks would
-  lower the term as well as their removal does, at less cost in the reconstruction loss.
+* |x| is rounded at zero, sqrt(x^2 + h^2) - h: a D near zero may be mere chance, because there are
+  few pixels. A square would not work: its gradient fades before the streaks are gone.
+* m (`streak_below`) aims slightly below zero banding, because the reconstruction loss pulls the
+  other way and training ends in between.
+* Background weighs less than anatomy: streaks disappear there sooner, and with equal weights they
+  stay in anatomy for longer (docs/results.md).
+* Subtracting the target's ratio removes the effect of anatomy that itself has a direction.
+* In the backward pass, E_across(r) is a constant. Otherwise, new texture across the streaks would
+  lower the term as much as removing them does, and raise the reconstruction loss less.
 """
 
 import torch
@@ -52,7 +52,7 @@ def streak_term(
         background: weight of the background, 0 to 1; anatomy has the rest.
 
     Returns:
-        A scalar; sqrt(m^2 + h^2) - h where there is nothing to remove.
+        A scalar; without banding (D = 0), it is sqrt(m^2 + h^2) - h.
     """
     if min(image.shape[-2:]) <= 2 * MARGIN:
         return 0 * image.sum()
@@ -80,7 +80,7 @@ def _log_energies(
     """Log of E_along and of E_across, (region, B) each; 0 where there are no pixels.
 
     Args:
-        image: r / q, (B, h, w).
+        image: (B, h, w), divided by the unit of its slice (`unit_of_slices`).
         length: of the box, in pixels.
         masks: 0 or 1, (region, B, h - 2 MARGIN, w - 2 MARGIN).
         pixels: number of ones in each, (region, B).

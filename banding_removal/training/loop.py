@@ -3,7 +3,7 @@
 In this order: data, networks, folder and log (`prepare`); what comes before the first epoch
 (`_begin`); then for every epoch its steps, validation, and what is written (`train_epochs`).
 Stage 2 is the same loop with an adversary or a streak loss in its steps (`step`). A run that fails
-goes back to its last good state (`safeguard`). Eight processes take the same path as one.
+goes back to its last good state (`safeguard`). Several processes run the same code as one.
 """
 
 import logging
@@ -37,12 +37,12 @@ def train(settings: Settings, team: Team | None = None) -> Path:
         team: the processes that train together; by default this one alone.
 
     Raises:
-        FileNotFoundError: no data where `data_path` says, with what to do.
-        VolumeError: unusable volumes, all named.
+        FileNotFoundError: there are no data in `data_path`; the message says what to do.
+        VolumeError: some volumes are unusable; the message names all of them.
         CheckpointError: a checkpoint is missing, damaged, of another model, or cannot be written.
         RunInUseError: another process is writing to the run's folder.
-        RunFailedError: it keeps failing, after all the rollbacks that it may have.
-        Stopped: asked to by a signal; the state is saved.
+        RunFailedError: the run fails again after all rollbacks that the settings allow.
+        Stopped: a signal has asked for it; the state is saved.
         RankError: another process of the team failed.
     """
     team = team or Team()
@@ -57,15 +57,15 @@ def train(settings: Settings, team: Team | None = None) -> Path:
 
 
 def train_epochs(run: Run) -> None:
-    """The epochs that are left: train, validate, write; after a failure go back and on.
+    """Train, validate and write files for each epoch that is left; after a failure, roll back.
 
     Raises:
-        Stopped: asked to by a signal, in any process; the state is saved.
+        Stopped: a signal in any process has asked for it; the state is saved.
         RunFailedError: the run keeps failing.
     """
     prefetcher, validator = _make_prefetcher(run), _make_validator(run)
     if run.is_new:
-        run.save()  # before anything is computed: what cannot be written shows at once
+        run.save()  # before anything is computed: if it cannot be written, this shows at once
     try:
         with run.writing():
             _begin(run, validator)
@@ -80,8 +80,8 @@ def train_epochs(run: Run) -> None:
                 else:
                     run.after_epoch(result)
     finally:
-        # Now: matplotlib's layout keeps this frame in a cycle of references, and workers that the
-        # garbage collector ends take their time-out, five seconds each.
+        # Deleted now, because matplotlib's layout keeps this frame in a cycle of references, and
+        # the garbage collector would wait five seconds (a time-out) for each worker.
         del prefetcher, validator
 
 
@@ -116,7 +116,7 @@ def _begin(run: Run, validator: Validator) -> None:
     """What comes before the first epoch: a picture of the input, the adversary's start, validation.
 
     Raises:
-        Stopped: asked to by a signal, in any process.
+        Stopped: a signal in any process has asked for it.
     """
     settings, progress = run.settings, run.progress
     if run.team.is_first:
@@ -137,7 +137,7 @@ def _begin(run: Run, validator: Validator) -> None:
             clip_grad_norm=settings.clip_grad_norm,
         )
         if not done:
-            run.stop()  # to be repeated from what is saved
+            run.stop()  # a continued run repeats the warm-up
     run.train_set.close()  # no file is open when the loaders fork
     if settings.stage == "train" and not progress.start and progress.epoch < settings.epochs:
         run.validate_initial(validator)

@@ -1,6 +1,6 @@
-"""A run: where it is, and what happens between steps and epochs.
+"""A run: its state, and what happens between steps and epochs.
 
-`Run` has one method for each thing that the loop does beside training: count and log a step, save,
+`Run` has one method for each thing that the loop does besides training: count and log a step, save,
 stop at a signal, validate, write an epoch's pictures, go back to the last good state.
 """
 
@@ -69,12 +69,12 @@ class Run:
 
     @property
     def is_new(self) -> bool:
-        """Whether nothing has been trained yet, and nothing undone."""
+        """Whether no step has been trained yet, and no rollback has happened."""
         return self.progress.step == 0 and not self.progress.events
 
     @property
     def volumes(self) -> dict[str, list[str]]:
-        """File names of both data sets, to notice other data at a resume."""
+        """File names of both data sets, to notice if a run is continued with other data."""
         sets = {"training": self.train_set, "validation": self.val_set}
         return {part: [volume.name for volume in data.volumes] for part, data in sets.items()}
 
@@ -97,10 +97,10 @@ class Run:
             backoff_factor=self.backoff_factor,
         )
 
-    # --- what the loop goes through ---
+    # --- what the loop calls ---
 
     def epochs_left(self) -> Iterator[int]:
-        """The epochs, counted from 1, that are not completed; after a rollback, some come again."""
+        """The epochs that are not complete, counted from 1; a rollback can make some come again."""
         while self.progress.epoch < self.settings.epochs:
             yield self.progress.epoch + 1
 
@@ -123,17 +123,17 @@ class Run:
             bar.set_postfix_str(progress_text(self.smoothed.values, self.device), refresh=False)
 
     def after_step(self, values: dict[str, float]) -> None:
-        """Count and log a step; save where a checkpoint is due.
+        """Count and log a step; save if a checkpoint is due.
 
         Args:
             values: its metrics in this process.
 
         Raises:
-            Stopped: asked to by a signal, in any process; the state is saved.
+            Stopped: a signal in any process has asked for it; the state is saved.
             FailingRun: the loss explodes.
         """
         settings, progress = self.settings, self.progress
-        # One message a step: the metrics, and whether any process was asked to stop.
+        # One message per step: the metrics, and whether any process was asked to stop.
         values = self.team.mean({**values, "stop": float(self.team.stop.signal_name is not None)})
         asked_to_stop = values.pop("stop") > 0
         progress.add_step(values, settings.accumulate * self.team.size)
@@ -151,7 +151,7 @@ class Run:
         epoch = self.progress.epoch + 1
         if "accuracy" in values:
             values["accuracy_running"] = self.smoothed.values["accuracy"]
-        # All epochs have equally many steps.
+        # All epochs have the same number of steps.
         end_of_epoch = self.progress.step + self.steps_in_epoch - self.steps_done
         values["total_steps"] = end_of_epoch * self.settings.epochs / epoch
         values["memory_gb"] = peak_memory_gb(self.device)
@@ -161,8 +161,8 @@ class Run:
         """Validate the predictor at the end of an epoch; None: this epoch has no validation.
 
         Raises:
-            Stopped: asked to by a signal, in any process; the state before is saved.
-            FailingRun: a reconstruction is not finite, or something else than banding changed.
+            Stopped: a signal in any process has asked for it; the state before validation is saved.
+            FailingRun: a reconstruction is not finite, or something other than banding changed.
         """
         settings, epoch = self.settings, self.progress.epoch + 1
         if epoch % settings.validate_every != 0 and epoch != settings.epochs:
@@ -179,7 +179,7 @@ class Run:
         """Validate the predictor that stage 2 begins with, to compare later ones with it.
 
         Raises:
-            Stopped: asked to by a signal, in any process; the state before is saved.
+            Stopped: a signal in any process has asked for it; the state before validation is saved.
             FloatingPointError: a reconstruction is not finite.
         """
         result = self._run_validator(validator)
@@ -218,13 +218,13 @@ class Run:
     # --- failing ---
 
     def roll_back(self, error: FloatingPointError | FailingRun) -> None:
-        """Go back to the last good state, or to the last validated one, and on more gently.
+        """Go back to the last good (or validated) state; continue with lower rates and weights.
 
         Args:
             error: what shows that the run is failing.
 
         Raises:
-            RunFailedError: it has happened too often.
+            RunFailedError: there have been `rollbacks` rollbacks already.
         """
         settings, progress = self.settings, self.progress
         why = "; ".join(dict.fromkeys(self.team.gather(str(error))))
@@ -258,7 +258,7 @@ class Run:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Keep the files of the run's metrics open."""
+        """Keep the run's metrics files open while the context lasts."""
         if self.team.is_first:
             self.metrics = MetricsWriter(self.folder, after=self.progress.step)
         try:
@@ -314,10 +314,10 @@ class Run:
         self.stop()
 
     def stop(self) -> NoReturn:
-        """Stop, as a signal has asked for; what was saved last is what remains.
+        """Stop, as a signal has asked for, without saving again.
 
         Raises:
-            Stopped: always, in all processes, once every one of them is here.
+            Stopped: always, in all processes, when all of them have arrived here.
         """
         names = self.team.gather(self.team.stop.signal_name)
         raise Stopped(next(name for name in names if name is not None), self.progress.step)

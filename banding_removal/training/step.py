@@ -1,14 +1,15 @@
-"""One training step in two acts, as Defazio et al. (2020), section 3.
+"""One training step in two acts, as in Defazio et al. (2020), section 3.
 
-With the predictor P, the adversary A (its logit, after a sigmoid in BCE), masked k-space k, target
-t and the label `rotated`:
+P is the predictor, A the adversary (it returns a logit; BCE contains the sigmoid), k masked
+k-space, t the target, and `rotated` the label. The weights are `l1_weight` (w), `streak_weight`
+(w_s), `orientation_weight` (s) and `penalty_weight` (g):
 
     act 1    P minimises  (1 - SSIM)(x, t) + w L1(x, t) + w_s streaks(x, t) + s BCE(A(x), 1/2),
              with x = P(k) and A fixed
     act 2    A minimises  BCE(A(x), rotated) + g |dA(x)/dx|^2,                 x a constant
 
-A group of batches, one batch or the two orientations of a pair, passes both acts. The gradients of
-all groups of a step, and of all processes, are averaged; then both optimisers step.
+A group of batches (one batch, or the two orientations of a pair) goes through both acts. The
+gradients of all groups of a step, and of all processes, are averaged; then both optimisers step.
 """
 
 import math
@@ -34,7 +35,7 @@ def train_step(
     """One step of both players, together with all other processes.
 
     Args:
-        players: both are updated; no gradients are left.
+        players: both are updated, and their gradients cleared.
         groups: `settings.num_groups` groups of batches.
         settings: of this step.
 
@@ -43,7 +44,7 @@ def train_step(
 
     Raises:
         FloatingPointError: a loss or a gradient is NaN or infinite, in any process. The weights
-            are unchanged. The message names the slices, if they are of this process.
+            are unchanged. The message names the slices if this process had them.
     """
     sums: dict[str, float] = {}
     nonfinite_losses: list[str] = []
@@ -69,14 +70,14 @@ def predictor_step(
 ) -> tuple[list[tuple[Tensor, Tensor]], dict[str, Tensor]]:
     """Act 1: (1 - SSIM) + w L1 + w_s streaks + s BCE(A(x), 1/2); the adversary A is held fixed.
 
-    The two batches of a pair pass the predictor together, or one after the other where their
-    k-space is not square. The gradients are added to the predictor's.
+    The two batches of a pair go through the predictor together or, if their k-space is not square,
+    one after the other. The gradients are added to the predictor's.
 
     Args:
-        players: of which the predictor learns.
+        players: only the predictor gets gradients.
         group: one batch, or the two of a pair.
         settings: of this step.
-        average: average all gradients over the processes: at the end of a step.
+        average: average all gradients over the processes; true for the last group of a step.
 
     Returns:
         For act 2, the images of each batch, (B, 1, h, w) as large as the target and without
@@ -102,9 +103,9 @@ def _predictor_loss(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The loss of act 1, the image as large as the target, and the metrics.
 
-    A further term goes here, computed from `image` and `target`: equally large, in the unit of the
-    files, not yet upright, phase encoding along the last axis. The metric `loss`, which is watched
-    for explosions and compared with validation, is the reconstruction loss alone.
+    Add a further term here, computed from `image` and `target`. Both are equally large, in the unit
+    of the files, not yet upright, with phase encoding along the last axis. The metric `loss`, which
+    is watched for explosions and compared with validation, is the reconstruction loss alone.
     """
     assert batch.target is not None, "the training set is made with require_target"
     loss, similarity = reconstruction_loss(
@@ -139,14 +140,14 @@ def adversary_step(
 ) -> dict[str, Tensor]:
     """Act 2: BCE(A(x), rotated) + g |dA(x)/dx|^2, the mean over these images and earlier ones.
 
-    The gradients are added to the adversary's. Where earlier reconstructions are kept, these ones
-    join them.
+    The gradients are added to the adversary's. If earlier reconstructions are stored
+    (`players.replay`), the new ones are stored, too.
 
     Args:
-        players: of which the adversary learns.
+        players: only the adversary gets gradients.
         reconstructions: images (B, 1, h, w), constants here, with their labels `rotated` (B,).
         settings: of this step.
-        average: average all gradients over the processes: at the end of a step.
+        average: average all gradients over the processes; true for the last group of a step.
 
     Returns:
         The metrics, scalars on the device.
@@ -171,7 +172,7 @@ def adversary_step(
 def _backward(loss: Tensor, count: int) -> None:
     """Add the gradients of loss / count.
 
-    They are NaN if the loss is NaN or infinite: once averaged, all processes find them.
+    If the loss is NaN or infinite, all of them are NaN, and after averaging all processes see it.
     """
     spoilt = torch.where(loss.detach().isfinite(), 1.0, math.nan)
     (loss * spoilt / count).backward()

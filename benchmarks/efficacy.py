@@ -132,7 +132,7 @@ def _judge(settings: Efficacy, seed: int, runs: dict[str, Path], rows: Path) -> 
             probe_steps=300 if settings.probe else None,
             device=device,
         )
-        row = {**key, **_of_run(run), "figures": _figures(found.sets[0])}
+        row = {**key, **_of_run(run), "figures": metrics_of(found.sets[0])}
         with rows.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -150,14 +150,14 @@ def _of_run(run: Path) -> dict[str, Any]:
     }
 
 
-def _figures(result: SetResult) -> dict[str, float | None]:
-    """All figures of a set, and those of the first and last slices of its volumes."""
-    figures = {name: metric.value for name, metric in result.overall.metrics.items()}
+def metrics_of(result: SetResult) -> dict[str, float | None]:
+    """All metrics of a set, with those of the end slices of its volumes; None: not measurable."""
+    metrics = {name: metric.value for name, metric in result.overall.metrics.items()}
     ends = [volume.slices[place].banding for volume in result.volumes for place in (0, -1)]
     summary = summarize([banding for banding in ends if banding is not None]).low_signal
     for name in ("contribution", "signed_excess", "along", "across"):
-        figures[f"ends.{name}"] = getattr(summary, name).value
-    return {name: None if math.isnan(value) else value for name, value in figures.items()}
+        metrics[f"ends.{name}"] = getattr(summary, name).value
+    return {name: None if math.isnan(value) else value for name, value in metrics.items()}
 
 
 def main(words: list[str]) -> None:

@@ -28,11 +28,11 @@ from banding_removal.data.masks import MaskSampler
 from banding_removal.data.phantom.files import write_dataset
 from banding_removal.data.phantom.spec import DEMO, MEDIUM, PhantomSpec
 from banding_removal.errors import ConfigError
-from banding_removal.evaluation.evaluate import SetResult, evaluate
+from banding_removal.evaluation.evaluate import evaluate
 from banding_removal.evaluation.image_sets import path_set, reference_volumes
-from banding_removal.metrics.statistics import summarize
 from banding_removal.runs.build import choose_device
 from benchmarks.brain import write_brains
+from benchmarks.efficacy import metrics_of
 
 SEED = 7000  # of the phantoms: no other benchmark's
 
@@ -121,21 +121,10 @@ def measure_run(settings: Generalisation, name: str, run: Path, shift: str) -> d
     )
     steps = 300 if settings.probe else None
     found = evaluate([images], reference_volumes(files), probe_steps=steps, device=device)
-    return metrics_of(found.sets[0])
-
-
-def metrics_of(result: SetResult) -> dict[str, Any]:
-    """Overall metrics and B of each volume; what is not measurable is None."""
-    metrics = {name: metric.value for name, metric in result.overall.metrics.items()}
-    ends = [volume.slices[place].banding for volume in result.volumes for place in (0, -1)]
-    summary = summarize([banding for banding in ends if banding is not None]).low_signal
-    for name in ("contribution", "along", "across"):
-        metrics[f"ends.{name}"] = getattr(summary, name).value
+    (result,) = found.sets
     by_volume = [volume.metrics["low_signal.contribution"] for volume in result.volumes]
-    return {
-        "metrics": {name: None if math.isnan(value) else value for name, value in metrics.items()},
-        "banding_by_volume": [None if math.isnan(value) else value for value in by_volume],
-    }
+    known = [None if math.isnan(value) else value for value in by_volume]
+    return {"metrics": metrics_of(result), "banding_by_volume": known}
 
 
 def main(words: list[str]) -> None:

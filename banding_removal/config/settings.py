@@ -156,11 +156,6 @@ class Settings:
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
-    @property
-    def batches_per_step(self) -> int:
-        """Batches per process and step; the two of a pair count separately."""
-        return self.accumulate * (2 if self.paired else 1)
-
     def mask_sampler(self) -> MaskSampler:
         """The sampler that the undersampling settings describe."""
         fraction = self.mask.endswith("_fraction")

@@ -21,7 +21,6 @@ from banding_removal.pictures.validation_grid import (
     banding_caption,
     write_validation_grid,
 )
-from banding_removal.runs.folder import new_run_folder, show_as_latest
 from tests.support.fastmri_files import write_volume
 
 
@@ -130,10 +129,3 @@ def test_curves_are_drawn_from_the_first_epoch_on(tmp_path: Path) -> None:
     one = read(tmp_path / "curves.png")
     write_curves(tmp_path / "curves.png", [row, {**row, "epoch": 2, "lr": 1e-4}], "two epochs")
     assert not np.array_equal(one, read(tmp_path / "curves.png"))
-
-
-def test_something_that_is_not_a_link_is_not_replaced_by_one(tmp_path: Path) -> None:
-    folder = new_run_folder(tmp_path / "logs", "toy")
-    (tmp_path / "logs" / "run").mkdir()
-    with pytest.raises(FileExistsError, match="move it away"):
-        show_as_latest(folder)

@@ -180,7 +180,7 @@ def _normalise_rows(z: Tensor) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(z.dtype, torch.float32)
 
     def channel_means(rows: Tensor) -> Tensor:  # (B, H, W * C) -> (B, C)
-        return rows.sum(1).view(batch, width, chans).mean(1) / height
+        return rows.sum(1).view(-1, width, chans).mean(1) / height
 
     def along_row(values: Tensor) -> Tensor:  # (B, C) -> (B, 1, W * C)
         # Broadcasting of a few channels alone is up to ten times slower.
@@ -188,7 +188,9 @@ def _normalise_rows(z: Tensor) -> tuple[Tensor, Tensor]:
 
     rows = z.permute(0, 2, 3, 1).reshape(batch, height, width * chans).to(dtype)
     rows = rows - along_row(channel_means(rows))
-    inverse_std = (channel_means(rows.square()) + EPSILON).rsqrt()
+    # One image at a time: the squares of all would be another tensor as large as the result.
+    variance = torch.cat([channel_means(image.square()) for image in rows.split(1)])
+    inverse_std = (variance + EPSILON).rsqrt()
     rows *= along_row(inverse_std)
     y = rows.to(z.dtype).view(batch, height, width, chans).permute(0, 3, 1, 2)
     return y, inverse_std

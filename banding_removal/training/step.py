@@ -15,6 +15,7 @@ gradients of all groups of a step, and of all processes, are averaged; then both
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from banding_removal.data.batch import Batch, joined
 from banding_removal.data.operators import crop_to_smaller
-from banding_removal.losses.orientation import upright
+from banding_removal.losses.orientation import AdversaryLosses, upright
 from banding_removal.losses.reconstruction import finite, reconstruction_loss
 from banding_removal.losses.streaks import streak_term
 from banding_removal.training.players import Players
 from banding_removal.training.schedule import StepSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """What act 1 leaves for act 2 of a batch."""
+
+    image: Tensor  # (B, 1, h, w), as large as the target, without gradient
+    rotated: Tensor  # (B,), its label
+    adversary: AdversaryLosses | None = None  # of this image, if act 1 has computed them
 
 
 def train_step(
@@ -67,7 +77,7 @@ def train_step(
 
 def predictor_step(
     players: Players, group: Sequence[Batch], settings: StepSettings, *, average: bool = True
-) -> tuple[list[tuple[Tensor, Tensor]], dict[str, Tensor]]:
+) -> tuple[list[Reconstruction], dict[str, Tensor]]:
     """Act 1: (1 - SSIM) + w L1 + w_s streaks + s BCE(A(x), 1/2); the adversary A is held fixed.
 
     The two batches of a pair go through the predictor together or, if their k-space is not square,
@@ -80,28 +90,37 @@ def predictor_step(
         average: average all gradients over the processes; true for the last group of a step.
 
     Returns:
-        For act 2, the images of each batch, (B, 1, h, w) as large as the target and without
-        gradient, with their labels `rotated` (B,); and the metrics, scalars on the device.
+        The reconstruction of each batch, for act 2, and the metrics, scalars on the device.
     """
     batches = joined(group)
-    reconstructions: list[tuple[Tensor, Tensor]] = []
+    # Act 2 can use the adversary's forward pass of act 1 if it takes the same images alone.
+    both_acts = settings.trains_adversary and players.replay is None and len(batches) == 1
+    reconstructions: list[Reconstruction] = []
     rows: list[dict[str, Tensor]] = []
     for number, batch in enumerate(batches, start=1):
         with no_sync_if(players.shared_predictor, not average or number < len(batches)):
             with players.autocast():
                 output = players.shared_predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
-            loss, image, metrics = _predictor_loss(players, output, batch, settings)
+            loss, image, metrics = _reconstruction_loss(output, batch, settings)
+            losses = None
+            if settings.uses_adversary and players.objective is not None:
+                with no_sync_if(players.objective.adversary, not average):
+                    term, losses = _orientation_term(players, image, batch, settings, both_acts)
+                metrics["predictor_orientation"] = term.detach()
+                loss = loss + settings.orientation_weight * term
             _backward(loss, settings.num_groups * len(batches))
-        reconstructions.append((image.detach(), batch.rotated))
+        reconstructions.append(
+            Reconstruction(image=image.detach(), rotated=batch.rotated, adversary=losses)
+        )
         rows.append(metrics)
     means = {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}
     return reconstructions, means
 
 
-def _predictor_loss(
-    players: Players, output: Tensor, batch: Batch, settings: StepSettings
+def _reconstruction_loss(
+    output: Tensor, batch: Batch, settings: StepSettings
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The loss of act 1, the image as large as the target, and the metrics.
+    """The loss of act 1 without the adversary, the image as large as the target, and the metrics.
 
     Add a further term here, computed from `image` and `target`. Both are equally large, in the unit
     of the files, not yet upright, with phase encoding along the last axis. The metric `loss`, which
@@ -123,17 +142,23 @@ def _predictor_loss(
         )
         metrics["streaks"] = streaks.detach()
         loss = loss + settings.streak_weight * streaks
-    if settings.uses_adversary and players.objective is not None:
-        with players.autocast():
-            term = players.objective.predictor_term(image, batch.rotated)
-        metrics["predictor_orientation"] = term.detach()
-        loss = loss + settings.orientation_weight * term
     return loss, image, metrics
+
+
+def _orientation_term(
+    players: Players, image: Tensor, batch: Batch, settings: StepSettings, both_acts: bool
+) -> tuple[Tensor, AdversaryLosses | None]:
+    """The predictor's term BCE(A(x), 1/2) and, for both acts, the adversary's losses."""
+    assert players.objective is not None
+    with players.autocast():
+        if both_acts:
+            return players.objective.both_terms(image, batch.rotated, settings.penalty_weight)
+        return players.objective.predictor_term(image, batch.rotated), None
 
 
 def adversary_step(
     players: Players,
-    reconstructions: Sequence[tuple[Tensor, Tensor]],
+    reconstructions: Sequence[Reconstruction],
     settings: StepSettings,
     *,
     average: bool = True,
@@ -145,7 +170,7 @@ def adversary_step(
 
     Args:
         players: only the adversary gets gradients.
-        reconstructions: images (B, 1, h, w), constants here, with their labels `rotated` (B,).
+        reconstructions: of act 1.
         settings: of this step.
         average: average all gradients over the processes; true for the last group of a step.
 
@@ -153,8 +178,12 @@ def adversary_step(
         The metrics, scalars on the device.
     """
     assert players.objective is not None
-    images = torch.cat([upright(image, rotated) for image, rotated in reconstructions])
-    labels = torch.cat([rotated for _, rotated in reconstructions])
+    if reconstructions[0].adversary is not None:
+        with no_sync_if(players.objective.adversary, not average):
+            _backward(reconstructions[0].adversary.loss, settings.num_groups)
+        return reconstructions[0].adversary.metrics()
+    images = torch.cat([upright(each.image, each.rotated) for each in reconstructions])
+    labels = torch.cat([each.rotated for each in reconstructions])
     if players.replay is not None:
         earlier, their_labels = players.replay.draw(settings.replay_batch, like=images)
         # Pairs: the first half of the images has phase encoding along x, the second along y.

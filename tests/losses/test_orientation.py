@@ -2,7 +2,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from banding_removal.losses.orientation import OrientationObjective, adversary_input, upright
+from banding_removal.losses.orientation import (
+    Change,
+    OrientationObjective,
+    adversary_input,
+    upright,
+)
 from banding_removal.model.classifiers import ARCHITECTURES, Architecture, build_adversary
 
 
@@ -87,6 +92,35 @@ def test_the_predictor_wants_indecision_or_the_wrong_label() -> None:
         objective = OrientationObjective(adversary, target=target)  # type: ignore[arg-type]
         expected = bce(logit, torch.full_like(logit, wanted))
         torch.testing.assert_close(objective.predictor_term(image, rotated), expected)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.3])
+@pytest.mark.parametrize(("architecture", "members"), [("simple", 1), ("simple", 2), ("patch", 1)])
+@pytest.mark.parametrize("changes", ["everything", "streaks"])
+def test_one_forward_pass_serves_both_acts(
+    architecture: Architecture, members: int, changes: Change, penalty: float
+) -> None:
+    adversary = build_adversary(architecture, members=members, chans=4).double()
+    objective = OrientationObjective(adversary, reg_param=penalty, changes=changes)
+    rotated = torch.tensor([0.0, 1.0])
+
+    def gradients(*, together: bool) -> list[Tensor]:
+        image = images(2, (32, 32)).requires_grad_()
+        adversary.zero_grad()
+        if together:
+            term, losses = objective.both_terms(image, rotated, penalty)
+        else:
+            term = objective.predictor_term(image, rotated)
+            losses = objective.adversary_loss(image, rotated)
+        term.backward()
+        assert all(weight.grad is None for weight in adversary.parameters())
+        losses.loss.backward()
+        assert image.grad is not None
+        weights = [weight.grad for weight in adversary.parameters() if weight.grad is not None]
+        return [term.detach(), losses.loss.detach(), image.grad, *weights]
+
+    for one, other in zip(gradients(together=True), gradients(together=False), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-13)
 
 
 def test_an_ensembles_terms_are_means_over_its_members() -> None:

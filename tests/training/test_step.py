@@ -126,7 +126,7 @@ def test_the_first_act_teaches_the_predictor_alone_and_the_second_the_adversary(
     assert players.adversary is not None
     step = settings_of_step(stage_2, epochs=0, step=1)
     reconstructions, _ = predictor_step(players, [collate([train_set[1]])], step)
-    assert not any(image.requires_grad for image, _ in reconstructions)
+    assert not any(each.image.requires_grad for each in reconstructions)
     assert all(w.grad is None and w.requires_grad for w in players.adversary.parameters())
     learnt = [w.grad.clone() for w in players.predictor.parameters() if w.grad is not None]
     assert learnt

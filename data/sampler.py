@@ -26,7 +26,9 @@ class EpochSampler(Sampler[list[Draw]]):
     then see in a step what one process with accumulate=n sees.
 
     With `paired`, every batch comes twice in a row, upright and then transposed. "Batch" above then
-    means such a pair, which stays in one process and one step.
+    means such a pair, which stays in one process and one step. With `split_pairs`, processes
+    2r and 2r + 1 of 2n take the pairs that process r of n would have: the even one upright, the odd
+    one transposed.
 
     Args:
         dataset: slices and their sizes.
@@ -38,6 +40,7 @@ class EpochSampler(Sampler[list[Draw]]):
         ranks: number of processes.
         accumulate: batches of each process in one step.
         paired: every slice in both orientations.
+        split_pairs: an orientation for each process; `ranks` is even.
 
     Attributes:
         epoch: the epoch that iterating goes through.
@@ -56,18 +59,25 @@ class EpochSampler(Sampler[list[Draw]]):
         ranks: int = 1,
         accumulate: int = 1,
         paired: bool = False,
+        split_pairs: bool = False,
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
         self.count = max(1, round(fraction * len(dataset)))
-        self.rank = rank
-        self.ranks = ranks
+        self.orientations = (rank % 2 == 1,) if split_pairs else (False, True)
+        self.rank = rank // 2 if split_pairs else rank
+        self.ranks = ranks // 2 if split_pairs else ranks
         self.accumulate = accumulate
         self.paired = paired
         self.epoch = 0
         self.start = 0
+
+    @property
+    def batches_per_group(self) -> int:
+        """Batches that this process takes one after the other: those of a pair, or one."""
+        return len(self.orientations) if self.paired else 1
 
     @property
     def steps(self) -> int:
@@ -76,7 +86,7 @@ class EpochSampler(Sampler[list[Draw]]):
         return -(-max(0, batches - self.start) // (self.ranks * self.accumulate))
 
     def __len__(self) -> int:
-        return self.steps * self.accumulate * (2 if self.paired else 1)
+        return self.steps * self.accumulate * self.batches_per_group
 
     def __iter__(self) -> Iterator[list[Draw]]:
         batches = list(self._batches())
@@ -84,9 +94,11 @@ class EpochSampler(Sampler[list[Draw]]):
         missing = self.steps * self.accumulate * self.ranks - len(left)
         left += itertools.islice(itertools.cycle(batches), missing)
         for batch in left[self.rank :: self.ranks]:
-            yield batch
-            if self.paired:
-                yield [replace(draw, rotated=True) for draw in batch]
+            if not self.paired:
+                yield batch
+                continue
+            for rotated in self.orientations:
+                yield [replace(draw, rotated=rotated) for draw in batch]
 
     def _batches(self) -> Iterator[list[Draw]]:
         waiting: dict[tuple[int, ...], list[Draw]] = defaultdict(list)

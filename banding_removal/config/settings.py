@@ -61,6 +61,7 @@ class Settings:
     redraw_masks: bool = True  # a new training mask every time; validation masks are fixed
     rotate_probability: float = bounded(0.5, at_least=0, at_most=1)  # of transposing a slice
     paired: bool = False  # instead: each slice upright and transposed in the same step
+    split_pairs: bool = False  # of two processes, each takes one orientation; the step is the same
 
     # --- predictor ---
     cascades: int = bounded(12, above=0)
@@ -136,6 +137,8 @@ class Settings:
             self.recipe != "none" or self.adversary is not None or self.streak_weight > 0
         ):
             raise ConfigError("recipe, adversary and streak_weight need stage=train")
+        if self.split_pairs and not self.paired:
+            raise ConfigError("split_pairs needs paired=true")
         if self.adversary_replay and not self.paired:
             raise ConfigError("adversary_replay stores pairs of images: it needs paired=true")
         if self.adversary_ramp_steps and self.adversary_term_from_epoch > 1:

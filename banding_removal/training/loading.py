@@ -104,8 +104,8 @@ class Prefetcher:
     def __iter__(self) -> Iterator[Iterator[list[Batch]]]:
         """For each of these steps, its groups of batches.
 
-        A group is one batch, or the upright and the transposed one of a pair. Batches move to the
-        device as they are taken. A step has to take all of its groups.
+        A group is one batch, or what this process takes of a pair. Batches move to the device as
+        they are taken. A step has to take all of its groups.
         """
         batches = batches_of(self._loader)
         for _ in range(len(self)):
@@ -114,7 +114,7 @@ class Prefetcher:
 
     def _group(self, batches: Iterator[Batch]) -> list[Batch]:
         asked = time.perf_counter()
-        taken = [next(batches) for _ in range(2 if self._sampler.paired else 1)]
+        taken = [next(batches) for _ in range(self._sampler.batches_per_group)]
         self._waited += time.perf_counter() - asked
         return [batch.to(self._device) for batch in taken]
 

@@ -97,6 +97,7 @@ def _make_prefetcher(run: Run) -> Prefetcher:
         ranks=team.size,
         accumulate=settings.accumulate,
         paired=settings.paired,
+        split_pairs=run.splits_pairs,
     )
     return Prefetcher(run.train_set, sampler, settings.workers, run.device)
 

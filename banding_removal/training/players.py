@@ -80,7 +80,9 @@ class Players:
             self.adversary_optimizer.zero_grad(set_to_none=True)
         if self.replay is not None:
             self.replay.pairs.clear()
-            self.replay.add(state["replay"])
+            self.replay.add(
+                pair for pair in state["replay"] if len(pair) >= len(self.replay.orientations)
+            )
 
 
 def make_players(
@@ -120,7 +122,9 @@ def make_players(
             fused=True,
         )
         if settings.adversary_replay > 0:
-            players.replay = PairStore(settings.adversary_replay)
+            shares = settings.split_pairs and team.size > 1
+            orientations = (team.rank % 2,) if shares else (0, 1)
+            players.replay = PairStore(settings.adversary_replay, orientations)
     return players
 
 

@@ -9,7 +9,7 @@ import torch
 
 from banding_removal.config.overrides import describe
 from banding_removal.config.settings import Settings
-from banding_removal.errors import RunInUseError
+from banding_removal.errors import ConfigError, RunInUseError
 from banding_removal.files import remove_leftovers
 from banding_removal.processes.team import Team
 from banding_removal.runs.build import choose_device, make_datasets
@@ -43,6 +43,8 @@ def prepare(settings: Settings, team: Team, lock: RunLock) -> Run:
     with team.first_before_others():
         train_set, val_set = make_datasets(settings)
     device = choose_device(settings.device, team)
+    if settings.split_pairs and team.size > 1 and team.size % 2:
+        raise ConfigError(f"split_pairs=true needs an even number of processes, not {team.size}")
     start = team.from_first(lambda: decide_start(settings, lock))
 
     torch.manual_seed(settings.seed)

@@ -1,7 +1,7 @@
 """Earlier reconstructions, for the adversary to see again."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,28 +10,36 @@ from torch import Tensor
 class PairStore:
     """The newest pairs of reconstructions: a slice from either orientation, both upright.
 
+    Where two processes share a pair, each stores its own half.
+
     An adversary that only ever sees the newest reconstructions forgets the banding that the
     predictor would fall back into. Draws use torch's global generator.
 
     Args:
         capacity: number of pairs, each float32 (2, 1, h, w) on the CPU: phase encoding along x,
             then along y.
+        orientations: the labels `rotated` of what is stored of a pair.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, orientations: Sequence[int] = (0, 1)) -> None:
         self.pairs: deque[Tensor] = deque(maxlen=capacity)
+        self.orientations = orientations
 
     def add(self, pairs: Iterable[Tensor]) -> None:
-        """Store pairs (2, 1, h, w); the oldest give way."""
-        self.pairs.extend(pair.detach().cpu().clone() for pair in pairs)
+        """Store pairs (2, 1, h, w), or what this store keeps of them; the oldest give way."""
+        for pair in pairs:
+            kept = pair if len(pair) == len(self.orientations) else pair[list(self.orientations)]
+            self.pairs.append(kept.detach().cpu().clone())
 
     def draw(self, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """At most `count` different pairs of images, n of them, of the size of those in `like`.
 
         Returns:
-            Images (2n, 1, h, w), on the device of `like`, and their labels `rotated` (2n,).
+            Images (2n, 1, h, w), or (n, 1, h, w) of halves, on the device of `like`, and their
+            labels `rotated`.
         """
         same = [pair for pair in self.pairs if pair.shape[-2:] == like.shape[-2:]]
         chosen = [same[i] for i in torch.randperm(len(same))[:count].tolist()]
         images = torch.cat([like.new_empty((0, 1, *like.shape[-2:])).cpu(), *chosen])
-        return images.to(like.device), torch.tensor([0.0, 1.0] * len(chosen), device=like.device)
+        labels = torch.tensor([*self.orientations] * len(chosen), dtype=torch.float32)
+        return images.to(like.device), labels.to(like.device)

@@ -86,7 +86,18 @@ class Run:
     @property
     def steps_done(self) -> int:
         """Steps of the current epoch."""
-        return self.progress.batches // (self.settings.accumulate * self.team.size)
+        return self.progress.batches // self.batches_per_step
+
+    @property
+    def splits_pairs(self) -> bool:
+        """Whether each process takes one orientation of a pair; one process takes both."""
+        return self.settings.split_pairs and self.team.size > 1
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches (pairs) of all processes."""
+        sharing = 2 if self.splits_pairs else 1
+        return self.settings.accumulate * self.team.size // sharing
 
     def step_settings(self) -> StepSettings:
         """The settings of the next step."""
@@ -136,7 +147,7 @@ class Run:
         # One message per step: the metrics, and whether any process was asked to stop.
         values = self.team.mean({**values, "stop": float(self.team.stop.signal_name is not None)})
         asked_to_stop = values.pop("stop") > 0
-        progress.add_step(values, settings.accumulate * self.team.size)
+        progress.add_step(values, self.batches_per_step)
         self.smoothed.add(values)
         self.safeguard.check_loss(self.smoothed.values["loss"], self.smoothed.steps)
         if self.metrics is not None and progress.step % settings.log_every == 0:

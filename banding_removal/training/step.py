@@ -187,7 +187,8 @@ def adversary_step(
     if players.replay is not None:
         earlier, their_labels = players.replay.draw(settings.replay_batch, like=images)
         # Pairs: the first half of the images has phase encoding along x, the second along y.
-        players.replay.add(images.unflatten(0, (2, -1)).movedim(0, 1))
+        orientations = len(players.replay.orientations)
+        players.replay.add(images.unflatten(0, (orientations, -1)).movedim(0, 1))
         images, labels = torch.cat([images, earlier]), torch.cat([labels, their_labels])
     with no_sync_if(players.objective.adversary, not average):
         with players.autocast():

@@ -87,6 +87,31 @@ def test_length_is_the_number_of_batches(folder: Path, batch_size: int, shuffle:
         assert list(sampler) == batches  # asking for the length spends nothing
 
 
+def test_two_processes_that_split_pairs_have_those_of_one(folder: Path) -> None:
+    dataset = make_dataset(folder)
+
+    def batches(rank: int, ranks: int, *, split: bool) -> list[list[Draw]]:
+        sampler = EpochSampler(
+            dataset,
+            batch_size=2,
+            seed=0,
+            shuffle=True,
+            rank=rank,
+            ranks=ranks,
+            accumulate=2,
+            paired=True,
+            split_pairs=split,
+        )
+        found = epoch_of(sampler, 1)
+        assert len(found) == len(sampler)
+        return found
+
+    for process in range(2):
+        pairs = batches(process, 2, split=False)
+        assert batches(2 * process, 4, split=True) == pairs[::2]
+        assert batches(2 * process + 1, 4, split=True) == pairs[1::2]
+
+
 @pytest.mark.parametrize("batch_size", [2, 3, 5])
 def test_batches_have_one_size_and_only_the_last_of_a_size_is_smaller(
     folder: Path, batch_size: int

@@ -81,12 +81,18 @@ def test_two_processes_compute_what_one_does(three_volumes: Settings) -> None:
         assert torch.equal(one.pair.along_x, other.pair.along_x)
 
 
-@pytest.mark.parametrize(("stage", "paired"), [(1, False), (2, False), (2, True)])
+@pytest.mark.parametrize(
+    ("stage", "paired", "split"),
+    [(1, False, False), (2, False, False), (2, True, False), (2, True, True)],
+)
 def test_a_run_of_two_processes_equals_one_that_accumulates(
-    settings: Settings, stage: int, paired: bool
+    settings: Settings, stage: int, paired: bool, split: bool
 ) -> None:
-    # 6 slices in steps of 4 batches (pairs): the last step is filled up
-    settings = replace(settings, accumulate=2, workers=1, paired=paired)
+    # 6 slices in steps of 4 batches (pairs): the last step is filled up. Two processes that share a
+    # pair have one pair at a time, as one process has.
+    settings = replace(
+        settings, accumulate=4 if split else 2, workers=1, paired=paired, split_pairs=split
+    )
     if stage == 2:
         settings = replace(settings, stage="train", adversary="simple", adversary_chans=8)
     alone = train(replace(settings, name="alone", accumulate=4))

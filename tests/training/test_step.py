@@ -117,6 +117,11 @@ def test_the_store_keeps_the_newest_pairs_and_draws_those_of_one_size() -> None:
     assert torch.equal(drawn[:, 0, 0, 0] % 1, rotated / 2)  # the label of each
     assert store.draw(1, like=torch.zeros(1, 1, 6, 6))[0].shape == (2, 1, 6, 6)
     assert store.draw(1, like=torch.zeros(1, 1, 7, 7))[0].shape == (0, 1, 7, 7)
+    half = PairStore(3, orientations=(1,))
+    half.add([torch.stack([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)]), torch.ones(1, 1, 8, 8)])
+    drawn, rotated = half.draw(2, like=torch.zeros(1, 1, 8, 8))
+    assert torch.equal(drawn, torch.ones(2, 1, 8, 8))
+    assert rotated.tolist() == [1.0, 1.0]
 
 
 def test_the_first_act_teaches_the_predictor_alone_and_the_second_the_adversary(

@@ -1,11 +1,11 @@
-"""Time per step in one process and in two over Gloo, on one machine, both stages.
+"""Time per training step on a CPU, by threads and processes, with and without other programs.
 
-    ipython scripts/make_phantom.py
-    python -m benchmarks.processes
-    python -m benchmarks.processes slices=24 repeats=5
+    python -m benchmarks.processes                             the demo's size
+    python -m benchmarks.processes size=real slices=4 repeats=1
 
-Every configuration runs in processes of its own, with the demo's networks on the demo's phantom.
-The two processes have half of the cores each.
+Each step takes one slice in both orientations, either in one process or in two that share the pair
+(`split_pairs`). Beside it run busy loops, as many as `busy` says. Every run is a process of its
+own, and the cases take turns.
 """
 
 import json
@@ -14,73 +14,99 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from banding_removal.command_line import user_errors
 from banding_removal.config.overrides import from_words
 from banding_removal.config.settings import REPOSITORY
+from banding_removal.data.phantom.files import write_dataset
+from banding_removal.data.phantom.spec import DEMO, MEDIUM, REAL_SIZE
+
+SPECS = {"demo": DEMO, "medium": MEDIUM, "real": REAL_SIZE}
+ACS_LINES = {"demo": 10, "medium": 12, "real": 16}
+CASES = {
+    "1 process, all cores": {"nproc": 1, "threads": len(os.sched_getaffinity(0))},
+    "1 process, 1 thread": {"nproc": 1, "threads": 1},
+    "2 processes, 1 thread each": {"nproc": 2, "threads": 1},
+}
+STAGES = {
+    "stage 1": (),
+    "stage 2": ("stage=train", "adversary=patch", "adversary_chans=12", "adversary_replay=8"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """How much is measured."""
+    """What is measured."""
 
-    data_path: Path = REPOSITORY / "datasets" / "phantom"
-    slices: int = 24  # seen in each run, the first four unmeasured
-    repeats: int = 3  # of each configuration, in turn with the others
-
-
-CASES = {
-    "1 process, 1 core": {"nproc": 1, "accumulate": 2, "threads": 1},
-    "1 process, all cores": {"nproc": 1, "accumulate": 2, "threads": len(os.sched_getaffinity(0))},
-    "2 processes": {"nproc": 2, "accumulate": 1, "threads": len(os.sched_getaffinity(0)) // 2},
-}
-STAGES = {
-    "stage 1": (),
-    "stage 2": ("stage=train", "adversary=shallow", "adversary_chans=12"),
-}
+    size: Literal["demo", "medium", "real"] = "demo"
+    folder: Path = REPOSITORY / "datasets" / "processes"
+    slices: int = 16  # in each run, the first two unmeasured
+    repeats: int = 2  # of each case, in turn with the others
+    busy: tuple[int, ...] = (0, 1, 2)  # programs beside it
+    stages: tuple[str, ...] = tuple(STAGES)
 
 
-def step_ms(settings: Timing, stage: tuple[str, ...], case: dict[str, int]) -> list[float]:
-    """Milliseconds of each step of two slices, but for the first two steps."""
+@contextmanager
+def busy_loops(count: int) -> Iterator[None]:
+    """So many other processes that compute without end."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+def step_ms(settings: Timing, stage: str, case: dict[str, int]) -> list[float]:
+    """Milliseconds of each step, but for the first two."""
+    count = REAL_SIZE.slices if settings.size == "real" else DEMO.slices
     with tempfile.TemporaryDirectory() as logs:
         words = [
-            *(f"data_path={settings.data_path}", f"logs={logs}", "name=timing", "device=cpu"),
-            *("cascades=4", "chans=8", "pools=2", "sens_chans=4", "acs_lines=[12]", "workers=0"),
-            *("train_filter.magnet=null", "val_filter.magnet=null", "epochs=1", "log_every=1"),
-            *("val_filter.fraction=0.01", "val_slices=[0,1]", "grid_slices=0"),
-            *(f"nproc={case['nproc']}", f"accumulate={case['accumulate']}", *stage),
-            f"epoch_fraction={settings.slices / 288}",
+            *(f"data_path={settings.folder / settings.size}", f"logs={logs}", "device=cpu"),
+            *("cascades=4", "chans=8", "pools=2", "sens_chans=4", "workers=0", "log_every=1"),
+            *("train_filter.magnet=null", "val_filter.magnet=null", "epochs=1", "grid_slices=0"),
+            *("val_slices=[0,1]", "optimizer=muon", "paired=true", *STAGES[stage]),
+            *(f"acs_lines=[{ACS_LINES[settings.size]}]", f"split_pairs={case['nproc'] > 1}"),
+            *(f"nproc={case['nproc']}", f"threads={case['threads']}"),
+            f"epoch_fraction={settings.slices / (2 * count)}",
         ]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, case["threads"]))}
         script = REPOSITORY / "scripts" / "pretrain_dev.py"
-        subprocess.run(
-            [sys.executable, str(script), *words], check=True, env=environment, capture_output=True
-        )
+        subprocess.run([sys.executable, str(script), *words], check=True, capture_output=True)
         lines = (Path(logs) / "run" / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     return [row["step_ms"] for row in rows if row["kind"] == "train"][2:]
 
 
 def main(settings: Timing) -> None:
-    """Print medians and efficiencies."""
-    print(f"{'':9}{'':22}{'ms a step of 2 slices':>22}{'slices/s':>10}{'speed-up':>10}")
-    for stage, words in STAGES.items():
-        times: dict[str, list[float]] = {name: [] for name in CASES}
+    """Print the medians."""
+    write_dataset(
+        settings.folder / settings.size,
+        SPECS[settings.size],
+        train_volumes=2,
+        val_volumes=1,
+        seed=0,
+    )
+    print(f"ms per pair, size {settings.size}, by the number of busy loops beside it")
+    print(f"{'':38}" + "".join(f"{count:>18}" for count in settings.busy))
+    for stage in settings.stages:
+        times: dict[tuple[str, int], list[float]] = {}
         for _ in range(settings.repeats):
-            for name, case in CASES.items():
-                times[name] += step_ms(settings, words, case)
-        medians = {name: statistics.median(values) for name, values in times.items()}
-        single = medians["1 process, 1 core"]
-        for name, median in medians.items():
-            rate, gain = 2000 / median, single / median
-            print(f"{stage:9}{name:22}{median:22.0f}{rate:10.1f}{gain:10.2f}", flush=True)
-        both = medians["2 processes"]
-        print(
-            f"{stage:9}efficiency of 2 processes: {single / both / 2:.0%} of twice one core, "
-            f"{medians['1 process, all cores'] / both:.2f} x one process on all cores"
-        )
+            for count in settings.busy:
+                for name, case in CASES.items():
+                    with busy_loops(count):
+                        times.setdefault((name, count), []).extend(step_ms(settings, stage, case))
+        for name in CASES:
+            cells = []
+            for count in settings.busy:
+                median, worst = statistics.median(times[name, count]), max(times[name, count])
+                cells.append(f"{median:.0f} (<= {worst:.0f})")
+            print(f"{stage:9} {name:28}" + "".join(f"{cell:>18}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,12 @@
 interruption, the same command continues.
 """
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from banding_removal.command_line import settings_of, user_errors
 from banding_removal.config.demo import PHANTOM, PRETRAINING, SCHEDULES, STAGE_2
@@ -67,11 +70,22 @@ def main(words: list[str]) -> None:
 
 
 def _run(settings: Settings) -> Path:
+    settings = _distributed(settings)
     folder = completed_run(settings)
     if folder is not None:
         print(f"{_shown(folder)} is complete; remove it to train again")
         return folder
     return launch(train, settings)
+
+
+def _distributed(settings: Settings) -> Settings:
+    """On a CPU, a process for each orientation of a pair: the same steps on two cores."""
+    if settings.nproc is not None:
+        return settings
+    on_gpu = settings.device != "cpu" and torch.cuda.is_available()
+    if settings.paired and not on_gpu and len(os.sched_getaffinity(0)) > 1:
+        return replace(settings, nproc=2, split_pairs=True)
+    return replace(settings, nproc=1)
 
 
 def _shown(path: Path) -> Path:

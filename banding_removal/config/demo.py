@@ -12,7 +12,6 @@ PHANTOM = REPOSITORY / "datasets" / "phantom"
 PRETRAINING = Settings(
     name="demo",
     data_path=PHANTOM,
-    nproc=1,
     cascades=4,
     chans=8,
     pools=2,

@@ -35,6 +35,7 @@ class Settings:
     seed: int = bounded(0, at_least=0, below=2**63)
     device: str = "auto"  # auto: the GPU if there is one; or cpu, cuda, cuda:1, ...
     nproc: int | None = bounded(None, above=0)  # processes; null: one per visible GPU, or one
+    threads: int | None = bounded(None, above=0)  # per process on a CPU; null: 1 for small images
     timeout_minutes: float = bounded(30.0, above=0)  # longest wait for a process that hangs
 
     # --- data ---

@@ -21,6 +21,7 @@ from banding_removal.metrics.slice_pair import SlicePair
 from banding_removal.pictures.page import Pixels, Row, grey, write_page
 from banding_removal.pictures.validation_grid import banding_caption
 from banding_removal.pictures.zoom import low_signal_part
+from banding_removal.processes.threads import set_threads
 from banding_removal.runs.build import choose_device
 
 PROBE_STEPS = 300
@@ -87,6 +88,7 @@ def compare(settings: CompareSettings) -> Comparison:
         raise ConfigError("name one set or more: 'sets={pretrained: logs/pretrain}'")
     device = choose_device(settings.device)
     files = choose_volumes(settings)
+    set_threads(files)
     count = min(len(files), settings.most_volumes or len(files))
     files = [files[i * len(files) // count] for i in range(count)]
     references = reference_volumes(files)

@@ -14,6 +14,7 @@ from banding_removal.errors import ConfigError
 from banding_removal.evaluation.evaluate import evaluate
 from banding_removal.evaluation.image_sets import path_set, reference_volumes
 from banding_removal.evaluation.report import claim_output, write_report
+from banding_removal.processes.threads import set_threads
 from banding_removal.runs.build import choose_device
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ def evaluate_files(settings: EvaluateSettings) -> str:
     device = choose_device(settings.device)
     claim_output(settings.output)
     files = choose_volumes(settings)
+    set_threads(files)
     references = reference_volumes(files)
     sets = [
         path_set(name, path, files, slice_range=settings.slices, device=device)

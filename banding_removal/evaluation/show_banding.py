@@ -11,6 +11,7 @@ from banding_removal.data.dataset import SliceDataset
 from banding_removal.errors import ConfigError
 from banding_removal.metrics.slice_pair import SlicePair
 from banding_removal.pictures.page import Row, grey, write_page
+from banding_removal.processes.threads import set_threads
 from banding_removal.reconstruction.pairs import reconstruct_pairs
 from banding_removal.runs.build import build_predictor, choose_device, make_datasets
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
@@ -42,6 +43,7 @@ def show(settings: ShowSettings) -> Path:
     device = choose_device(settings.device)
     predictor = build_predictor(trained, device, checkpoint, path)
     _, validation = make_datasets(trained)
+    set_threads(validation.volumes)
     indices = _slices_to_show(settings, validation)
     run = path.parent.parent
     header = (

@@ -168,8 +168,6 @@ def _join(function: Callable[[SettingsT, Team], T], settings: SettingsT) -> T:
         if team.local_rank >= gpus:
             raise ConfigError(f"no GPU for local rank {team.local_rank}: only {gpus} visible here")
         torch.cuda.set_device(team.local_rank)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // team.local_size))
     with team.stop.on_signals(), Watchdog(rank, size, connect, team.stop) as team.watchdog:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",

@@ -1,19 +1,22 @@
 """How many threads a process computes with on a CPU."""
 
 import os
+from collections.abc import Iterable
 
 import torch
 
-# Up to this many pixels of k-space, a second thread gains little where nothing else runs; where
-# something does, each operation waits for the thread that has no core (benchmarks/threads.py).
+from banding_removal.data.volume import Volume
+
+# Up to this many pixels of k-space (H x W), a second thread gains little if nothing else runs. If
+# something does, every operation waits for the thread that has no core (benchmarks/processes.py).
 SMALL_IMAGE = 192 * 192
 
 
-def set_threads(pixels: int, *, count: int | None = None, processes: int = 1) -> int:
+def set_threads(volumes: Iterable[Volume], *, count: int | None = None, processes: int = 1) -> int:
     """Set the number of threads of this process, and return it.
 
     Args:
-        pixels: of the largest slice's k-space, H x W.
+        volumes: what it will compute with.
         count: the number; None: that of OMP_NUM_THREADS if it is set; otherwise 1 for small images,
             and this process's share of the cores for larger ones.
         processes: that share the cores of this machine.
@@ -22,6 +25,7 @@ def set_threads(pixels: int, *, count: int | None = None, processes: int = 1) ->
         return torch.get_num_threads()
     if count is None:
         cores = len(os.sched_getaffinity(0))
-        count = 1 if pixels <= SMALL_IMAGE else max(1, cores // processes)
+        largest = max((volume.height * volume.width for volume in volumes), default=0)
+        count = 1 if largest <= SMALL_IMAGE else max(1, cores // processes)
     torch.set_num_threads(count)
     return count

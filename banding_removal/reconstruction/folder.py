@@ -19,6 +19,7 @@ from banding_removal.config.settings import Settings
 from banding_removal.data.volume import VolumeError
 from banding_removal.processes.signals import Stopped
 from banding_removal.processes.team import Team
+from banding_removal.processes.threads import set_threads
 from banding_removal.reconstruction.files import PREVIEWS, write_reconstruction
 from banding_removal.reconstruction.plan import Job, dataset_of, make_plan, shares_by_size
 from banding_removal.reconstruction.preview import write_preview
@@ -103,6 +104,7 @@ def reconstruct(settings: ReconstructSettings, team: Team | None = None) -> Repo
                 f"of the same checkpoint and volumes: {plan.folder}"
             )
         jobs = shares_by_size(plan.jobs, team.size)[team.rank]
+        set_threads((job.volume for job in plan.jobs), processes=team.local_size)
         shares = team.gather(_work(settings, jobs, trained, predictor, device, team))
     failures = [line for share in shares for line in share.failures]
     written = sum(share.written for share in shares)

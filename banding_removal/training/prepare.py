@@ -12,6 +12,7 @@ from banding_removal.config.settings import Settings
 from banding_removal.errors import ConfigError, RunInUseError
 from banding_removal.files import remove_leftovers
 from banding_removal.processes.team import Team
+from banding_removal.processes.threads import set_threads
 from banding_removal.runs.build import choose_device, make_datasets
 from banding_removal.runs.checkpoint import Checkpoint, list_checkpoints, restore_random_state
 from banding_removal.runs.folder import LOCK, RunLock, latest_run, new_run_folder, show_as_latest
@@ -43,6 +44,8 @@ def prepare(settings: Settings, team: Team, lock: RunLock) -> Run:
     with team.first_before_others():
         train_set, val_set = make_datasets(settings)
     device = choose_device(settings.device, team)
+    volumes = [*train_set.volumes, *val_set.volumes]
+    set_threads(volumes, count=settings.threads, processes=team.local_size)
     if settings.split_pairs and team.size > 1 and team.size % 2:
         raise ConfigError(f"split_pairs=true needs an even number of processes, not {team.size}")
     start = team.from_first(lambda: decide_start(settings, lock))
@@ -99,7 +102,8 @@ def _new_folder(settings: Settings, lock: RunLock) -> Path:
 
 
 def _log_run(run: Run) -> None:
-    log.info("run folder %s, on %s, torch %s", run.folder, run.device, torch.__version__)
+    threads = f" ({torch.get_num_threads()} threads)" if run.device.type == "cpu" else ""
+    log.info("run folder %s, on %s%s, torch %s", run.folder, run.device, threads, torch.__version__)
     if run.team.size > 1:
         place = (run.team.rank, run.team.size, os.getpid(), socket.gethostname())
         log.info("rank %d of %d: process %d on %s", *place)

@@ -174,7 +174,7 @@ def main(words: list[str]) -> None:
         folder = settings.folder / (
             f"phantom-{settings.size}" if name == "training" else f"{name}-{settings.size}"
         )
-        counts = {"train_volumes": train_volumes, "val_volumes": val_volumes}
+        counts: dict[str, Any] = {"train_volumes": train_volumes, "val_volumes": val_volumes}
         if not size.brain:
             write_dataset(folder, size.phantom, **counts, seed=seed)
         elif settings.template is None:

@@ -99,7 +99,7 @@ class Generalisation:
 def data_of(settings: Generalisation, name: str) -> Path:
     """The folder of a shift's volumes, made if they are not there."""
     shift = SHIFTS[name]
-    counts = {"train_volumes": 0, "val_volumes": settings.volume_count}
+    counts: dict[str, Any] = {"train_volumes": 0, "val_volumes": settings.volume_count}
     if shift.head:
         folder = settings.folder / "head"
         if settings.template is None:

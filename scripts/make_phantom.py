@@ -31,6 +31,8 @@ class PhantomSettings:
     train_volumes: int = bounded(24, at_least=0)
     val_volumes: int = bounded(8, at_least=0)
     slices: int | None = None  # per volume; null: the number that goes with the size
+    # training volumes of other sizes, coils, noise, contrast, and every other one of random shapes
+    vary: bool = False
     seed: int = bounded(0, at_least=0)  # of the whole data set
 
     def __post_init__(self) -> None:
@@ -54,6 +56,7 @@ def main(words: list[str]) -> None:
             train_volumes=settings.train_volumes,
             val_volumes=settings.val_volumes,
             seed=settings.seed,
+            vary=settings.vary,
         )
     print(f"{len(written)} new volumes in {folder}")
     for split in SPLITS:

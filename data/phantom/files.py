@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from banding_removal.data.phantom.scan import PhantomVolume, make_volume
 from banding_removal.data.phantom.shapes import SLICE_RANGE_MM
 from banding_removal.data.phantom.spec import PhantomSpec
+from banding_removal.data.phantom.variety import varied
 
 ACQUISITION = {"PD": "CORPD_FBK", "PDFS": "CORPDFS_FBK"}
 MANIFEST = "phantom.json"
@@ -105,6 +107,18 @@ def write_volume(path: Path, volume: PhantomVolume) -> None:
     os.replace(partial, path)
 
 
+def varied_specs(spec: PhantomSpec, seeds: Mapping[Path, int]) -> dict[Path, PhantomSpec]:
+    """File -> specification: training volumes are varied, every other one has random anatomy.
+
+    Validation volumes are as `spec` says.
+    """
+    specs = dict.fromkeys(seeds, spec)
+    training = [path for path in seeds if path.parent.name == SPLITS[0]]
+    for index, path in enumerate(training):
+        specs[path] = varied(spec, seeds[path], "leaves" if index % 2 else "knee")
+    return specs
+
+
 def volume_seeds(folder: Path, seed: int, *volumes: int) -> dict[Path, int]:
     """File -> seed, for so many volumes in each split; no two volumes share a seed."""
     seeds = {}
@@ -116,7 +130,7 @@ def volume_seeds(folder: Path, seed: int, *volumes: int) -> dict[Path, int]:
     return seeds
 
 
-def claim_folder(folder: Path, spec: PhantomSpec, seed: int) -> None:
+def claim_folder(folder: Path, spec: PhantomSpec, seed: int, *, vary: bool = False) -> None:
     """Check that a folder holds volumes of this spec and seed, or none yet; then claim it.
 
     Raises:
@@ -124,6 +138,8 @@ def claim_folder(folder: Path, spec: PhantomSpec, seed: int) -> None:
     """
     manifest_path = folder / MANIFEST
     manifest = {"generator": GENERATOR_VERSION, "seed": seed, "spec": asdict(spec)}
+    if vary:
+        manifest["varied"] = True
     text = json.dumps(manifest, indent=2) + "\n"
     if manifest_path.exists():
         if _with_defaults(manifest_path.read_text()) != json.loads(text):
@@ -156,7 +172,13 @@ def _with_defaults(text: str) -> Any:
 
 
 def write_dataset(
-    folder: Path, spec: PhantomSpec, *, train_volumes: int, val_volumes: int, seed: int
+    folder: Path,
+    spec: PhantomSpec,
+    *,
+    train_volumes: int,
+    val_volumes: int,
+    seed: int,
+    vary: bool = False,
 ) -> list[Path]:
     """Fill `<folder>/multicoil_train` and `<folder>/multicoil_val` with different volumes.
 
@@ -165,10 +187,11 @@ def write_dataset(
 
     Args:
         folder: created if it does not exist.
-        spec: of every volume.
+        spec: of every volume; with `vary`, of those for validation.
         train_volumes: number of volumes for training.
         val_volumes: number of volumes for validation.
         seed: of the whole data set, not negative.
+        vary: the training volumes vary around `spec` (`varied_specs`).
 
     Returns:
         The files written by this call, in order.
@@ -178,16 +201,17 @@ def write_dataset(
         OSError: the disk has too little space.
     """
     seeds = volume_seeds(folder, seed, train_volumes, val_volumes)
-    claim_folder(folder, spec, seed)
+    specs = varied_specs(spec, seeds) if vary else dict.fromkeys(seeds, spec)
+    claim_folder(folder, spec, seed, vary=vary)
     for split in SPLITS:
         (folder / split).mkdir(exist_ok=True)
     missing = [path for path in seeds if not path.exists()]
     # checked before hours of work
-    needed, free = len(missing) * spec.volume_bytes, shutil.disk_usage(folder).free
+    needed, free = sum(specs[path].volume_bytes for path in missing), shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
             f"{folder} needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free"
         )
     for path in tqdm(missing, desc="phantom volumes", unit="volume", disable=None):  # bar on a tty
-        write_volume(path, make_volume(spec, seeds[path]))
+        write_volume(path, make_volume(specs[path], seeds[path]))
     return missing

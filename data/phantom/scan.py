@@ -1,4 +1,4 @@
-"""The scan of a phantom knee: multi-coil k-space and target of a volume, made from a seed.
+"""The scan of a phantom: multi-coil k-space and target of a volume, made from a seed.
 
     volume = make_volume(DEMO, seed=0)
 
@@ -14,6 +14,7 @@ predictor cannot know it, smooths where signal is low, and does so anisotropical
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from numpy.random import Generator
 
 from banding_removal.data.operators import center_crop, rss, to_image, to_kspace
 from banding_removal.data.phantom.knee import Knee
+from banding_removal.data.phantom.leaves import Leaves
 from banding_removal.data.phantom.receiver import ComplexArray, Receiver
 from banding_removal.data.phantom.shapes import SLICE_RANGE_MM, FloatArray, Grid, log_uniform
 from banding_removal.data.phantom.spec import PhantomSpec
@@ -98,9 +100,9 @@ def scan(
 
 
 def make_volume(spec: PhantomSpec, seed: int) -> PhantomVolume:
-    """All slices of one knee, a pure function of `spec` and `seed`.
+    """All slices of one knee, or other anatomy; a pure function of `spec` and `seed`.
 
-    A seed gives the same knee at any matrix size. Shape, texture, coils and noise have their own
+    A seed gives the same anatomy at any matrix size. Shape, texture, coils and noise have their own
     random streams, so that none depends on how much the others draw.
 
     Args:
@@ -123,19 +125,13 @@ def make_volume(spec: PhantomSpec, seed: int) -> PhantomVolume:
     sigma = level * log_uniform(protocol, *spec.noise) * (1 if fat_suppressed else PD_NOISE_SHARE)
 
     grid = Grid.of(spec.kspace_size, spec.pixel_mm)
-    signals = draw_signals(shape, contrast, spec.signal_spread)
-    knee = Knee.draw(shape)
-    fields = draw_fields(texture)
     receiver = Receiver.draw(coil, spec.coils, spec.coil_radius_mm)
-
-    kspace, target = scan(
-        spec,
-        lambda z: render_slice(knee, signals, fields, grid, z),
-        receiver,
-        level,
-        sigma,
-        noise,
-    )
+    if spec.anatomy == "leaves":
+        anatomy = partial(Leaves.draw(shape).render, grid)
+    else:
+        signals = draw_signals(shape, contrast, spec.signal_spread)
+        anatomy = partial(render_slice, Knee.draw(shape), signals, draw_fields(texture), grid)
+    kspace, target = scan(spec, anatomy, receiver, level, sigma, noise)
     return PhantomVolume(
         spec=spec,
         seed=seed,

@@ -2,6 +2,10 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+# A knee, or a body filled with random shapes (`data.phantom.leaves`).
+Anatomy = Literal["knee", "leaves"]
 
 # Below, hardly any border of a tissue is in view; above, the knee is so small that the percentile
 # by which a volume is scaled may be 0.
@@ -30,6 +34,7 @@ class PhantomSpec:
     fov_mm: float = 160.0
     coil_radius_mm: tuple[float, float] = (54.0, 66.0)  # range (uniform) of the loops' radii
     signal_spread: float = 0.12  # standard deviation of the logarithm of a tissue's brightness
+    anatomy: Anatomy = "knee"
 
     def __post_init__(self) -> None:
         (height, width), (h, w) = self.kspace_size, self.target_size
@@ -62,6 +67,9 @@ class PhantomSpec:
             raise ValueError(
                 f"signal_spread must be in [0, {MAX_SIGNAL_SPREAD:g}], not {self.signal_spread}"
             )
+
+        if self.anatomy not in get_args(Anatomy):
+            raise ValueError(f"anatomy {self.anatomy!r}: none of {', '.join(get_args(Anatomy))}")
 
     @property
     def pixel_mm(self) -> float:

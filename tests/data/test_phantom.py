@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import h5py
 import numpy as np
@@ -19,11 +20,12 @@ from banding_removal.config.overrides import from_words
 from banding_removal.data.ismrmrd import parse_header
 from banding_removal.data.operators import center_crop, rss, to_image
 from banding_removal.data.phantom import files
-from banding_removal.data.phantom.files import write_dataset, write_volume
+from banding_removal.data.phantom.files import volume_seeds, write_dataset, write_volume
 from banding_removal.data.phantom.receiver import Receiver
 from banding_removal.data.phantom.scan import PhantomVolume, make_volume
 from banding_removal.data.phantom.spec import DEMO, MEDIUM, REAL_SIZE, PhantomSpec
 from banding_removal.data.phantom.tissues import USUAL_SIGNALS, draw_signals
+from banding_removal.data.phantom.variety import varied
 from banding_removal.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -329,6 +331,46 @@ def test_train_and_val_hold_different_volumes(tmp_path: Path) -> None:
     assert len({patient for _, patient in volumes}) == 3
     assert not np.allclose(volumes[0][0], volumes[2][0])
     assert json.loads((tmp_path / "phantom.json").read_text())["seed"] == 0
+
+
+def test_random_shapes_fill_a_body_that_the_outer_slices_miss() -> None:
+    spec = replace(SMALL, anatomy="leaves", noise=(1e-6, 2e-6))
+    one, same, other = (make_volume(spec, seed=seed) for seed in (3, 3, 4))
+    assert np.array_equal(one.target, same.target)
+    assert not np.array_equal(one.target, other.target)
+    anatomy = one.target > 0.02 * one.target.max()
+    assert not anatomy[[0, -1]].any()
+    assert (anatomy[1:-1].mean(axis=(1, 2)) > 0.05).all()
+    with pytest.raises(ValueError, match="anatomy 'foot'"):
+        replace(SMALL, anatomy="foot")  # type: ignore[arg-type]
+
+
+def test_varied_specifications_lie_around_the_given_one() -> None:
+    specs = [varied(DEMO, seed, "knee") for seed in range(200)]  # each checks itself
+    assert specs[7] == varied(DEMO, 7, "knee")
+    oblong = [spec for spec in specs if spec.kspace_size[0] != spec.target_size[0]]
+    assert 30 < len(oblong) < 70
+    assert all(72 <= spec.target_size[0] == spec.target_size[1] <= 128 for spec in specs)
+    assert all(max(spec.kspace_size) <= 192 for spec in specs)
+    assert {spec.coils for spec in specs} == set(range(3, 13))
+    assert all(112 <= spec.fov_mm <= 200 for spec in specs)
+    assert len({spec.acquired for spec in specs}) > 50
+
+
+def test_only_training_volumes_vary(tmp_path: Path) -> None:
+    count: dict[str, Any] = {"train_volumes": 4, "val_volumes": 2, "seed": 0}
+    write_dataset(tmp_path, SMALL, **count, vary=True)
+    shapes: dict[str, list[tuple[int, ...]]] = {
+        split: [] for split in ("multicoil_train", "multicoil_val")
+    }
+    for path in volume_seeds(tmp_path, 0, 4, 2):
+        with h5py.File(path) as file:
+            shapes[path.parent.name].append(file["kspace"].shape)
+    assert len(set(shapes["multicoil_train"])) == 4
+    assert set(shapes["multicoil_val"]) == {(5, 4, 64, 64)}
+    assert write_dataset(tmp_path, SMALL, **count, vary=True) == []
+    with pytest.raises(FileExistsError, match="another specification"):
+        write_dataset(tmp_path, SMALL, **count)
 
 
 def test_a_second_call_writes_nothing_and_a_larger_one_only_what_is_missing(

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from banding_removal.config.overrides import from_plain
 from banding_removal.config.settings import Settings
 from banding_removal.data.volume import VolumeError
-from banding_removal.processes.signals import Stopped
+from banding_removal.processes.signals import Doing, Stopped
 from banding_removal.processes.team import Team
 from banding_removal.reconstruction.files import PREVIEWS, write_reconstruction
 from banding_removal.reconstruction.plan import Job, dataset_of, make_plan, shares_by_size
@@ -103,7 +103,9 @@ def reconstruct(settings: ReconstructSettings, team: Team | None = None) -> Repo
                 f"of the same checkpoint and volumes: {plan.folder}"
             )
         jobs = shares_by_size(plan.jobs, team.size)[team.rank]
-        shares = team.gather(_work(settings, jobs, trained, predictor, device, team))
+        with team.stop.while_doing(Doing.HEEDING):
+            share = _work(settings, jobs, trained, predictor, device, team)
+            shares = team.gather(share)
     failures = [line for share in shares for line in share.failures]
     written = sum(share.written for share in shares)
     left = len(plan.jobs) - written - len(failures)

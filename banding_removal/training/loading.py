@@ -11,7 +11,12 @@ from torch.utils.data import DataLoader
 from banding_removal.data.batch import Batch, collate
 from banding_removal.data.dataset import Draw, SliceDataset
 from banding_removal.data.sampler import EpochSampler
-from banding_removal.processes.signals import ignore_signals_in_worker, kill_workers_at_exit
+from banding_removal.processes.signals import (
+    Doing,
+    StopRequest,
+    ignore_signals_in_worker,
+    kill_workers_at_exit,
+)
 
 
 def make_loader(
@@ -49,16 +54,27 @@ def make_loader(
     )
 
 
-def batches_of(loader: DataLoader[Batch]) -> Iterator[Batch]:
+def batches_of(loader: DataLoader[Batch], stop: StopRequest) -> Iterator[Batch]:
     """The loader's batches.
+
+    Args:
+        loader: from `make_loader`.
+        stop: where it is noted that the main thread waits for loading processes.
 
     Raises:
         RuntimeError: a worker was killed. PyTorch says so itself, unless the worker was handing
             over a batch at that moment.
     """
-    batches = iter(loader)
+    loading = Doing.LOADING if loader.num_workers > 0 else Doing.HEEDING
+    with stop.while_doing(loading):
+        batches = iter(loader)
     try:
-        yield from batches
+        while True:
+            with stop.while_doing(loading):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
     except (ConnectionError, EOFError) as error:
         for worker in getattr(batches, "_workers", ()):
             worker.join(1)
@@ -77,14 +93,21 @@ class Prefetcher:
         sampler: the order of every epoch.
         workers: loading processes.
         device: where the batches go.
+        stop: as for `batches_of`.
     """
 
     def __init__(
-        self, dataset: SliceDataset, sampler: EpochSampler, workers: int, device: torch.device
+        self,
+        dataset: SliceDataset,
+        sampler: EpochSampler,
+        workers: int,
+        device: torch.device,
+        stop: StopRequest,
     ) -> None:
         self._loader = make_loader(dataset, sampler, workers, device)
         self._sampler = sampler
         self._device = device
+        self._stop = stop
         self._begun = 0.0
         self._waited = 0.0
 
@@ -107,7 +130,7 @@ class Prefetcher:
         A group is one batch, or the upright and the transposed one of a pair. Batches move to the
         device as they are taken. A step has to take all of its groups.
         """
-        batches = batches_of(self._loader)
+        batches = batches_of(self._loader, self._stop)
         for _ in range(len(self)):
             self._begun, self._waited = time.perf_counter(), 0.0
             yield (self._group(batches) for _ in range(self._sampler.accumulate))

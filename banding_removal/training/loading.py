@@ -1,9 +1,11 @@
 """Batches in a sampler's order, from loading processes to the device."""
 
+import logging
+import multiprocessing
 import os
 import time
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch.utils.data import DataLoader
@@ -17,6 +19,8 @@ from banding_removal.processes.signals import (
     ignore_signals_in_worker,
     kill_workers_at_exit,
 )
+
+log = logging.getLogger(__name__)
 
 
 def make_loader(
@@ -65,6 +69,15 @@ def batches_of(loader: DataLoader[Batch], stop: StopRequest) -> Iterator[Batch]:
         RuntimeError: a worker was killed. PyTorch says so itself, unless the worker was handing
             over a batch at that moment.
     """
+    started = getattr(loader, "_iterator", None) is not None  # its workers persist
+    if loader.num_workers > 0 and not started and not _can_start(loader.num_workers):
+        loader = DataLoader(
+            loader.dataset,
+            batch_sampler=loader.batch_sampler,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            generator=loader.generator,
+        )
     loading = Doing.LOADING if loader.num_workers > 0 else Doing.HEEDING
     with stop.while_doing(loading):
         batches = iter(loader)
@@ -83,6 +96,28 @@ def batches_of(loader: DataLoader[Batch], stop: StopRequest) -> Iterator[Batch]:
                     f"DataLoader worker (pid {worker.pid}) is killed by signal {-worker.exitcode}"
                 ) from error
         raise
+
+
+def _can_start(workers: int) -> bool:
+    """Whether there is shared memory for the semaphores of a loader's queues; else, a warning."""
+    context = multiprocessing.get_context("fork")
+    try:
+        # Three for each queue, of which there is one more than workers, and five for an event.
+        semaphores = [context.Semaphore() for _ in range(3 * (workers + 1) + 5)]
+    except OSError as error:
+        _warn_of_shared_memory(error.strerror)
+        return False
+    del semaphores
+    return True
+
+
+@cache  # once a run, not once an epoch
+def _warn_of_shared_memory(reason: str | None) -> None:
+    log.warning(
+        "no shared memory for loading processes (%s): slices are loaded in this process, as with "
+        "workers=0. A container gets more with --shm-size=8g",
+        reason,
+    )
 
 
 class Prefetcher:

@@ -73,6 +73,13 @@ def test_sigterm_ends_a_collective_that_nobody_completes_within_five_seconds() -
     assert stuck.GRACE_S + stuck.SEEN_S + 2 * stuck.POLL_S < 5
 
 
+def test_sigterm_ends_a_wait_for_loading_processes_whatever_the_others_do() -> None:
+    code, _, err, seconds = waiting("loading", "heeding", 60)
+    assert code == 75
+    assert "while waiting in vain for loading processes" in err
+    assert seconds < 3
+
+
 def test_a_collective_that_waits_for_a_process_at_work_is_not_cut_short() -> None:
     code, out, err, _ = waiting("exchanging", "saving", 2)
     assert (code, out) == (0, "through SIGTERM\n"), err
@@ -85,13 +92,12 @@ def asked(doing: Doing, seconds: float) -> StopRequest:
 
 
 def test_what_waits_in_vain_and_what_does_not() -> None:
-    alone, long = Others(), 1000.0
+    alone, others, long = Others(), Others(), 1000.0
     for doing in (Doing.STARTING, Doing.HEEDING, Doing.SAVING):
         assert not waits_in_vain(asked(doing, long), alone)
     assert waits_in_vain(asked(Doing.LOADING, long), alone)
     assert not waits_in_vain(asked(Doing.LOADING, 0.1), alone)  # a batch may come yet
     assert waits_in_vain(asked(Doing.EXCHANGING, long), alone)
-    others = Others()
     for doing, vain in (
         *((Doing.HEEDING, False), (Doing.SAVING, False)),
         *((Doing.STARTING, True), (Doing.LOADING, True), (Doing.EXCHANGING, True)),
@@ -112,10 +118,11 @@ def test_a_process_that_is_silent_ends_all_but_the_writing_of_a_checkpoint(
 
 
 def test_what_the_main_thread_does_is_nested() -> None:
-    stop = StopRequest()
+    stop, seen = StopRequest(), []
     with stop.while_doing(Doing.HEEDING):
-        assert stop.has_heeded
+        seen.append(stop.doing)
         with stop.while_doing(Doing.SAVING):
-            assert stop.doing is Doing.SAVING
-        assert stop.doing is Doing.HEEDING
-    assert stop.doing is Doing.STARTING
+            seen.append(stop.doing)
+        seen.append(stop.doing)
+    assert seen == [Doing.HEEDING, Doing.SAVING, Doing.HEEDING]
+    assert (stop.doing, stop.has_heeded) == (Doing.STARTING, True)

@@ -36,15 +36,14 @@ POLL_S = 0.25
 class StoppedWaiting(Stopped):
     """A signal has ended a wait in vain; the state was not saved."""
 
-    def __init__(self, signal_name: str, doing: Doing) -> None:
+    def __init__(self, signal_name: str, awaited: str) -> None:
         super().__init__(signal_name, 0)
-        self.doing = doing
+        self.awaited = awaited
 
     def __str__(self) -> str:
-        what = "loading processes" if self.doing is Doing.LOADING else "another process"
         return (
-            f"stopped by {self.signal_name} while waiting in vain for {what}; the steps since the "
-            "last checkpoint are lost"
+            f"stopped by {self.signal_name} while waiting in vain for {self.awaited}; the steps "
+            "since the last checkpoint are lost"
         )
 
 
@@ -53,30 +52,35 @@ class Others:
 
     def __init__(self) -> None:
         self.heard: dict[int, tuple[Doing, float]] = {}
+        self.names: dict[int, str] = {}  # process and machine
         # Tells the others that this process ends, and why.
         self.tell: Callable[[int, str], object] = lambda _code, _message: None
 
-    def are_silent(self) -> bool:
-        """Whether one of them has stopped sending heartbeats."""
-        oldest = min((when for _, when in self.heard.values()), default=time.monotonic())
-        return time.monotonic() - oldest > SILENT_S
+    def silent(self) -> str | None:
+        """The process that has stopped sending heartbeats, if there is one."""
+        late = time.monotonic() - SILENT_S
+        ranks = [rank for rank, (_, when) in self.heard.items() if when < late]
+        if not ranks:
+            return None
+        return f"rank {ranks[0]} ({self.names.get(ranks[0], '?')}), which is not heard of any more"
 
     def are_working(self) -> bool:
         """Whether one of them does what ends by itself."""
         return any(doing in (Doing.HEEDING, Doing.SAVING) for doing, _ in self.heard.values())
 
 
-def waits_in_vain(stop: StopRequest, others: Others) -> bool:
-    """Whether the main thread cannot come to the point where it would stop by itself."""
+def waits_in_vain(stop: StopRequest, others: Others) -> str | None:
+    """What the main thread waits for, if that keeps it from where it would stop by itself."""
     if stop.doing is Doing.SAVING:
-        return False
-    if others.are_silent():
-        return True
-    if time.monotonic() - stop.since < GRACE_S:
-        return False
+        return None
+    silent = others.silent()
+    if silent is not None or time.monotonic() - stop.since < GRACE_S:
+        return silent
     if stop.doing is Doing.LOADING:
-        return True
-    return stop.doing is Doing.EXCHANGING and not others.are_working()
+        return "loading processes"
+    if stop.doing is Doing.EXCHANGING and not others.are_working():
+        return "another process"
+    return None
 
 
 @contextmanager
@@ -123,17 +127,23 @@ def _watch(pipe: socket.socket, stop: StopRequest, others: Others, ended: thread
                 asked = time.monotonic()
             continue
         now = time.monotonic()
-        vain_since = (vain_since or now) if waits_in_vain(stop, others) else None
-        if vain_since is not None and now - asked > GRACE_S and now - vain_since > SEEN_S:
-            _end(stop, others)
+        awaited = waits_in_vain(stop, others)
+        vain_since = (vain_since or now) if awaited else None
+        if (
+            awaited
+            and vain_since is not None
+            and now - asked > GRACE_S
+            and now - vain_since > SEEN_S
+        ):
+            _end(stop, others, awaited)
         ended.wait(POLL_S)
 
 
-def _end(stop: StopRequest, others: Others) -> None:
+def _end(stop: StopRequest, others: Others, awaited: str) -> None:
     assert stop.signal_name is not None
     error: Stopped = StoppedEarly(stop.signal_name)
     if stop.has_heeded:
-        error = StoppedWaiting(stop.signal_name, stop.doing)
+        error = StoppedWaiting(stop.signal_name, awaited)
     end_process(exit_code(error), describe_error(error) or "", tell=others.tell)
 
 

@@ -169,6 +169,7 @@ class Watchdog:
             if beat != last:
                 last_heard[rank] = (beat, time.monotonic())
                 if rank != self.rank:
+                    self.others.names[rank] = beat.rsplit(" ", 2)[0]
                     self.others.heard[rank] = (Doing(beat.split(" ")[-2]), time.monotonic())
             elif last and time.monotonic() - since > LOST_AFTER_S:
                 process = last.rsplit(" ", 2)[0]

@@ -7,8 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from banding_removal.processes import stuck
 from banding_removal.processes.signals import Doing, StopRequest
 from banding_removal.processes.stuck import Others, waits_in_vain
@@ -103,16 +101,16 @@ def test_what_waits_in_vain_and_what_does_not() -> None:
         *((Doing.STARTING, True), (Doing.LOADING, True), (Doing.EXCHANGING, True)),
     ):
         others.heard = {1: (doing, time.monotonic()), 2: (Doing.EXCHANGING, time.monotonic())}
-        assert waits_in_vain(asked(Doing.EXCHANGING, long), others) == vain
+        assert bool(waits_in_vain(asked(Doing.EXCHANGING, long), others)) == vain
         assert not waits_in_vain(asked(Doing.HEEDING, long), others)
 
 
-def test_a_process_that_is_silent_ends_all_but_the_writing_of_a_checkpoint(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_process_that_is_silent_ends_all_but_the_writing_of_a_checkpoint() -> None:
     others = Others()
     others.heard = {1: (Doing.HEEDING, time.monotonic() - stuck.SILENT_S - 1)}
-    assert waits_in_vain(asked(Doing.HEEDING, 1000), others)
+    others.names = {1: "process 7 on a"}
+    awaited = "rank 1 (process 7 on a), which is not heard of any more"
+    assert waits_in_vain(asked(Doing.HEEDING, 1000), others) == awaited
     assert waits_in_vain(asked(Doing.EXCHANGING, 0), others)
     assert not waits_in_vain(asked(Doing.SAVING, 1000), others)
 

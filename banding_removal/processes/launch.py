@@ -8,7 +8,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from banding_removal.processes.exit_status import (
     describe_error,
     exit_code,
 )
+from banding_removal.processes.gpus import check_gpus, gpu_of, name_of_gpu
 from banding_removal.processes.place import Place, place_in
 from banding_removal.processes.rendezvous import identity_of, meet, wait_for_all
 from banding_removal.processes.signals import SIGNALS, StoppedEarly
@@ -140,6 +140,7 @@ def _signals_passed_on() -> Iterator[list[str]]:
         for child in multiprocessing.active_children():
             if child.pid is not None:
                 os.kill(child.pid, number)
+                os.kill(child.pid, signal.SIGCONT)  # a process that is stopped would not heed it
 
     before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
@@ -216,47 +217,8 @@ def _run_at(place: Place, function: Callable[[SettingsT, Team], T], settings: Se
                         timeout=timedelta(minutes=settings.timeout_minutes),
                     )
                 if on_gpu:
-                    check_gpus(team.gather(_name_of_gpu()))
+                    check_gpus(team.gather(name_of_gpu()))
             result = function(settings, team)
             team.wait()
     dist.destroy_process_group()
     return result
-
-
-def gpu_of(place: Place, count: int) -> int:
-    """The GPU of a process: that of its local rank, or the only one that it sees.
-
-    Raises:
-        ConfigError: it sees several, but too few.
-    """
-    if place.local_rank < count:
-        return place.local_rank
-    if count == 1:  # as for each task of srun --gpus-per-task=1
-        return 0
-    raise ConfigError(
-        f"no GPU for local rank {place.local_rank}: only {count} visible here. Start fewer "
-        "processes, or set LOCAL_RANK to the number of the process on its machine"
-    )
-
-
-def _name_of_gpu() -> str:
-    uuid_ = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
-    return f"{socket.gethostname()} {uuid_}"
-
-
-def check_gpus(names: list[str]) -> None:
-    """Refuse processes that share a GPU, which NCCL does not do.
-
-    Args:
-        names: of the GPU of each process, different for different GPUs.
-
-    Raises:
-        ConfigError: two are the same.
-    """
-    for rank, name in enumerate(names):
-        first = names.index(name)
-        if first < rank:
-            raise ConfigError(
-                f"ranks {first} and {rank} have the same GPU on {name.partition(' ')[0]}: "
-                "start one process per GPU"
-            )

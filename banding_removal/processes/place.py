@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from zlib import crc32
 
 from banding_removal.errors import ConfigError
+from banding_removal.processes.nodelist import hostnames
 
 log = logging.getLogger(__name__)
 
@@ -85,36 +86,18 @@ def _checked(environment: Mapping[str, str], scheduler: _Scheduler | None) -> Pl
         scheduler = None  # torchrun in a task of Slurm's, for instance
     theirs = {} if scheduler is None else scheduler.values
     variables = {} if scheduler is None else scheduler.variables
-    problems = []
-    numbers: dict[str, int] = {}
     found = {key: environment.get(name, theirs.get(key)) for key, name in OWN.items()}
     names = {
         key: name if name in environment else variables.get(key, name) for key, name in OWN.items()
     }
-    for key in ("rank", "size", "port", "local_rank", "local_size"):
-        text = found[key]
-        if text is None:
-            if not key.startswith("local"):
-                problems.append(f"{names[key]} is not set")
-        elif re.fullmatch(r"\s*\d{1,18}\s*", text, re.ASCII):
-            numbers[key] = int(text)
-        else:
-            problems.append(f"{names[key]} must be a whole number, not {text!r}")
-    address = found["address"]
-    if not (address or "").strip():
-        problems.append(f"{names['address']} is {'not set' if address is None else 'empty'}")
-    for key, limit in (("rank", "size"), ("local_rank", "local_size"), ("local_size", "size")):
-        if key in numbers and limit in numbers:
-            largest = numbers[limit] - (key != "local_size")
-            if numbers[key] > largest:
-                problems.append(
-                    f"{names[key]}={numbers[key]} does not fit {names[limit]}={numbers[limit]}"
-                )
-    if not 0 < numbers.get("port", 1) < 2**16:
-        problems.append(f"{names['port']}={numbers['port']} is not a port (1 to 65535)")
-    if address and not problems:
-        problems += _unknown_host(address.strip(), numbers["port"], names["address"])
-    if problems or address is None:
+    numbers, problems = _numbers_of(found, names)
+    address = (found["address"] or "").strip()
+    if not address:
+        missing = "not set" if found["address"] is None else "empty"
+        problems.append(f"{names['address']} is {missing}")
+    elif not problems:
+        problems = _unknown_host(address, numbers["port"], names["address"])
+    if problems:
         started = f"by {scheduler.name}" if scheduler else "as RANK or WORLD_SIZE is set"
         raise ConfigError(
             f"this is one of several processes ({started}), but {'; '.join(problems)}. "
@@ -127,10 +110,37 @@ def _checked(environment: Mapping[str, str], scheduler: _Scheduler | None) -> Pl
         size=numbers["size"],
         local_rank=numbers.get("local_rank", default),
         local_size=local_size,
-        address=address.strip(),
+        address=address,
         port=numbers["port"],
         job=environment.get("TORCHELASTIC_RUN_ID", scheduler.job if scheduler else ""),
     )
+
+
+def _numbers_of(
+    found: Mapping[str, str | None], names: Mapping[str, str]
+) -> tuple[dict[str, int], list[str]]:
+    """The numbers among the values found, and what is wrong with them."""
+    numbers: dict[str, int] = {}
+    problems = []
+    for key in ("rank", "size", "port", "local_rank", "local_size"):
+        text = found[key]
+        if text is None:
+            if not key.startswith("local"):
+                problems.append(f"{names[key]} is not set")
+        elif re.fullmatch(r"\s*\d{1,18}\s*", text, re.ASCII):
+            numbers[key] = int(text)
+        else:
+            problems.append(f"{names[key]} must be a whole number, not {text!r}")
+    for key, limit in (("rank", "size"), ("local_rank", "local_size"), ("local_size", "size")):
+        if key in numbers and limit in numbers:
+            largest = numbers[limit] - (key != "local_size")
+            if numbers[key] > largest:
+                problems.append(
+                    f"{names[key]}={numbers[key]} does not fit {names[limit]}={numbers[limit]}"
+                )
+    if not 0 < numbers.get("port", 1) < 2**16:
+        problems.append(f"{names['port']}={numbers['port']} is not a port (1 to 65535)")
+    return numbers, problems
 
 
 def _unknown_host(address: str, port: int, name: str) -> list[str]:
@@ -237,28 +247,6 @@ def _tasks_here(environment: Mapping[str, str]) -> str | None:
         counts += [count] * int(times or 1)
     node = environment.get("SLURM_NODEID", "0")
     return counts[int(node)] if node.isdecimal() and int(node) < len(counts) else None
-
-
-def hostnames(nodes: str) -> list[str]:
-    """The hosts of a Slurm node list such as `node[03-05,9],gpu1`, in its order."""
-    hosts: list[str] = []
-    for pattern in re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", nodes):
-        expanded = [""]
-        for plain, numbers in re.findall(r"([^\[\]]+)|\[([^\]]*)\]", pattern):
-            parts = [plain] if plain else _numbers(numbers)
-            expanded = [host + part for host in expanded for part in parts]
-        hosts += expanded
-    return hosts
-
-
-def _numbers(ranges: str) -> list[str]:
-    """`03-05,9` is 03, 04, 05, 9."""
-    numbers = []
-    for part in ranges.split(","):
-        first, _, last = part.partition("-")
-        width = len(first)
-        numbers += [f"{i:0{width}d}" for i in range(int(first), int(last or first) + 1)]
-    return numbers
 
 
 def _port(job: str) -> int:

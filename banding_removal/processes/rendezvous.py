@@ -70,27 +70,13 @@ def meet(
             hosted.append(store)
         return store
 
-    try:
-        root = _patiently(lambda: connect(host=serves), stop, PATIENCE_S + ANSWER_S)
-    except dist.DistError as error:
-        root = None
-        if "EADDRINUSE" in str(error) or "address already in use" in str(error):
-            raise ConfigError(
-                f"port {place.port} of this machine is in use, perhaps by another job: set another "
-                "MASTER_PORT"
-            ) from error
-    if root is None:
-        raise ConfigError(
-            f"rank 0 does not answer at {where}: it has not started or has ended, MASTER_ADDR or "
-            "MASTER_PORT are not its own, or a firewall is between"
-        )
+    root = _first_connection(place, lambda: connect(host=serves), stop)
     key = f"{ROOT}/{attempt}/job"
     if place.rank == 0:
-        found = root.compare_set(key, "", identity).decode()
+        root.compare_set(key, "", identity)
     else:
         _until(lambda: root.check([key]), stop, PATIENCE_S if served else ANSWER_S)
-        found = root.get(key).decode() if root.check([key]) else ""
-    if found != identity:
+    if not root.check([key]) or root.get(key).decode() != identity:
         raise ConfigError(
             f"{where} belongs to another job or program, or rank 0 of this job has other settings: "
             "set another MASTER_PORT for one of two jobs"
@@ -102,6 +88,26 @@ def meet(
             "processes have the same RANK"
         )
     return lambda: dist.PrefixStore(prefix, connect())
+
+
+def _first_connection(
+    place: Place, connect: Callable[[], dist.Store], stop: StopRequest
+) -> dist.Store:
+    try:
+        store = _patiently(connect, stop, PATIENCE_S + ANSWER_S)
+    except dist.DistError as error:
+        store = None
+        if "EADDRINUSE" in str(error):
+            raise ConfigError(
+                f"port {place.port} of this machine is in use, perhaps by another job: set another "
+                "MASTER_PORT"
+            ) from error
+    if store is None:
+        raise ConfigError(
+            f"rank 0 does not answer at {place.address}:{place.port}: it has not started or has "
+            "ended, MASTER_ADDR or MASTER_PORT are not its own, or a firewall is between"
+        )
+    return store
 
 
 def wait_for_all(store: dist.Store, size: int, stop: StopRequest) -> None:

@@ -5,7 +5,8 @@ import logging
 import pytest
 
 from banding_removal.errors import ConfigError
-from banding_removal.processes.place import FIRST_PORT, PORTS, hostnames, place_in
+from banding_removal.processes.nodelist import hostnames
+from banding_removal.processes.place import FIRST_PORT, PORTS, place_in
 
 TORCHRUN = {
     **{"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
@@ -140,6 +141,7 @@ def test_tasks_of_a_node_that_has_fewer_than_others() -> None:
         ("gpu1", ["gpu1"]),
         ("node[03-05,9],gpu1", ["node03", "node04", "node05", "node9", "gpu1"]),
         ("a-b[098-101]", ["a-b098", "a-b099", "a-b100", "a-b101"]),
+        ("node[a-b],c[", ["nodea-b", "c"]),
         ("r[1-2]n[7,8].x,z", ["r1n7.x", "r1n8.x", "r2n7.x", "r2n8.x", "z"]),
     ],
 )

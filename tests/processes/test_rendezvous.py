@@ -11,7 +11,7 @@ from torch import distributed as dist
 
 from banding_removal.errors import ConfigError
 from banding_removal.processes import rendezvous
-from banding_removal.processes.launch import check_gpus, gpu_of
+from banding_removal.processes.gpus import check_gpus, gpu_of
 from banding_removal.processes.place import Place
 from banding_removal.processes.rendezvous import identity_of, meet, wait_for_all
 from banding_removal.processes.signals import StoppedEarly, StopRequest

@@ -5,6 +5,7 @@ of its own, rank 0 leaves the job's identity where the others look for it, and e
 once.
 """
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -165,7 +166,7 @@ def _until(
         if waited > seconds:
             return False
         if news is not None and waited > NEWS_S:
-            print(news(), flush=True)  # noqa: T201
+            print(news(), file=sys.stderr, flush=True)  # noqa: T201
             news = None
         time.sleep(POLL_S)
     return True

@@ -11,6 +11,7 @@ interpreter writes to at once (signal.set_wakeup_fd), and ends the process if th
   validates: that ends by itself and heeds the request, however long it takes.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -104,7 +105,8 @@ def ending_waits(stop: StopRequest, others: Others) -> Iterator[None]:
     finally:
         ended.set()
         signal.set_wakeup_fd(before)
-        theirs.send(b"\0")  # wakes the thread
+        with contextlib.suppress(BlockingIOError):  # full: the thread does not wait for it
+            theirs.send(b"\0")  # wakes the thread
         theirs.close()
         thread.join()
         ours.close()
@@ -129,12 +131,7 @@ def _watch(pipe: socket.socket, stop: StopRequest, others: Others, ended: thread
         now = time.monotonic()
         awaited = waits_in_vain(stop, others)
         vain_since = (vain_since or now) if awaited else None
-        if (
-            awaited
-            and vain_since is not None
-            and now - asked > GRACE_S
-            and now - vain_since > SEEN_S
-        ):
+        if awaited and now - asked > GRACE_S and now - (vain_since or now) > SEEN_S:
             _end(stop, others, awaited)
         ended.wait(POLL_S)
 

@@ -97,7 +97,7 @@ def test_ranks_that_do_not_come_are_named(
     monkeypatch.setattr(rendezvous, "NEWS_S", 0.1)
     with pytest.raises(ConfigError, match=r"of 4 processes, rank \[1, 2, 3\] did not start"):
         wait_for_all(served(), 4, StopRequest())
-    assert capsys.readouterr().out.count("waiting for rank [1, 2, 3]") == 1
+    assert capsys.readouterr().err.count("waiting for rank [1, 2, 3]") == 1
 
 
 def test_a_stop_request_ends_every_wait(place: Place, served: Connect) -> None:

@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from banding_removal.config.overrides import differences, from_words, plain
 from banding_removal.config.recipes import with_recipe
@@ -16,6 +17,8 @@ from banding_removal.processes.signals import Stopped
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.runs.resume import saved_settings
 from banding_removal.training.loop import train
+
+SettingsT = TypeVar("SettingsT")
 
 
 @contextmanager
@@ -34,6 +37,36 @@ def user_errors() -> Iterator[None]:
         sys.exit(exit_code(error))
 
 
+def typed_words(defaults: object) -> list[str]:
+    """The words that were typed after the script's name, without a lone `--`.
+
+    IPython takes what begins with a dash for itself and only warns. These words are among the
+    result, so that `from_words` refuses them, whatever started the script.
+
+    Args:
+        defaults: settings of the script; their names tell options for it from IPython's own, if
+            both stand before the script.
+    """
+    words, typed = sys.argv[1:], sys.orig_argv
+    # By file name: IPython makes the path in argv absolute, orig_argv has it as it was typed.
+    names = [Path(word).name for word in typed]
+    script = names.index(Path(sys.argv[0]).name) if Path(sys.argv[0]).name in names else len(typed)
+    keys = {item.name for item in fields(defaults)}  # type: ignore[arg-type]
+    taken = [
+        word
+        for place, word in enumerate(typed)
+        if word.startswith("-")
+        and word not in words
+        and (place > script or word.lstrip("-").partition("=")[0].partition(".")[0] in keys)
+    ]
+    return [word for word in (*words, *taken) if word != "--"]
+
+
+def typed_settings(defaults: SettingsT) -> SettingsT:
+    """A script's settings with the words of its command line merged in, as in `from_words`."""
+    return from_words(defaults, typed_words(defaults))
+
+
 def settings_of(
     defaults: Settings, words: list[str], schedules: Mapping[str, dict[str, Any]] | None = None
 ) -> Settings:
@@ -48,15 +81,9 @@ def settings_of(
         schedules: by recipe, settings that go with it in this script.
 
     Raises:
-        ConfigError: as in `from_words`; for --flags; for a recipe or a start that a resumed run
-            already has.
+        ConfigError: as in `from_words`; for a recipe or a start that a resumed run already has.
         CheckpointError: there is no run to resume.
     """
-    # IPython takes --flags for itself and only warns.
-    script = next((i for i, w in enumerate(sys.orig_argv) if w == sys.argv[0]), len(sys.orig_argv))
-    flags = [word for word in sys.orig_argv[script:] if word.startswith("--")]
-    if flags:
-        raise ConfigError(f"write settings without dashes: {' '.join(flags).replace('--', '')}")
     keys = [word.partition("=")[0] for word in words]
     base = from_words(
         defaults, [w for w, key in zip(words, keys, strict=True) if key in ("stage", "recipe")]
@@ -88,4 +115,4 @@ def run(defaults: Settings, **schedules: dict[str, Any]) -> Path:
         The run's folder.
     """
     with user_errors():
-        return launch(train, settings_of(defaults, sys.argv[1:], schedules))
+        return launch(train, settings_of(defaults, typed_words(defaults), schedules))

@@ -4,14 +4,18 @@ Most of masked k-space is zero. Examples and batches hold only the measured colu
 to move between processes and to the device; there, `masked_kspace` fills in the zeros.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +78,9 @@ class Batch:
     def __getstate__(self) -> dict[str, Any]:
         # A worker process sends each tensor through shared memory, which takes a third of a
         # millisecond however small it is; arrays travel inside the message.
+        through_memory = {"measured"} if get_worker_info() and _share(self.measured) else set()
         return {
-            key: value.numpy() if isinstance(value, Tensor) and key != "measured" else value
+            key: value.numpy() if isinstance(value, Tensor) and key not in through_memory else value
             for key, value in self._fields().items()
         }
 
@@ -91,6 +96,25 @@ class Batch:
                 self.names, self.slices, self.rotated.tolist(), strict=True
             )
         )
+
+
+def _share(tensor: Tensor) -> bool:
+    """Move a tensor to shared memory; False: there is too little of it."""
+    try:
+        tensor.share_memory_()
+    except RuntimeError as error:  # torch's only kind, here from shm_open or fallocate
+        _warn_of_shared_memory(str(error).splitlines()[0])
+        return False
+    return True
+
+
+@cache  # once in every worker
+def _warn_of_shared_memory(reason: str) -> None:
+    log.warning(
+        "shared memory is too small (%s): batches go through a pipe, which is slower. A container "
+        "gets more with --shm-size=8g; workers=0 needs none",
+        reason,
+    )
 
 
 def collate(examples: Sequence[Example]) -> Batch:

@@ -7,15 +7,12 @@ The first set is also shown dithered, and blurred across its streaks; remedies=f
 out. The table has the metrics of scripts/evaluate.py.
 """
 
-import sys
-
-from banding_removal.command_line import user_errors
-from banding_removal.config.overrides import from_words
+from banding_removal.command_line import typed_settings, user_errors
 from banding_removal.evaluation.comparison import CompareSettings, compare
 from banding_removal.evaluation.table import markdown
 
 if __name__ == "__main__":
     with user_errors():
-        found = compare(from_words(CompareSettings(), sys.argv[1:]))
+        found = compare(typed_settings(CompareSettings()))
         print(markdown(found.evaluation))
         print(f"the picture is {found.picture}, the table {found.table}")

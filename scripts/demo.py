@@ -9,13 +9,12 @@ interruption, the same command continues.
 """
 
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from banding_removal.command_line import settings_of, user_errors
+from banding_removal.command_line import settings_of, typed_words, user_errors
 from banding_removal.config.demo import PHANTOM, PRETRAINING, SCHEDULES, STAGE_2
 from banding_removal.config.recipes import DIRECT
 from banding_removal.config.settings import Settings
@@ -95,4 +94,4 @@ def _shown(path: Path) -> Path:
 
 if __name__ == "__main__":
     with user_errors():
-        main(sys.argv[1:])
+        main(typed_words(PRETRAINING))

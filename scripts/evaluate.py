@@ -12,14 +12,11 @@ printed), figure.png, results.json, volumes.csv and slices.csv. `probe=false` le
 which takes about a minute per set.
 """
 
-import sys
-
-from banding_removal.command_line import user_errors
-from banding_removal.config.overrides import from_words
+from banding_removal.command_line import typed_settings, user_errors
 from banding_removal.evaluation.settings import EvaluateSettings, evaluate_files
 
 if __name__ == "__main__":
     with user_errors():
-        settings = from_words(EvaluateSettings(), sys.argv[1:])
+        settings = typed_settings(EvaluateSettings())
         print(evaluate_files(settings))
         print(f"the figure is {settings.output / 'figure.png'}")

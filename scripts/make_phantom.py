@@ -8,12 +8,11 @@ After an interruption, the same command makes the volumes that are missing.
 """
 
 import shlex
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from banding_removal.command_line import user_errors
+from banding_removal.command_line import typed_words, user_errors
 from banding_removal.config.bounds import bounded, check_bounds
 from banding_removal.config.overrides import from_words
 from banding_removal.config.settings import REPOSITORY
@@ -68,4 +67,4 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(typed_words(PhantomSettings()))

@@ -13,10 +13,7 @@ from pathlib import Path
 
 VOLUMES = "/path/to/fastmri/knee/multicoil_test"  # edit: a folder of *.h5 files, or one of them
 
-import sys
-
-from banding_removal.command_line import user_errors
-from banding_removal.config.overrides import from_words
+from banding_removal.command_line import typed_settings, user_errors
 from banding_removal.data.volume import VolumeError
 from banding_removal.processes.launch import launch
 from banding_removal.reconstruction.folder import reconstruct
@@ -25,7 +22,7 @@ from banding_removal.reconstruction.settings import ReconstructSettings
 if __name__ == "__main__":
     with user_errors():
         defaults = ReconstructSettings(volumes=Path(VOLUMES))
-        report = launch(reconstruct, from_words(defaults, sys.argv[1:]))
+        report = launch(reconstruct, typed_settings(defaults))
         if report is not None:
             print(report)
             if report.failures:

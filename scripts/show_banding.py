@@ -7,12 +7,9 @@ Streaks run along x in the third column and along y in the fourth, in dark tissu
 background. Data and masks are those that the checkpoint was trained with.
 """
 
-import sys
-
-from banding_removal.command_line import user_errors
-from banding_removal.config.overrides import from_words
+from banding_removal.command_line import typed_settings, user_errors
 from banding_removal.evaluation.show_banding import ShowSettings, show
 
 if __name__ == "__main__":
     with user_errors():
-        print(f"the picture is {show(from_words(ShowSettings(), sys.argv[1:]))}")
+        print(f"the picture is {show(typed_settings(ShowSettings()))}")

@@ -31,7 +31,11 @@ def from_words(defaults: SettingsT, words: Sequence[str]) -> SettingsT:
     """
     invalid = [word for word in words if "=" not in word or word.startswith("-")]
     if invalid:
-        raise ConfigError(f"expected key=value, got {' '.join(invalid)}\n{_valid_keys(defaults)}")
+        message = f"expected key=value, got {' '.join(invalid)}"
+        dashed = [word.lstrip("-") for word in invalid if word.startswith("-")]
+        if dashed:
+            message += f"; write settings without dashes: {' '.join(dashed)}"
+        raise ConfigError(f"{message}\n{_valid_keys(defaults)}")
     if isinstance(defaults, Settings):
         refuse_old_words(words)
     try:

@@ -27,6 +27,7 @@ from banding_removal.metrics.slice_pair import SlicePair
 from banding_removal.reconstruction.pairs import reconstruct_pairs
 from banding_removal.runs.build import build_predictor
 from banding_removal.runs.checkpoint import FOLDER, find_checkpoint, load_checkpoint
+from banding_removal.runs.folder import in_latest
 
 SliceRange = tuple[int | None, int | None]  # [first, stop); None: from the first, to the last
 
@@ -101,7 +102,7 @@ def path_set(
         CheckpointError: the checkpoint cannot be used.
         VolumeError: reconstructions are missing or do not fit the volumes; all are named.
     """
-    path = path.expanduser()
+    path = in_latest(path.expanduser())
     if not path.exists():
         raise ConfigError(f"set {name!r}: {path} does not exist")
     if path.is_file() or (path / FOLDER).is_dir():

@@ -1,14 +1,14 @@
 """Starts the processes of a training, or joins those that torchrun or Slurm has started.
 
 `launch` starts one process per visible GPU (or `nproc` on a CPU) with torch's elastic launcher.
-Where RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set, as under torchrun, it joins the others
-instead.
+Where torchrun, srun or mpirun has started several processes (`place`), it joins the others instead.
 """
 
 import logging
 import multiprocessing
 import os
 import signal
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,10 +23,22 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from banding_removal.errors import ConfigError
-from banding_removal.processes.exit_status import FAILED, REQUEUE, RankError
-from banding_removal.processes.signals import SIGNALS
+from banding_removal.processes.exit_status import (
+    FAILED,
+    REQUEUE,
+    RankError,
+    describe_error,
+    exit_code,
+)
+from banding_removal.processes.gpus import check_gpus, gpu_of, name_of_gpu
+from banding_removal.processes.place import Place, place_in
+from banding_removal.processes.rendezvous import identity_of, meet, wait_for_all
+from banding_removal.processes.signals import SIGNALS, StoppedEarly
+from banding_removal.processes.stuck import Others, ending_waits, leave
 from banding_removal.processes.team import Team
 from banding_removal.processes.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -64,13 +76,14 @@ def launch(function: Callable[[SettingsT, Team], T], settings: SettingsT) -> T:
         ConfigError: more processes than GPUs, or an incomplete environment.
         RankError: one of the started processes failed.
     """
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return _join(function, settings)
+    place = place_in(os.environ)
+    if place is not None:
+        return _run_at(place, function, settings)
     count = process_count(settings)
     if count > 1:
         return _start(function, settings, count)
     team = Team()
-    with team.stop.on_signals():
+    with team.stop.on_signals(), ending_waits(team.stop, Others()):
         return function(settings, team)
 
 
@@ -127,6 +140,7 @@ def _signals_passed_on() -> Iterator[list[str]]:
         for child in multiprocessing.active_children():
             if child.pid is not None:
                 os.kill(child.pid, number)
+                os.kill(child.pid, signal.SIGCONT)  # a process that is stopped would not heed it
 
     before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
@@ -150,66 +164,59 @@ def _rank_error(error: ChildFailedError, received: list[str]) -> RankError:
 
 
 def _join(function: Callable[[SettingsT, Team], T], settings: SettingsT) -> T:
-    """Join the processes that the environment describes, run, leave.
+    """What a started process does: join the others, run, leave."""
+    place = place_in(os.environ)
+    assert place is not None, "torch's launcher describes it"
+    try:
+        return _run_at(place, function, settings)
+    except (ConfigError, StoppedEarly) as error:  # before the watchdog
+        print(f"\n{describe_error(error)}", file=sys.stderr)  # noqa: T201
+        leave(exit_code(error))
+
+
+def _run_at(place: Place, function: Callable[[SettingsT, Team], T], settings: SettingsT) -> T:
+    """Join the processes among which this one has its place, run, leave.
 
     A failure in any process ends all of them: see `Watchdog`.
     """
-    rank, size = _number_in_environment("RANK"), _number_in_environment("WORLD_SIZE")
+    if place.size > 1 and settings.device.startswith("cuda:"):
+        raise ConfigError(
+            f"device={settings.device} is one GPU, but there are {place.size} processes"
+        )
+    if settings.nproc not in (None, 1, place.local_size):
+        log.warning("nproc=%d has no effect: the processes are started already", settings.nproc)
     team = Team(
-        rank=rank,
-        size=size,
-        local_rank=int(os.environ.get("LOCAL_RANK", rank)),
-        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        rank=place.rank,
+        size=place.size,
+        local_rank=place.local_rank,
+        local_size=place.local_size,
     )
-    connect = _store_connector(team)
     on_gpu = settings.device in ("auto", "cuda") and torch.cuda.is_available()
     if on_gpu:
-        gpus = torch.cuda.device_count()
-        if team.local_rank >= gpus:
-            raise ConfigError(f"no GPU for local rank {team.local_rank}: only {gpus} visible here")
-        torch.cuda.set_device(team.local_rank)
-    with team.stop.on_signals(), Watchdog(rank, size, connect, team.stop) as team.watchdog:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-            store=dist.PrefixStore("group", team.watchdog.store),
-            rank=rank,
-            world_size=size,
-            timeout=timedelta(minutes=settings.timeout_minutes),
+        torch.cuda.set_device(gpu_of(place, torch.cuda.device_count()))
+    others = Others()
+    with team.stop.on_signals(), ending_waits(team.stop, others):
+        connect = meet(
+            place,
+            identity_of(place, settings),
+            team.stop,
+            attempt=os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"),
+            served=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         )
-        result = function(settings, team)
-        team.wait()
+        with Watchdog(place.rank, place.size, connect, team.stop, others) as team.watchdog:
+            with team.naming_causes():
+                wait_for_all(team.watchdog.store, place.size, team.stop)
+                with team.exchanging():
+                    dist.init_process_group(
+                        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+                        store=dist.PrefixStore("group", team.watchdog.store),
+                        rank=place.rank,
+                        world_size=place.size,
+                        timeout=timedelta(minutes=settings.timeout_minutes),
+                    )
+                if on_gpu:
+                    check_gpus(team.gather(name_of_gpu()))
+            result = function(settings, team)
+            team.wait()
     dist.destroy_process_group()
     return result
-
-
-def _store_connector(team: Team) -> Callable[[], dist.Store]:
-    """A function that makes a new connection to the key-value store that all processes share.
-
-    The first connection in rank 0 also serves the store, unless torchrun's agent does.
-    """
-    port = _number_in_environment("MASTER_PORT")
-    is_served = not team.is_first or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-
-    def connect() -> dist.Store:
-        nonlocal is_served
-        store = dist.TCPStore(
-            os.environ["MASTER_ADDR"],
-            port,
-            is_master=not is_served,
-            wait_for_workers=False,
-            timeout=timedelta(minutes=5),
-        )
-        is_served = True
-        return dist.PrefixStore(f"banding_removal/{attempt}", store)
-
-    return connect
-
-
-def _number_in_environment(key: str) -> int:
-    try:
-        return int(os.environ[key])
-    except (KeyError, ValueError) as error:
-        raise ConfigError(
-            f"RANK is set, so this is one of several processes; {key} must also be set to a number"
-        ) from error

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from types import FrameType
 
 # Schedulers send SIGTERM or SIGUSR1 before they end a job; SIGINT is Ctrl-C.
@@ -31,12 +32,57 @@ class Stopped(Exception):  # noqa: N818  # an ending, not an error
         return f"stopped by {self.signal_name} after step {self.step}, which is saved"
 
 
+class StoppedEarly(Stopped):
+    """A signal has stopped the run before its first step; there is nothing to save."""
+
+    def __init__(self, signal_name: str) -> None:
+        super().__init__(signal_name, 0)
+
+    def __str__(self) -> str:
+        return f"stopped by {self.signal_name} before there was anything to save"
+
+
+class Doing(Enum):
+    """What the main thread is doing, as far as it matters to whoever wants to stop it."""
+
+    STARTING = "starting"  # or anything else
+    HEEDING = "heeding"  # work that ends by itself and looks for a request to stop
+    SAVING = "saving"  # must not be cut short
+    LOADING = "loading"  # waits for loading processes
+    EXCHANGING = "exchanging"  # waits for the other processes
+
+
 class StopRequest:
-    """Whether a signal has asked this run to stop, and which (`signal_name`)."""
+    """Whether a signal has asked this run to stop, and which (`signal_name`).
+
+    Attributes:
+        signal_name: of the first signal; None: there was none.
+        doing: what the main thread is doing.
+        since: when it began with that, on the monotonic clock.
+        has_heeded: whether it has ever come to something that can be saved.
+    """
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
+        self.doing = Doing.STARTING
+        self.since = time.monotonic()
+        self.has_heeded = False
         self._interrupted_at: float | None = None
+
+    @contextmanager
+    def while_doing(self, what: Doing) -> Iterator[None]:
+        """Note what the main thread does in the body."""
+        before = self.doing
+        self._begin(what)
+        try:
+            yield
+        finally:
+            self._begin(before)
+
+    def _begin(self, what: Doing) -> None:
+        self.since = time.monotonic()
+        self.doing = what
+        self.has_heeded = self.has_heeded or what is Doing.HEEDING
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:

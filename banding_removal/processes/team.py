@@ -5,7 +5,7 @@ exchanged. `processes.launch` starts the processes.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from banding_removal.processes.signals import StopRequest
+from banding_removal.processes.signals import Doing, StopRequest
 from banding_removal.processes.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -40,7 +40,8 @@ class Team:
         """Call a function in rank 0 only, and return its result in all processes."""
         result = [function() if self.is_first else None]
         if self.size > 1:
-            dist.broadcast_object_list(result)
+            with self.exchanging():
+                dist.broadcast_object_list(result)
         return result[0]  # type: ignore[return-value]
 
     def gather(self, value: T) -> list[T]:
@@ -48,7 +49,8 @@ class Team:
         if self.size == 1:
             return [value]
         values: list[T | None] = [None] * self.size
-        dist.all_gather_object(values, value)
+        with self.exchanging():
+            dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
@@ -57,13 +59,19 @@ class Team:
             return values
         # On the CPU, over Gloo, so that no process waits for its GPU.
         total = torch.tensor([values[key] for key in sorted(values)], dtype=torch.float64)
-        dist.all_reduce(total)
+        with self.exchanging():
+            dist.all_reduce(total)
         return dict(zip(sorted(values), (total / self.size).tolist(), strict=True))
 
     def wait(self) -> None:
         """Return when all processes have called this."""
         if self.size > 1:
-            dist.all_reduce(torch.zeros(1))
+            with self.exchanging():
+                dist.all_reduce(torch.zeros(1))
+
+    def exchanging(self) -> AbstractContextManager[None]:
+        """The body waits for the other processes."""
+        return self.stop.while_doing(Doing.EXCHANGING)
 
     @contextmanager
     def first_before_others(self) -> Iterator[None]:

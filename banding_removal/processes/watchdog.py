@@ -10,6 +10,7 @@ So each process runs a thread that writes a heartbeat to the shared store once a
 heartbeats of the others, and reads the failure that another process has reported there.
 """
 
+import contextlib
 import logging
 import os
 import socket
@@ -22,7 +23,8 @@ from types import TracebackType
 from torch import distributed as dist
 
 from banding_removal.processes.exit_status import FAILED, RankError, describe_error, exit_code
-from banding_removal.processes.signals import Stopped, StopRequest
+from banding_removal.processes.signals import Doing, Stopped, StoppedEarly, StopRequest
+from banding_removal.processes.stuck import Others, end_process, leave
 
 log = logging.getLogger(__name__)
 
@@ -43,17 +45,25 @@ class Watchdog:
         rank: of this process.
         size: number of processes.
         connect: makes a new connection to the shared store; the thread has its own.
-        stop: set when another process was asked to stop.
+        stop: set when another process was asked to stop; what this process is doing.
+        others: what the other processes are doing is noted there.
     """
 
     def __init__(
-        self, rank: int, size: int, connect: Callable[[], dist.Store], stop: StopRequest
+        self,
+        rank: int,
+        size: int,
+        connect: Callable[[], dist.Store],
+        stop: StopRequest,
+        others: Others | None = None,
     ) -> None:
         self.rank = rank
         self.size = size
         self.stop = stop
+        self.others = others or Others()
         self.store = connect()
         self._thread_store = connect()
+        self.others.tell = lambda code, message: self._report(self._thread_store, code, message)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
@@ -73,14 +83,24 @@ class Watchdog:
         if error is None:
             return
         if isinstance(error, Stopped):
-            if self.rank == 0:
+            early = isinstance(error, StoppedEarly)
+            if early:
+                self._hand_on(error.signal_name)
+            if self.rank == 0 or early:
                 _print(describe_error(error))
         elif not isinstance(error, RankError):
             message = f"rank {self.rank}: {describe_error(error)}"
             if self._report(self.store, exit_code(error), message) is None:
                 _print(message)
         # Not a normal exit of the interpreter: there, NCCL would wait for processes that are gone.
-        _exit(exit_code(error))
+        leave(exit_code(error))
+
+    def _hand_on(self, signal_name: str) -> None:
+        """Pass a stop request on to processes that wait for this one, before the store is gone."""
+        with contextlib.suppress(dist.DistError):  # it is gone already
+            self.store.set(STOP, signal_name)
+            if self.rank == 0:
+                time.sleep(1.5 * HEARTBEAT_S)
 
     def cause(self, error: Exception) -> Exception:
         """The cause of an error: if a collective failed, most often the end of another process.
@@ -112,14 +132,14 @@ class Watchdog:
         try:
             while not self._ended.wait(HEARTBEAT_S if beats else 0):
                 beats += 1
-                self._thread_store.set(f"beat{self.rank}", f"{me} {beats}")
+                self._thread_store.set(f"beat{self.rank}", f"{me} {self.stop.doing.value} {beats}")
                 self._end_if_another_failed()
                 self._share_stop_request()
                 self._check_heartbeats(last_heard)
         except dist.DistError as error:
             # At a normal end, rank 0, which serves the store, may be the first to go.
             if not self._ended.wait(GRACE_S):
-                _end(FAILED, _connection_lost(error), on_console=True)
+                end_process(FAILED, _connection_lost(error))
 
     def _end_if_another_failed(self) -> None:
         if not self._thread_store.check([FAILURE]):
@@ -127,8 +147,10 @@ class Watchdog:
         code, message = _parse(self._thread_store.get(FAILURE))
         if message.startswith(f"rank {self.rank}: "):
             return
-        if not self._ended.wait(GRACE_S):
-            _end(code, f"ended by another process: {message}", on_console=False)
+        # Who was asked to stop has no time left, unless it is writing.
+        asked = self.stop.signal_name is not None and self.stop.doing is not Doing.SAVING
+        if not self._ended.wait(HEARTBEAT_S / 2 if asked else GRACE_S):
+            end_process(code, f"ended by another process: {message}", on_console=False)
 
     def _share_stop_request(self) -> None:
         store = self._thread_store
@@ -146,8 +168,11 @@ class Watchdog:
                 beat = self._thread_store.get(key).decode()
             if beat != last:
                 last_heard[rank] = (beat, time.monotonic())
+                if rank != self.rank:
+                    self.others.names[rank] = beat.rsplit(" ", 2)[0]
+                    self.others.heard[rank] = (Doing(beat.split(" ")[-2]), time.monotonic())
             elif last and time.monotonic() - since > LOST_AFTER_S:
-                process = last.rpartition(" ")[0]
+                process = last.rsplit(" ", 2)[0]
                 self._end_because_lost(
                     f"rank {rank} ({process}) has not been heard of for {LOST_AFTER_S:.0f} s: "
                     "killed, stopped, or its machine is down"
@@ -156,7 +181,7 @@ class Watchdog:
     def _end_because_lost(self, message: str) -> None:
         earlier = self._report(self._thread_store, FAILED, message)
         code, message = earlier or (FAILED, message)
-        _end(code, message, on_console=earlier is None)
+        end_process(code, message, on_console=earlier is None)
 
     def _report(self, store: dist.Store, code: int, message: str) -> tuple[int, str] | None:
         """Report a failure to all processes, unless there is an earlier one, which is returned."""
@@ -187,19 +212,3 @@ def _is_from_collective(error: BaseException) -> bool:
 
 def _print(message: str | None) -> None:
     print(f"\n{message}", file=sys.stderr, flush=True)  # noqa: T201
-
-
-def _end(code: int, message: str, *, on_console: bool) -> None:
-    """End this process from the thread, whatever the main thread is waiting for."""
-    log.error("the run ended: %s", message)
-    if on_console:
-        _print(message)
-    _exit(code)
-
-
-def _exit(code: int) -> None:
-    for handler in logging.getLogger().handlers:
-        handler.flush()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

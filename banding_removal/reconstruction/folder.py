@@ -17,7 +17,7 @@ from tqdm import tqdm
 from banding_removal.config.overrides import from_plain
 from banding_removal.config.settings import Settings
 from banding_removal.data.volume import VolumeError
-from banding_removal.processes.signals import Stopped
+from banding_removal.processes.signals import Doing, Stopped
 from banding_removal.processes.team import Team
 from banding_removal.processes.threads import set_threads
 from banding_removal.reconstruction.files import PREVIEWS, write_reconstruction
@@ -105,7 +105,9 @@ def reconstruct(settings: ReconstructSettings, team: Team | None = None) -> Repo
             )
         jobs = shares_by_size(plan.jobs, team.size)[team.rank]
         set_threads((job.volume for job in plan.jobs), processes=team.local_size)
-        shares = team.gather(_work(settings, jobs, trained, predictor, device, team))
+        with team.stop.while_doing(Doing.HEEDING):
+            share = _work(settings, jobs, trained, predictor, device, team)
+            shares = team.gather(share)
     failures = [line for share in shares for line in share.failures]
     written = sum(share.written for share in shares)
     left = len(plan.jobs) - written - len(failures)

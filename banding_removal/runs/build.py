@@ -178,7 +178,7 @@ def build_adversary_of(settings: Settings, device: torch.device) -> Ensemble | N
 def choose_device(name: str, team: Team | None = None) -> torch.device:
     """The device of that name; `auto` is the GPU if there is one, else the CPU.
 
-    Each of several processes on a machine gets the GPU of its local rank.
+    Each of several processes has a GPU of its own.
 
     Raises:
         ConfigError: this machine has no such device.
@@ -192,7 +192,7 @@ def choose_device(name: str, team: Team | None = None) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device {name!r}: this machine has {torch.cuda.device_count()} GPUs")
     if device.type == "cuda" and team is not None and team.size > 1:
-        return torch.device("cuda", team.local_rank)
+        return torch.device("cuda", torch.cuda.current_device())  # as chosen in `launch`
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # checkpoints store the random state of the current GPU
     return device

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from banding_removal.errors import CheckpointError
 from banding_removal.files import atomic_write
+from banding_removal.runs.folder import in_latest
 from banding_removal.runs.safe_load import RefusedError, fits, load_plain
 
 log = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ def find_checkpoint(path: Path) -> Path:
     Raises:
         CheckpointError: there is none, or all are damaged.
     """
+    path = in_latest(path)
     if path.is_file():
         return path
     found = list_checkpoints(path)

@@ -16,7 +16,7 @@ from banding_removal.runs.checkpoint import (
     list_checkpoints,
     load_checkpoint,
 )
-from banding_removal.runs.folder import PATIENCE_S, RunLock, latest_run
+from banding_removal.runs.folder import PATIENCE_S, RunLock, in_latest, latest_run
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def _resumed(resume: Path, lock: RunLock) -> Start:
     folder = path.parent.parent
     lock.take(folder, PATIENCE_S)
     newest = find_checkpoint(folder)  # the process that had the lock may have written another one
-    if resume.is_file() and path != newest:
+    if in_latest(resume).is_file() and path != newest:
         raise CheckpointError(
             f"cannot resume from {resume}: its run has gone on to {newest.name}, which "
             f"would be overwritten. Continue from there with resume={folder}, or start a new "

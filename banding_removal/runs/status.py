@@ -13,7 +13,7 @@ from typing import Any
 from banding_removal.config.settings import REPOSITORY
 from banding_removal.errors import ConfigError
 from banding_removal.runs.checkpoint import FOLDER, list_checkpoints
-from banding_removal.runs.folder import LOCK
+from banding_removal.runs.folder import LOCK, LocksUnavailableError, in_latest, lock_file
 from banding_removal.runs.log import METRICS, ending_of, read_records, read_rows
 
 EVENTS = 8
@@ -35,14 +35,19 @@ def status(folder: Path) -> str:
     Raises:
         ConfigError: it is not the folder of a run.
     """
+    folder = in_latest(folder)
     if not (folder / "log.txt").is_file():
         raise ConfigError(f"{folder} is not the folder of a run: it has no log.txt")
     rows = read_rows(folder / METRICS)
     trained = [row for row in rows if row["kind"] == "train" and row.keys() >= PROGRESS]
     validated = [row for row in rows if row["kind"] == "val"]
     records = read_records(folder / "log.txt")
-    running = is_locked(folder)
     ended = ending_of(records) or "ended without a message: killed, or its machine went down"
+    try:
+        running = is_locked(folder)
+    except LocksUnavailableError:
+        running = ending_of(records) is None
+        ended = ending_of(records) or ""
     lines = [f"{folder.resolve()}: {'running' if running else ended}"]
     if trained:
         lines += _progress(trained[-2:], folder / METRICS, running=running)
@@ -67,18 +72,19 @@ def status(folder: Path) -> str:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process is writing to a run's folder."""
+    """Whether a process is writing to a run's folder.
+
+    Raises:
+        LocksUnavailableError: the file system does not tell.
+    """
     try:
         file = os.open(folder / LOCK, os.O_RDONLY)
     except OSError:
         return False  # no run has begun there; or it is another user's, and its lock cannot be read
     try:
-        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return True
+        return not lock_file(file, fcntl.LOCK_SH)
     finally:
         os.close(file)
-    return False
 
 
 def _progress(rows: list[dict[str, Any]], path: Path, *, running: bool) -> list[str]:

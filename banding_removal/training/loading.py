@@ -1,9 +1,11 @@
 """Batches in a sampler's order, from loading processes to the device."""
 
+import logging
+import multiprocessing
 import os
 import time
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch.utils.data import DataLoader
@@ -11,7 +13,14 @@ from torch.utils.data import DataLoader
 from banding_removal.data.batch import Batch, collate
 from banding_removal.data.dataset import Draw, SliceDataset
 from banding_removal.data.sampler import EpochSampler
-from banding_removal.processes.signals import ignore_signals_in_worker, kill_workers_at_exit
+from banding_removal.processes.signals import (
+    Doing,
+    StopRequest,
+    ignore_signals_in_worker,
+    kill_workers_at_exit,
+)
+
+log = logging.getLogger(__name__)
 
 
 def make_loader(
@@ -49,16 +58,36 @@ def make_loader(
     )
 
 
-def batches_of(loader: DataLoader[Batch]) -> Iterator[Batch]:
+def batches_of(loader: DataLoader[Batch], stop: StopRequest) -> Iterator[Batch]:
     """The loader's batches.
+
+    Args:
+        loader: from `make_loader`.
+        stop: where it is noted that the main thread waits for loading processes.
 
     Raises:
         RuntimeError: a worker was killed. PyTorch says so itself, unless the worker was handing
             over a batch at that moment.
     """
-    batches = iter(loader)
+    started = getattr(loader, "_iterator", None) is not None  # its workers persist
+    if loader.num_workers > 0 and not started and not _can_start(loader.num_workers):
+        loader = DataLoader(
+            loader.dataset,
+            batch_sampler=loader.batch_sampler,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            generator=loader.generator,
+        )
+    loading = Doing.LOADING if loader.num_workers > 0 else Doing.HEEDING
+    with stop.while_doing(loading):
+        batches = iter(loader)
     try:
-        yield from batches
+        while True:
+            with stop.while_doing(loading):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
     except (ConnectionError, EOFError) as error:
         for worker in getattr(batches, "_workers", ()):
             worker.join(1)
@@ -69,6 +98,28 @@ def batches_of(loader: DataLoader[Batch]) -> Iterator[Batch]:
         raise
 
 
+def _can_start(workers: int) -> bool:
+    """Whether there is shared memory for the semaphores of a loader's queues; else, a warning."""
+    context = multiprocessing.get_context("fork")
+    try:
+        # Three for each queue, of which there is one more than workers, and five for an event.
+        semaphores = [context.Semaphore() for _ in range(3 * (workers + 1) + 5)]
+    except OSError as error:
+        _warn_of_shared_memory(error.strerror)
+        return False
+    del semaphores
+    return True
+
+
+@cache  # once a run, not once an epoch
+def _warn_of_shared_memory(reason: str | None) -> None:
+    log.warning(
+        "no shared memory for loading processes (%s): slices are loaded in this process, as with "
+        "workers=0. A container gets more with --shm-size=8g",
+        reason,
+    )
+
+
 class Prefetcher:
     """The batches of each training step on the device, and how long a step takes and waits.
 
@@ -77,14 +128,21 @@ class Prefetcher:
         sampler: the order of every epoch.
         workers: loading processes.
         device: where the batches go.
+        stop: as for `batches_of`.
     """
 
     def __init__(
-        self, dataset: SliceDataset, sampler: EpochSampler, workers: int, device: torch.device
+        self,
+        dataset: SliceDataset,
+        sampler: EpochSampler,
+        workers: int,
+        device: torch.device,
+        stop: StopRequest,
     ) -> None:
         self._loader = make_loader(dataset, sampler, workers, device)
         self._sampler = sampler
         self._device = device
+        self._stop = stop
         self._begun = 0.0
         self._waited = 0.0
 
@@ -107,7 +165,7 @@ class Prefetcher:
         A group is one batch, or what this process takes of a pair. Batches move to the device as
         they are taken. A step has to take all of its groups.
         """
-        batches = batches_of(self._loader)
+        batches = batches_of(self._loader, self._stop)
         for _ in range(len(self)):
             self._begun, self._waited = time.perf_counter(), 0.0
             yield (self._group(batches) for _ in range(self._sampler.accumulate))

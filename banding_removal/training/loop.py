@@ -14,6 +14,7 @@ from banding_removal.data.batch import collate
 from banding_removal.data.dataset import Draw
 from banding_removal.data.sampler import EpochSampler
 from banding_removal.pictures.input_grid import write_input_grid
+from banding_removal.processes.signals import Doing
 from banding_removal.processes.team import Team
 from banding_removal.runs.folder import RunLock
 from banding_removal.runs.log import early_records, logging_to
@@ -67,7 +68,7 @@ def train_epochs(run: Run) -> None:
     if run.is_new:
         run.save()  # before anything is computed: if it cannot be written, this shows at once
     try:
-        with run.writing():
+        with run.writing(), run.team.stop.while_doing(Doing.HEEDING):
             _begin(run, validator)
             for _ in run.epochs_left():
                 try:
@@ -99,7 +100,7 @@ def _make_prefetcher(run: Run) -> Prefetcher:
         paired=settings.paired,
         split_pairs=run.splits_pairs,
     )
-    return Prefetcher(run.train_set, sampler, settings.workers, run.device)
+    return Prefetcher(run.train_set, sampler, settings.workers, run.device, team.stop)
 
 
 def _make_validator(run: Run) -> Validator:

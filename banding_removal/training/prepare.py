@@ -95,7 +95,8 @@ def _new_folder(settings: Settings, lock: RunLock) -> Path:
         except RunInUseError:
             log.info("another process is using %s: making a new folder", empty)
         else:
-            return empty
+            if lock.is_enforced:  # otherwise it may belong to a run that has just started
+                return empty
     folder = new_run_folder(settings.logs, settings.name)
     lock.take(folder)
     return folder

@@ -19,7 +19,7 @@ from banding_removal.config.settings import Settings
 from banding_removal.data.batch import Batch
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.errors import RunFailedError
-from banding_removal.processes.signals import Stopped
+from banding_removal.processes.signals import Doing, Stopped
 from banding_removal.processes.team import Team
 from banding_removal.runs.checkpoint import Checkpoint, random_state, save_checkpoint
 from banding_removal.runs.folder import RunLock, show_as_latest
@@ -299,7 +299,8 @@ class Run:
                 settings=plain(self.settings),
                 volumes=self.volumes,
             )
-            save_checkpoint(self.folder, checkpoint, self.settings.keep_checkpoints)
+            with self.team.stop.while_doing(Doing.SAVING):
+                save_checkpoint(self.folder, checkpoint, self.settings.keep_checkpoints)
 
     def ensure_folder(self) -> None:
         """Make the run's folder again if somebody has removed or moved it.

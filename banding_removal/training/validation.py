@@ -142,7 +142,7 @@ class Validator:
     def _validate_share(self, predictor: Predictor) -> _Share:
         share = _Share()
         with tqdm(
-            batches_of(self._loader),
+            batches_of(self._loader, self.team.stop),
             "validate",
             total=len(self._loader),
             leave=False,

@@ -16,6 +16,7 @@ from banding_removal.config.settings import Settings
 from banding_removal.data.operators import rss
 from banding_removal.errors import RunInUseError
 from banding_removal.model.predictor import Predictor
+from banding_removal.processes.signals import StopRequest
 from banding_removal.runs.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
 from banding_removal.runs.folder import RunLock
 from banding_removal.runs.log import MetricsWriter, ending_of, logging_to, read_records, read_rows
@@ -222,6 +223,9 @@ def test_a_worker_killed_while_it_sends_a_batch_is_named() -> None:
     class Loader:
         _workers = (worker,)
 
+        num_workers = 1
+        _iterator = None
+
         def __iter__(self) -> "Loader":
             return self
 
@@ -230,7 +234,7 @@ def test_a_worker_killed_while_it_sends_a_batch_is_named() -> None:
 
     said = rf"DataLoader worker \(pid {worker.pid}\) is killed by signal 9"
     with pytest.raises(RuntimeError, match=said):
-        next(batches_of(Loader()))  # type: ignore[arg-type]
+        next(batches_of(Loader(), StopRequest()))  # type: ignore[arg-type]
 
 
 def subprocess_that_is_killed() -> multiprocessing.Process:

@@ -192,7 +192,7 @@ def test_an_incomplete_environment_of_a_process_is_refused(tmp_path: Path, data_
     job = Job(tmp_path, "pretrain_dev.py", command=PYTHON, environment=place)
     code, _, err = job.end()
     assert code == 2
-    assert "MASTER_PORT must also be set" in err
+    assert "MASTER_PORT is not set" in err
 
 
 def test_the_number_of_processes_is_that_of_the_gpus_or_as_asked(

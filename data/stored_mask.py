@@ -11,6 +11,7 @@ MIN_CENTRE_LINES = 4  # below, sensitivity maps have hardly any resolution
 # Part of the acquired range that has to be zero before k-space counts as undersampled although no
 # mask says so. Undersampling by 1.25 leaves out 0.2; a few lines may be lost in any scan.
 UNDECLARED = 0.1
+MIN_ACQUIRED = 0.5  # part of the columns; padding takes less than half of k-space
 
 
 def read_mask(file: h5py.File, rows: int, width: int) -> BoolArray | None:
@@ -52,7 +53,7 @@ def measured_columns(
     """Which columns the scanner measured, (W,); None: all, the volume is fully sampled.
 
     What the scanner left out is zero in k-space. So a mask that leaves out only the padding on both
-    sides is none; and one that leaves out columns which hold data was stored for training.
+    sides is none, and one that leaves out columns which hold data was stored for training.
 
     Args:
         mask: the stored one; None: there is none.
@@ -74,4 +75,5 @@ def measured_columns(
         return (holding if undersampled else None), [("unused_mask", counts)]
     if undersampled and (empty & allowed).sum() > UNDECLARED * inside.sum():
         return holding, [("undeclared_mask", counts)]
-    return (mask if (empty & ~allowed).any() else None), []
+    leaves_out = (empty & ~allowed).any() or allowed.sum() < MIN_ACQUIRED * len(allowed)
+    return (mask if leaves_out else None), []

@@ -243,7 +243,14 @@ def _check_slice(
     if energy is not None and target is not None:
         image = target[index].astype(np.float32).reshape(target.shape[-2:])
         if np.isfinite(image).all():
-            notes += compare_images(values, image, undersampled=measured is not None)
+            undersampled = measured is not None
+            found = compare_images(values, image, undersampled=undersampled)
+            # Slices and coils that are swapped have the right shape if there are equally many.
+            if found and kspace.ndim == 4 and kspace.shape[0] == kspace.shape[1]:
+                swapped = kspace[:, index]
+                if not compare_images(swapped, image, undersampled=undersampled):
+                    raise ValueError("slices and coils are swapped; expected [slice, coil, H, W]")
+            notes += found
     return measured, notes
 
 

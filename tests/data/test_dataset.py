@@ -20,7 +20,7 @@ from banding_removal.data import handle_cache
 from banding_removal.data.batch import Batch, Example, collate, joined
 from banding_removal.data.dataset import Draw, SliceDataset
 from banding_removal.data.handle_cache import HandleCache
-from banding_removal.data.masks import MaskSampler, seeded_by_name
+from banding_removal.data.masks import MaskSampler, acquired_columns, seeded_by_name
 from banding_removal.data.sampler import EpochSampler
 from banding_removal.data.volume import VolumeError, read_volume
 from tests.support.fastmri_files import make_kspace, write_volume

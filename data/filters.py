@@ -36,9 +36,7 @@ class VolumeFilter:
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction of the volumes must be in (0, 1], got {self.fraction}")
 
-    def apply(
-        self, volumes: Sequence[Volume], seed: int, setting: str = "filter"
-    ) -> list[Volume]:
+    def apply(self, volumes: Sequence[Volume], seed: int, setting: str = "filter") -> list[Volume]:
         """The volumes that pass, in order.
 
         Args:
@@ -56,11 +54,10 @@ class VolumeFilter:
             if len(passing) < len(kept):
                 removed.append(f"{name} removed {len(kept) - len(passing)}")
             if kept and not passing:
-                off = f"{setting}.{name}={condition.off}"
+                found = f"{condition.what} found: {_counted(map(condition.value, kept))}"
                 raise ValueError(
-                    f"the volume filters leave none of {len(volumes)} volumes: {', '.join(removed)}.\n"
-                    f"{condition.what} found: {_counted(map(condition.value, kept))}; {off} takes "
-                    "all"
+                    f"the volume filters leave none of {len(volumes)} volumes: "
+                    f"{', '.join(removed)}.\n{found}; {setting}.{name}={condition.off} takes all"
                 )
             kept = passing
         if self.fraction < 1:

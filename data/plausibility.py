@@ -48,9 +48,7 @@ BLOCKS = 24  # along the longer axis
 MAX_FACTOR = 2.0  # between the units of target and k-space
 
 
-def check_shape(
-    shape: Sequence[int], header: ScanHeader, target_size: Size | None
-) -> list[Note]:
+def check_shape(shape: Sequence[int], header: ScanHeader, target_size: Size | None) -> list[Note]:
     """Compare the shape of k-space with the header and the target.
 
     Args:
@@ -119,7 +117,8 @@ def columns_with_data(energy: NDArray[np.float32], header: ScanHeader) -> BoolAr
     """
     along_rows, along_columns = energy.sum(1, np.float64), energy.sum(0, np.float64)
     rows, columns = (e > HOLDS_DATA * e.max() for e in (along_rows, along_columns))
-    (top, bottom), (left, right) = _range(rows), _range(columns)
+    lines = np.flatnonzero(rows)
+    top, bottom = int(lines[0]), int(lines[-1]) + 1
     missing_rows = 1 - rows[top:bottom].mean()
     padded_rows = header.acquired == (top, bottom) and top > 0 and bottom < len(rows)
     if columns.all() and (missing_rows > MAX_ZEROS or padded_rows):
@@ -143,11 +142,6 @@ def columns_with_data(energy: NDArray[np.float32], header: ScanHeader) -> BoolAr
             )
     found: BoolArray = columns
     return found
-
-
-def _range(lines: BoolArray) -> tuple[int, int]:
-    found = np.flatnonzero(lines)
-    return int(found[0]), int(found[-1]) + 1
 
 
 def compare_images(
@@ -221,7 +215,7 @@ def _blurred(image: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _correlation(a: NDArray[np.float32], b: NDArray[np.float32]) -> tuple[float, tuple[int, int]]:
-    """Largest normalised correlation over shifts of `b`, up to `MAX_SHIFT` pixels, and its shift."""
+    """Largest normalised correlation over small shifts of `b`, and that shift in pixels."""
     a, b = (x.astype(np.float64) / np.abs(x).max() for x in (a, b))
     a, b = a - a.mean(), b - b.mean()
     products = scipy.fft.irfft2(scipy.fft.rfft2(a) * scipy.fft.rfft2(b).conj(), s=a.shape)
@@ -232,9 +226,7 @@ def _correlation(a: NDArray[np.float32], b: NDArray[np.float32]) -> tuple[float,
     return float(near[best] / norm), (int(best[0]) - MAX_SHIFT, int(best[1]) - MAX_SHIFT)
 
 
-def _turned(
-    image: NDArray[np.float32], target: NDArray[np.float32], upright: float
-) -> str | None:
+def _turned(image: NDArray[np.float32], target: NDArray[np.float32], upright: float) -> str | None:
     """How the target is flipped against the image; None if it is not.
 
     Raises:

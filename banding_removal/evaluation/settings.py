@@ -108,9 +108,7 @@ def choose_volumes(settings: VolumeChoice) -> list[Volume]:
         VolumeError: files in it cannot be used; all are named.
     """
     skip_bad = settings.skip_bad_volumes
-    files = index_folder(
-        settings.volumes, cache_folder=settings.logs / "index", skip_bad=skip_bad
-    )
+    files = index_folder(settings.volumes, cache_folder=settings.logs / "index", skip_bad=skip_bad)
     files = usable_volumes(files, skip_bad=skip_bad)
     try:
         files = settings.filter.apply(files, settings.seed)

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,11 @@ def make_plan(
             raise error
         log.warning("left out: %s", error)
     warn_of_notes(volumes, str(settings.volumes))
+    shapes = Counter((v.slices, v.coils or 1, v.height, v.width) for v in volumes).most_common()
+    tqdm.write(
+        f"{len(volumes)} volumes, slices x coils x readout x phase encode: "
+        + ", ".join(f"{' x '.join(map(str, shape))} ({n})" for shape, n in shapes[:MAX_NAMED])
+    )
     measured = [volume.path for volume in volumes if volume.measured is not None]
     if measured and "y" in orientations:
         raise ConfigError(

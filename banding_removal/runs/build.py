@@ -21,6 +21,7 @@ from banding_removal.runs.checkpoint import Checkpoint, load_weights
 
 log = logging.getLogger(__name__)
 
+LARGE_L1 = 1.0  # l1_weight times the largest value of a target; 3e-6 for fastMRI
 WIDE = 32  # channels of an adversary from which channels last is slower
 
 
@@ -48,7 +49,8 @@ def make_datasets(settings: Settings) -> tuple[SliceDataset, SliceDataset]:
             f"or make the phantom data set with: ipython scripts/make_phantom.py"
         ) from error
     volumes = [
-        usable_volumes(part, skip_bad=settings.skip_bad_volumes) for part in (train_volumes, val_volumes)
+        usable_volumes(part, skip_bad=settings.skip_bad_volumes)
+        for part in (train_volumes, val_volumes)
     ]
     try:
         return _datasets(settings, *volumes)
@@ -87,6 +89,7 @@ def _datasets(
     masks = settings.mask_sampler()
     train_volumes = settings.train_filter.apply(train_volumes, settings.seed, "train_filter")
     val_volumes = settings.val_filter.apply(val_volumes, settings.seed, "val_filter")
+    _warn_of_unit(settings.l1_weight, train_volumes)
     if settings.paired:
         train_volumes = _transposable(train_volumes)
     widths = {volume.width for volume in (*train_volumes, *val_volumes)}
@@ -112,6 +115,17 @@ def _datasets(
         slice_range=settings.val_slices,
     )
     return train_set, val_set
+
+
+def _warn_of_unit(l1_weight: float, volumes: list[Volume]) -> None:
+    """Warn of targets so large that the L1 term, in their unit, outweighs 1 - SSIM."""
+    largest = max(volume.data_range or 0.0 for volume in volumes)
+    if l1_weight * largest > LARGE_L1:
+        log.warning(
+            "the targets reach %.3g: in this unit, the L1 term outweighs SSIM in the loss. Rescale "
+            "k-space and targets to about 1e-4, as in fastMRI, or set l1_weight=0",
+            largest,
+        )
 
 
 def _check_orientations(settings: Settings, train_set: SliceDataset) -> None:

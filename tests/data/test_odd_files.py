@@ -299,6 +299,20 @@ def test_empty_slices_and_slices_of_noise_are_not_judged(tmp_path: Path) -> None
         assert read(tmp_path, kspace=kspace, target=target).notes == ()
 
 
+def test_a_unit_in_which_the_l1_term_dominates_gets_a_warning(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_datasets(settings)
+    assert not caplog.text
+    kspace = SQUARE * 1e10
+    odd_volume(settings.data_path / "multicoil_train" / "large.h5", kspace=kspace)
+    make_datasets(settings)
+    assert "the L1 term outweighs SSIM" in caplog.text
+    caplog.clear()
+    make_datasets(replace(settings, l1_weight=0.0))
+    assert not caplog.text
+
+
 # --- headers and attributes ---
 
 XML = header().decode()

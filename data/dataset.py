@@ -28,6 +28,9 @@ from banding_removal.data.masks import (
 )
 from banding_removal.data.volume import Volume, VolumeError
 
+NO_CENTRE = (
+    "the scanner did not measure the centre of k-space, from which sensitivity maps are estimated"
+)
 REMEDY = "replace or remove the file and run the same command again"
 
 
@@ -62,7 +65,8 @@ class SliceDataset(Dataset[Example]):
         require_target: refuse volumes without a target.
 
     Raises:
-        VolumeError: volumes lack a target or the acquired columns, where these are needed.
+        VolumeError: volumes lack a target or the acquired columns, where these are needed, or were
+            undersampled without a line at the centre of k-space.
         ValueError: no slice is left.
     """
 
@@ -83,10 +87,16 @@ class SliceDataset(Dataset[Example]):
             problems += [f"{v.path}: has no target image" for v in volumes if v.target_key is None]
         if not offsets_from_data:
             problems += [
-                f"{v.path}: its header does not give acquired phase-encode columns within k-space"
+                f"{v.path}: neither its header nor attributes padding_left and padding_right give "
+                "acquired phase-encode columns within k-space; offsets_from_data=true finds them"
                 for v in volumes
                 if v.acquired is None and v.measured is None
             ]
+        problems += [
+            f"{v.path}: {NO_CENTRE} (column {v.width // 2})"
+            for v in volumes
+            if not v.centre_measured
+        ]
         if problems:
             raise VolumeError.of_all(problems)
         self.volumes = list(volumes)
@@ -163,7 +173,7 @@ class SliceDataset(Dataset[Example]):
         assert volume.target_key is not None, "the data set needs require_target"
         with _named_errors(volume, "target"):
             images = own_dataset(self._open(volume), volume.target_key)[()].astype(np.float32)
-        return torch.from_numpy(images)
+        return torch.from_numpy(images.reshape(-1, *images.shape[-2:]))
 
     def with_rotation(self, probability: float) -> "SliceDataset":
         """The same data set with another `rotate_probability`."""
@@ -202,7 +212,8 @@ class SliceDataset(Dataset[Example]):
             stored.read_direct(kspace, np.s_[slice_index])
             target = None
             if volume.target_key is not None:
-                target = own_dataset(file, volume.target_key)[slice_index].astype(np.float32)
+                image = own_dataset(file, volume.target_key)[slice_index]
+                target = image.astype(np.float32).reshape(image.shape[-2:])
         for name, values in (("k-space", kspace), ("target", target)):
             if values is not None and not _all_finite(values):
                 raise VolumeError(

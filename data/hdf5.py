@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 import h5py
+import numpy as np
 
 # What h5py and numpy raise for damaged files and impossible sizes.
 READ_ERRORS = (
@@ -89,12 +90,14 @@ def check_stored(dataset: h5py.Dataset) -> None:
 
 
 def read_text(file: h5py.File, key: str) -> bytes:
-    """The content of a dataset that is one string.
+    """The content of a dataset that is one string, or none.
 
     Raises:
         ValueError: it is something else, or longer than `MAX_TEXT`.
     """
     dataset = own_dataset(file, key)
+    if h5py.check_string_dtype(dataset.dtype) is not None and not dataset.size:
+        return b""  # without elements
     if h5py.check_string_dtype(dataset.dtype) is None or dataset.size != 1:
         raise ValueError(f"{key} is {dataset.dtype} {dataset.shape}, not a byte string")
     check_stored(dataset)
@@ -108,7 +111,7 @@ def read_text(file: h5py.File, key: str) -> bytes:
 
 
 def name_attribute(file: h5py.File, key: str) -> str | None:
-    """An attribute that is a short name; None if it is missing.
+    """An attribute that is a short name, perhaps as an array of one; None if it is missing.
 
     Raises:
         ValueError: it is something else.
@@ -116,14 +119,14 @@ def name_attribute(file: h5py.File, key: str) -> str | None:
     if key not in file.attrs:
         return None
     found = file.attrs.get_id(key)
-    if h5py.check_string_dtype(found.dtype) is None or found.shape != ():
+    if h5py.check_string_dtype(found.dtype) is None or not _is_one(found.shape):
         raise ValueError(f"the attribute {key} is {found.dtype} {found.shape}, not a string")
-    value = file.attrs[key]
+    value = np.asarray(file.attrs[key]).item()
     return checked_name(value.decode() if isinstance(value, bytes) else value, f"attribute {key}")
 
 
 def number_attribute(file: h5py.File, key: str) -> float | None:
-    """An attribute that is one real number; None if it is missing.
+    """An attribute that is one real number, perhaps as an array of one; None if it is missing.
 
     Raises:
         ValueError: it is something else.
@@ -131,9 +134,14 @@ def number_attribute(file: h5py.File, key: str) -> float | None:
     if key not in file.attrs:
         return None
     found = file.attrs.get_id(key)
-    if found.dtype.kind not in "fiu" or found.shape != ():
+    if found.dtype.kind not in "fiu" or not _is_one(found.shape):
         raise ValueError(f"the attribute {key} is {found.dtype} {found.shape}, not a number")
-    return float(file.attrs[key])
+    return float(np.asarray(file.attrs[key]).item())
+
+
+def _is_one(shape: tuple[int, ...] | None) -> bool:
+    """Whether it is the shape of a single value; MATLAB and R write arrays of one element."""
+    return shape is not None and math.prod(shape) == 1
 
 
 def checked_name(text: str, what: str) -> str:

@@ -19,11 +19,12 @@ from typing import Any
 from tqdm import tqdm
 
 from banding_removal.data.in_subprocess import SubprocessLostError, map_in_subprocess
-from banding_removal.data.volume import SUFFIX, Volume, VolumeError, read_volume
+from banding_removal.data.notes import warn_of_notes
+from banding_removal.data.volume import Volume, VolumeError, read_volume, volume_paths
 
 log = logging.getLogger(__name__)
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 
 
 def read_volumes(
@@ -51,6 +52,8 @@ def _attempt(path: Path) -> Volume | VolumeError:
 def index_folder(folder: Path, *, cache_folder: Path, skip_bad: bool = False) -> list[Volume]:
     """Index every *.h5 file of a folder, sorted by name; only new or changed files are opened.
 
+    What is odd in files that can be used is logged, a warning for each kind.
+
     Args:
         folder: for instance <data_path>/multicoil_train.
         cache_folder: for the cached index; created if missing.
@@ -61,7 +64,7 @@ def index_folder(folder: Path, *, cache_folder: Path, skip_bad: bool = False) ->
         VolumeError: one or more files are unusable (the message names all of them), or, with
             `skip_bad`, every file is.
     """
-    paths = sorted(folder.glob("*" + SUFFIX)) if folder.is_dir() else []
+    paths = volume_paths(folder) if folder.is_dir() else []
     if not paths:
         state = "holds no *.h5 file" if folder.is_dir() else "is not a folder"
         raise FileNotFoundError(f"{folder} {state}")
@@ -83,6 +86,7 @@ def index_folder(folder: Path, *, cache_folder: Path, skip_bad: bool = False) ->
         if not skip_bad or not volumes:
             raise bad
         log.warning("left out: %s", bad)
+    warn_of_notes(volumes, folder.name)
     return volumes
 
 
@@ -103,7 +107,11 @@ def _load_cache(path: Path) -> dict[str, Volume]:
 
 def _tuples(record: dict[str, Any]) -> dict[str, Any]:
     """Lists, which JSON has instead of tuples, as tuples again."""
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in record.items()}
+    return {key: _tuple(value) for key, value in record.items()}
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value
 
 
 def _save_cache(path: Path, volumes: Iterable[Volume]) -> None:

@@ -19,9 +19,20 @@ from banding_removal.data.hdf5 import (
     own_dataset,
     read_text,
 )
-from banding_removal.data.ismrmrd import parse_header
+from banding_removal.data.ismrmrd import ScanHeader, parse_header
+from banding_removal.data.mask_rules import BoolArray
+from banding_removal.data.masks import Mask
+from banding_removal.data.notes import Note, unique
+from banding_removal.data.plausibility import (
+    check_shape,
+    columns_with_data,
+    compare_images,
+    energy_of,
+)
+from banding_removal.data.stored_mask import MIN_CENTRE_LINES, measured_columns, read_mask
 
 SUFFIX = ".h5"
+MAX_TOLERANCE = 1e-3  # relative, of the attribute max: it may have been printed and read
 
 
 class VolumeError(Exception):
@@ -47,13 +58,14 @@ class Volume:
     width: int  # phase encode
     target_key: str | None
     target_size: tuple[int, int] | None
-    data_range: float | None  # largest value of the target, attribute `max`
+    data_range: float | None  # largest value of the target
     acquisition: str
     scanner: str
     field_strength: float | None  # tesla
     acquired: tuple[int, int] | None  # phase-encode columns [left, right), from the header
     recon_size: tuple[int, int] | None  # of the scanner's images, from the header
-    measured: str | None  # own mask of an undersampled file, a 0 or 1 for each column
+    measured: str | None  # what the scanner measured, 0 or 1 for each column; None: everything
+    notes: tuple[Note, ...] = ()  # what is odd in the file
 
     @property
     def name(self) -> str:
@@ -69,6 +81,11 @@ class Volume:
         return (stat.st_size, stat.st_mtime_ns) == (self.bytes, self.mtime_ns)
 
     @property
+    def centre_measured(self) -> bool:
+        """Whether the middle column was measured; sensitivity maps are estimated around it."""
+        return self.measured is None or self.measured[self.width // 2] == "1"
+
+    @property
     def group(self) -> str:
         """Key of the validation metrics per contrast, scanner_acquisition."""
         return f"{self.scanner}_{self.acquisition}"
@@ -81,11 +98,17 @@ class Volume:
         return round(len(self.measured) / self.measured.count("1"))
 
 
+def volume_paths(folder: Path) -> list[Path]:
+    """The *.h5 files of a folder, by name, without hidden ones (`._v.h5` is a Mac's side file)."""
+    return sorted(path for path in folder.glob("*" + SUFFIX) if not path.name.startswith("."))
+
+
 def read_volume(path: Path) -> Volume:
-    """Read and check everything in a file except its pixels.
+    """Read and check everything in a file, of its k-space only one slice.
 
     Raises:
-        VolumeError: the file is not HDF5, is truncated, or does not have the fastMRI layout.
+        VolumeError: the file is not HDF5, is truncated, does not have the fastMRI layout, or has
+            axes in another order.
     """
     try:
         stat = path.stat()
@@ -100,6 +123,39 @@ def read_volume(path: Path) -> Volume:
 
 
 def _read_fields(file: h5py.File) -> dict[str, Any]:
+    kspace = _kspace(file)
+    slices, *coil_axis, height, width = map(int, kspace.shape)
+    target = _target(file, slices, single_coil=not coil_axis)
+    target_size = None if target is None else (int(target.shape[-2]), int(target.shape[-1]))
+    header, notes = _header(file)
+    notes += check_shape(kspace.shape, header, target_size)
+    data_range = None
+    if target is not None:
+        data_range, found = _data_range(target, number_attribute(file, "max"))
+        notes += found
+    measured, found = _check_slice(
+        kspace, target, header, read_mask(file, slices * height, width), slices // 3
+    )
+    notes += found
+    return {
+        "slices": slices,
+        "coils": coil_axis[0] if coil_axis else None,
+        "height": height,
+        "width": width,
+        "target_key": None if target is None else target.name.lstrip("/"),
+        "target_size": target_size,
+        "data_range": data_range,
+        "acquisition": _acquisition(file),
+        "scanner": checked_name(header.scanner, "scanner in the ISMRMRD header"),
+        "field_strength": header.field_strength,
+        "acquired": _acquired(file, header, width),
+        "recon_size": header.recon_size,
+        "measured": None if measured is None else "".join("01"[int(c)] for c in measured),
+        "notes": tuple(unique(notes)),
+    }
+
+
+def _kspace(file: h5py.File) -> h5py.Dataset:
     kspace = own_dataset(file, "kspace")
     if kspace.ndim not in (3, 4):
         raise ValueError(
@@ -110,68 +166,95 @@ def _read_fields(file: h5py.File) -> dict[str, Any]:
     if 0 in kspace.shape:
         raise ValueError(f"kspace is empty, shape {kspace.shape}")
     check_stored(kspace)
-    slices, *coil_axis, height, width = map(int, kspace.shape)
+    return kspace
 
-    preferred = (
-        ["reconstruction_rss"] if coil_axis else ["reconstruction_esc", "reconstruction_rss"]
-    )
-    target_key = next((key for key in preferred if holds(file, key)), None)
-    target_size, data_range = None, None
-    if target_key is not None:
-        target = own_dataset(file, target_key)
-        if target.ndim != 3 or target.shape[0] != slices or target.dtype.kind != "f":
-            raise ValueError(
-                f"{target_key} is {target.dtype} {target.shape}; "
-                f"expected real [{slices}, h, w] for {slices} slices of k-space"
-            )
-        if 0 in target.shape:
-            raise ValueError(f"{target_key} is empty, shape {target.shape}")
-        check_stored(target)
-        target_size = (int(target.shape[1]), int(target.shape[2]))
-        data_range = number_attribute(file, "max")
-        if data_range is None:
-            data_range = float(np.max([np.max(image) for image in target]))
-        if not (np.isfinite(data_range) and data_range > 0):
-            raise ValueError(f"the largest value of {target_key} is {data_range}")
 
-    header = parse_header(read_text(file, "ismrmrd_header"))
-    acquired = header.acquired
-    if acquired is not None and not (0 <= acquired[0] < acquired[1] <= width):
-        acquired = None  # the header describes another matrix; `SliceDataset` reports it
-    return {
-        "slices": slices,
-        "coils": coil_axis[0] if coil_axis else None,
-        "height": height,
-        "width": width,
-        "target_key": target_key,
-        "target_size": target_size,
-        "data_range": data_range,
-        "acquisition": _acquisition(file),
-        "scanner": checked_name(header.scanner, "scanner in the ISMRMRD header"),
-        "field_strength": header.field_strength,
-        "acquired": acquired,
-        "recon_size": header.recon_size,
-        "measured": _measured(file, width),
-    }
+def _target(file: h5py.File, slices: int, *, single_coil: bool) -> h5py.Dataset | None:
+    keys = ["reconstruction_esc", "reconstruction_rss"] if single_coil else ["reconstruction_rss"]
+    key = next((key for key in keys if holds(file, key)), None)
+    if key is None:
+        return None
+    target = own_dataset(file, key)
+    images = target.ndim == 3 or (target.ndim == 4 and target.shape[1] == 1)
+    if not images or target.shape[0] != slices or target.dtype.kind != "f":
+        raise ValueError(
+            f"{key} is {target.dtype} {target.shape}; "
+            f"expected real [{slices}, h, w] for {slices} slices of k-space"
+        )
+    if 0 in target.shape:
+        raise ValueError(f"{key} is empty, shape {target.shape}")
+    check_stored(target)
+    return target
+
+
+def _data_range(target: h5py.Dataset, stored: float | None) -> tuple[float, list[Note]]:
+    """The largest value of a target; it is compared with the attribute `max`.
+
+    Values that are not finite are left to the reading of slices, which names the slice.
+    """
+    key = target.name.lstrip("/")
+    largest = float(max(np.max(image, initial=0, where=np.isfinite(image)) for image in target))
+    if not largest > 0:
+        said = "" if stored is None else f", the attribute max is {stored:g}"
+        raise ValueError(f"the largest value of {key} is {largest:g}{said}")
+    if stored is not None and not abs(stored - largest) <= MAX_TOLERANCE * largest:
+        return largest, [("wrong_max", f"max is {stored:g}, the largest value {largest:g}")]
+    return largest, []
+
+
+def _header(file: h5py.File) -> tuple[ScanHeader, list[Note]]:
+    text = read_text(file, "ismrmrd_header") if holds(file, "ismrmrd_header") else b""
+    if not text.strip(b"\0 \t\r\n"):
+        return ScanHeader(), [("no_header", "missing or empty")]
+    header = parse_header(text)
+    return header, [("unclear_header", header.problems[0])] if header.problems else []
+
+
+def _acquired(file: h5py.File, header: ScanHeader, width: int) -> tuple[int, int] | None:
+    """The acquired columns of the header, or else of the attributes padding_left, padding_right."""
+    padding = [number_attribute(file, f"padding_{side}") for side in ("left", "right")]
+    found = header.acquired
+    if header.encoded_size is not None and header.encoded_size[1] != width:
+        found = None  # the header describes another matrix
+    if found is None and padding[0] is not None and padding[1] is not None:
+        found = (round(padding[0]), round(padding[1]))
+    # What is still None, `SliceDataset` reports where it is needed.
+    return found if found is not None and 0 <= found[0] < found[1] <= width else None
+
+
+def _check_slice(
+    kspace: h5py.Dataset,
+    target: h5py.Dataset | None,
+    header: ScanHeader,
+    mask: BoolArray | None,
+    index: int,
+) -> tuple[BoolArray | None, list[Note]]:
+    """Which columns were measured, and whether a slice's target is the image of its k-space."""
+    values = np.empty(kspace.shape[1:], np.complex64)
+    kspace.read_direct(values, np.s_[index])
+    values = values.reshape(-1, *kspace.shape[-2:])
+    energy = energy_of(values)
+    holding = None if energy is None else columns_with_data(energy, header)
+    measured, notes = measured_columns(mask, holding)
+    if measured is not None:
+        lines = Mask.of_scanner(measured).acs_lines
+        if lines < MIN_CENTRE_LINES and measured[len(measured) // 2]:
+            notes.append(("few_centre_lines", str(lines)))
+    if energy is not None and target is not None:
+        image = target[index].astype(np.float32).reshape(target.shape[-2:])
+        if np.isfinite(image).all():
+            undersampled = measured is not None
+            found = compare_images(values, image, undersampled=undersampled)
+            # Slices and coils that are swapped have the right shape if there are equally many.
+            if found and kspace.ndim == 4 and kspace.shape[0] == kspace.shape[1]:
+                swapped = kspace[:, index]
+                if not compare_images(swapped, image, undersampled=undersampled):
+                    raise ValueError("slices and coils are swapped; expected [slice, coil, H, W]")
+            notes += found
+    return measured, notes
 
 
 def _acquisition(file: h5py.File) -> str:
     name = name_attribute(file, "acquisition") or "unknown"
     # T1 before contrast agent counts as T1.
     return "AXT1" if name == "AXT1PRE" else name
-
-
-def _measured(file: h5py.File, width: int) -> str | None:
-    if not holds(file, "mask"):
-        return None
-    mask = own_dataset(file, "mask")
-    if mask.shape != (width,) or mask.dtype.kind not in "biuf":
-        raise ValueError(
-            f"mask has shape {mask.shape}, type {mask.dtype}; expected a number for each of "
-            f"{width} columns"
-        )
-    check_stored(mask)
-    columns = mask[()].astype(bool)
-    if not columns.any():
-        raise ValueError("mask says that no column was measured")
-    return "".join("1" if column else "0" for column in columns)

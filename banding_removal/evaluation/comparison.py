@@ -46,6 +46,7 @@ class CompareSettings:
     filter: VolumeFilter = field(default_factory=VolumeFilter)
     most_volumes: int | None = 8  # spread over those there are; all images are kept in memory
     slices: tuple[int | None, int | None] = (None, None)  # of each volume, [first, stop)
+    skip_bad_volumes: bool = False  # leave out unusable files with a warning
     remedies: bool = True  # add the first set dithered, and blurred across its streaks
     dither: float = 0.04  # noise where the signal is q, as a fraction of q
     blur: float = 0.5  # pixels, standard deviation

@@ -28,6 +28,7 @@ def read_targets(file: Volume) -> NDArray[np.float32]:
         with open_file(file.path) as content:
             stored = own_dataset(content, str(file.target_key))
             targets: NDArray[np.float32] = stored[()].astype(np.float32)
+            targets = targets.reshape(-1, *stored.shape[-2:])
     except READ_ERRORS as error:
         raise VolumeError(f"{file.path}: target: {error}") from error
     if not np.isfinite(targets).all():
@@ -44,6 +45,7 @@ def slice_of_file(path: Path, index: int) -> Tensor:
     try:
         with open_file(path) as file:
             image = own_dataset(file, KEY)[index].astype(np.float32)
+            image = image.reshape(image.shape[-2:])
     except READ_ERRORS as error:
         raise VolumeError(f"{path}: slice {index}: {error}") from error
     if not np.isfinite(image).all():
@@ -52,7 +54,7 @@ def slice_of_file(path: Path, index: int) -> Tensor:
 
 
 def shape_of_file(path: Path) -> tuple[int, ...]:
-    """Shape of a reconstruction, [slice, h, w].
+    """Shape of a reconstruction, [slice, h, w], also of one with a channel, [slice, 1, h, w].
 
     Raises:
         VolumeError: the file is missing, or not in the format.
@@ -62,12 +64,14 @@ def shape_of_file(path: Path) -> tuple[int, ...]:
     try:
         with open_file(path) as file:
             found = own_dataset(file, KEY)
-            if found.ndim != 3 or found.dtype.kind not in "fiu":
+            images = found.ndim == 3 or (found.ndim == 4 and found.shape[1] == 1)
+            if not images or found.dtype.kind not in "fiu":
                 raise ValueError(
                     f"{KEY} is {found.dtype} {found.shape}; expected real [slice, h, w]"
                 )
             check_stored(found)
-            return tuple(map(int, found.shape))
+            slices, height, width = found.shape[0], *found.shape[-2:]
+            return int(slices), int(height), int(width)
     except READ_ERRORS as error:
         raise VolumeError(f"{path}: {error}") from error
 

@@ -19,7 +19,7 @@ import torch
 from banding_removal.config.overrides import from_plain
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.data.masks import MaskSampler
-from banding_removal.data.volume import SUFFIX, Volume, VolumeError
+from banding_removal.data.volume import SUFFIX, Volume, VolumeError, volume_paths
 from banding_removal.errors import ConfigError
 from banding_removal.evaluation.image_files import check_files, read_targets, slice_of_file
 from banding_removal.metrics.low_signal import volume_scale
@@ -114,7 +114,7 @@ def path_set(
     folder_x, folder_y = path, None
     if (path / "x").is_dir():
         folder_x, folder_y = path / "x", path / "y" if (path / "y").is_dir() else None
-    if not any(folder_x.glob("*" + SUFFIX)):
+    if not volume_paths(folder_x):
         raise ConfigError(
             f"set {name!r}: {path} is neither a run's folder ({FOLDER}/*.pt) nor one of "
             f"reconstructions (x/*{SUFFIX} and y/*{SUFFIX}, or *{SUFFIX})"

@@ -15,7 +15,7 @@ from banding_removal.evaluation.evaluate import evaluate
 from banding_removal.evaluation.image_sets import path_set, reference_volumes
 from banding_removal.evaluation.report import claim_output, write_report
 from banding_removal.processes.threads import set_threads
-from banding_removal.runs.build import choose_device
+from banding_removal.runs.build import choose_device, usable_volumes
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,10 @@ class VolumeChoice(Protocol):
         """Of each volume, [first, stop); None: from its first, to its last."""
 
     @property
+    def skip_bad_volumes(self) -> bool:
+        """Leave out unusable files with a warning."""
+
+    @property
     def logs(self) -> Path:
         """Folder where the index of the volumes is kept."""
 
@@ -53,6 +57,7 @@ class EvaluateSettings:
     volumes: Path = REPOSITORY / "datasets" / "phantom" / "multicoil_val"  # files with targets
     filter: VolumeFilter = field(default_factory=VolumeFilter)
     slices: tuple[int | None, int | None] = (None, None)  # of each volume, [first, stop)
+    skip_bad_volumes: bool = False  # leave out unusable files with a warning
     output: Path = REPOSITORY / "logs" / "evaluation"
     logs: Path = REPOSITORY / "logs"  # the index of the volumes is kept there
     probe: bool = True  # train the classifiers of both probes: about two minutes a set
@@ -104,7 +109,9 @@ def choose_volumes(settings: VolumeChoice) -> list[Volume]:
         FileNotFoundError: the folder is missing or empty.
         VolumeError: files in it cannot be used; all are named.
     """
-    files = index_folder(settings.volumes, cache_folder=settings.logs / "index")
+    skip_bad = settings.skip_bad_volumes
+    files = index_folder(settings.volumes, cache_folder=settings.logs / "index", skip_bad=skip_bad)
+    files = usable_volumes(files, skip_bad=skip_bad)
     try:
         files = settings.filter.apply(files, settings.seed)
     except ValueError as error:

@@ -1,7 +1,7 @@
 """The banding of a trained predictor as one picture."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ class ShowSettings:
     count: int = 4  # show the middle slices of this many validation volumes
     slices: tuple[int, ...] = ()  # or these positions in the validation set
     window: float = 0.25  # white of the low-signal pictures, of the volume's largest target value
+    skip_bad_volumes: bool = False  # leave out unusable files, also if the training did not
     device: str = "auto"
 
 
@@ -42,6 +43,8 @@ def show(settings: ShowSettings) -> Path:
     trained = saved_settings(path, checkpoint)
     device = choose_device(settings.device)
     predictor = build_predictor(trained, device, checkpoint, path)
+    if settings.skip_bad_volumes:
+        trained = replace(trained, skip_bad_volumes=True)
     _, validation = make_datasets(trained)
     set_threads(validation.volumes)
     indices = _slices_to_show(settings, validation)

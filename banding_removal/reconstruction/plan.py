@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from banding_removal import __version__
 from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.data.index import read_volumes
-from banding_removal.data.volume import SUFFIX, Volume, VolumeError
+from banding_removal.data.notes import warn_of_notes
+from banding_removal.data.volume import SUFFIX, Volume, VolumeError, volume_paths
 from banding_removal.errors import ConfigError
 from banding_removal.reconstruction.files import Origin, differences, remove_leftovers
 from banding_removal.reconstruction.settings import ReconstructSettings
@@ -78,6 +80,12 @@ def make_plan(
         if not settings.skip_bad_volumes or not volumes:
             raise error
         log.warning("left out: %s", error)
+    warn_of_notes(volumes, str(settings.volumes))
+    shapes = Counter((v.slices, v.coils or 1, v.height, v.width) for v in volumes).most_common()
+    tqdm.write(
+        f"{len(volumes)} volumes, slices x coils x readout x phase encode: "
+        + ", ".join(f"{' x '.join(map(str, shape))} ({n})" for shape, n in shapes[:MAX_NAMED])
+    )
     measured = [volume.path for volume in volumes if volume.measured is not None]
     if measured and "y" in orientations:
         raise ConfigError(
@@ -131,7 +139,7 @@ def _usable(
     Raises:
         FileNotFoundError: there are no files.
     """
-    paths = [path] if path.is_file() else sorted(path.glob("*" + SUFFIX))
+    paths = [path] if path.is_file() else volume_paths(path)
     if not paths:
         state = f"holds no *{SUFFIX} file" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"no volumes: {path} {state}; set volumes=...")

@@ -20,7 +20,7 @@ from banding_removal.data import handle_cache
 from banding_removal.data.batch import Batch, Example, collate, joined
 from banding_removal.data.dataset import Draw, SliceDataset
 from banding_removal.data.handle_cache import HandleCache
-from banding_removal.data.masks import MaskSampler, seeded_by_name
+from banding_removal.data.masks import MaskSampler, acquired_columns, seeded_by_name
 from banding_removal.data.sampler import EpochSampler
 from banding_removal.data.volume import VolumeError, read_volume
 from tests.support.fastmri_files import make_kspace, write_volume
@@ -226,18 +226,16 @@ def test_a_single_measured_number_marks_its_column_as_acquired(tmp_path: Path) -
 @pytest.mark.parametrize("rotated", [False, True])
 @pytest.mark.parametrize("middle", [(10, 14), (3, 14), (10, 21), (3, 21), (0, 0)])
 def test_acquired_columns_are_found_wherever_the_middle_line_ends(
-    tmp_path: Path, middle: tuple[int, int], rotated: bool
+    middle: tuple[int, int], rotated: bool
 ) -> None:
     kspace = np.zeros((1, 3, 25, 25), np.complex64)
     kspace[0, 1, 2, 3:21] = kspace[0, 2, 24, 20] = 1e-7j
     kspace[0, :, 12, slice(*middle)] = 1e-6
     kspace[0, 0, :, :3] = complex(-0.0, -0.0)  # zero, too
+    kspace = kspace[0]
     if rotated:
-        kspace = np.ascontiguousarray(kspace.swapaxes(-2, -1))
-    path = write_volume(tmp_path / "a.h5", kspace=kspace, with_target=False)
-    masks = MaskSampler(kind="equispaced", accelerations=(1,), acs=(1,))
-    example = dataset(path, masks=masks, rotate_probability=float(rotated), require_target=False)[0]
-    assert example.mask.flatten().nonzero().flatten().tolist() == list(range(3, 21))
+        kspace = np.ascontiguousarray(kspace.swapaxes(-2, -1)).swapaxes(-2, -1)
+    assert acquired_columns(kspace) == (3, 21)
 
 
 def test_header_without_limits_is_an_error_only_where_they_are_needed(tmp_path: Path) -> None:

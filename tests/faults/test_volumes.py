@@ -360,16 +360,14 @@ def text(value: object, **options: Any) -> Callable[[h5py.File], object]:
     [
         (text(BOMB), "declares a document type"),
         (text(ENTITY), "declares a document type"),
-        (text("<a>" * 300_000), "not well-formed"),
         (text("x" * (2 << 20)), "has 2097152 bytes, more than"),
         (text(np.bytes_(b"x" * (2 << 20))), "has 2097152 bytes, more than"),
         (lambda file: file.create_dataset("ismrmrd_header", (), "S1000000000"), "stores 0"),
         (lambda file: file.create_dataset("ismrmrd_header", (2**40,), "S9", chunks=True), "not a"),
         (text([HEADER] * 9, dtype=h5py.string_dtype()), "not a byte string"),
         (text(np.ones(3, np.complex64)), "not a byte string"),
-        (text(h5py.Empty("S9")), "not a byte string"),
     ],
-    ids=["bomb", "entity", "deep", "long", "long, fixed", "huge", "many", "list", "number", "null"],
+    ids=["bomb", "entity", "long", "long, fixed", "huge", "many", "list", "number"],
 )
 def test_a_header_that_is_a_trap_is_refused_with_little_time_and_memory(
     tmp_path: Path, make: Callable[[h5py.File], object], message: str
@@ -381,6 +379,12 @@ def test_a_header_that_is_a_trap_is_refused_with_little_time_and_memory(
     ):
         read_volume(path)
     assert len(str(caught.value)) < 1000
+
+
+def test_endless_nesting_in_a_header_takes_little_memory(tmp_path: Path) -> None:
+    path = edit(tmp_path / "deep.h5", "ismrmrd_header", text("<a>" * 300_000))
+    with memory_below(MEMORY):
+        assert read_volume(path).scanner == "unknown"
 
 
 @pytest.mark.parametrize(

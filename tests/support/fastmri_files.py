@@ -71,7 +71,8 @@ def write_volume(
 ) -> Path:
     """Write one volume; `drop` leaves datasets or attributes out.
 
-    The header's reconstruction size is `recon_size`, or else that of k-space.
+    K-space is zero where a `mask` [W] leaves out columns; the target is that of all columns. The
+    header's reconstruction size is `recon_size`, or else that of k-space.
     """
     height, width = size
     acquired = (2, width - 3) if acquired is None else acquired
@@ -79,7 +80,8 @@ def write_volume(
         kspace = make_kspace(slices, coils, height, width, acquired, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
-        file["kspace"] = kspace
+        leaves_out = mask is not None and mask.shape == kspace.shape[-1:]
+        file["kspace"] = kspace * (mask != 0) if leaves_out else kspace
         if with_target:
             images = torch.from_numpy(kspace if coils is not None else kspace[:, None])
             target = center_crop(rss(to_image(images))[:, 0], target_size).numpy()

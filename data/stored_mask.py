@@ -1,0 +1,79 @@
+"""Which columns the scanner measured: from the stored mask, and from the zeros of k-space."""
+
+import h5py
+import numpy as np
+
+from banding_removal.data.hdf5 import check_stored, holds, own_dataset
+from banding_removal.data.mask_rules import BoolArray
+from banding_removal.data.notes import Note
+
+MIN_CENTRE_LINES = 4  # below, sensitivity maps have hardly any resolution
+# Part of the acquired range that has to be zero before k-space counts as undersampled although no
+# mask says so. Undersampling by 1.25 leaves out 0.2; a few lines may be lost in any scan.
+UNDECLARED = 0.1
+MIN_ACQUIRED = 0.5  # part of the columns; padding takes less than half of k-space
+
+
+def read_mask(file: h5py.File, rows: int, width: int) -> BoolArray | None:
+    """The stored mask, bool (width,); None if there is none.
+
+    Other shapes that end in `width`, such as (1, W) or (H, W), are taken if all rows are equal.
+
+    Raises:
+        ValueError: it is something else, or empty.
+    """
+    if not holds(file, "mask"):
+        return None
+    mask = own_dataset(file, "mask")
+    if (
+        mask.ndim == 0
+        or mask.shape[-1] != width
+        or not 0 < mask.size <= rows * width
+        or mask.dtype.kind not in "biuf"
+    ):
+        raise ValueError(
+            f"mask has shape {mask.shape}, type {mask.dtype}; expected a number for each of "
+            f"{width} columns"
+        )
+    check_stored(mask)
+    lines: BoolArray = mask[()].astype(bool).reshape(-1, width)
+    if (lines != lines[0]).any():
+        raise ValueError(
+            f"mask, shape {mask.shape}, is not the same in all rows: only whole columns of k-space "
+            "(phase-encode lines) can be left out"
+        )
+    if not lines[0].any():
+        raise ValueError("mask says that no column was measured")
+    return lines[0]
+
+
+def measured_columns(
+    mask: BoolArray | None, holding: BoolArray | None
+) -> tuple[BoolArray | None, list[Note]]:
+    """Which columns the scanner measured, (W,); None: all, the volume is fully sampled.
+
+    What the scanner left out is zero in k-space. So a mask that leaves out only the padding on both
+    sides is none, and one that leaves out columns which hold data was stored for training.
+
+    Args:
+        mask: the stored one; None: there is none.
+        holding: which columns of a slice hold data; None: it is not known, the mask is believed.
+    """
+    if holding is None:
+        return (None, []) if mask is None or mask.all() else (mask, [])
+    columns = np.flatnonzero(holding)
+    inside = np.zeros_like(holding)
+    inside[columns[0] : columns[-1] + 1] = True
+    empty = inside & ~holding
+    undersampled = empty.sum() > UNDECLARED * inside.sum()
+    allowed = np.ones_like(holding) if mask is None else mask
+    counts = f"{holding.sum()} of {len(holding)} columns hold data"
+    if mask is not None:
+        counts += f", the mask has {mask.sum()}"
+    if (holding & ~allowed).any():
+        # With gaps of its own, k-space was undersampled in another way than the mask says.
+        return (holding if undersampled else None), [("unused_mask", counts)]
+    if undersampled and (empty & allowed).sum() > UNDECLARED * inside.sum():
+        return holding, [("undeclared_mask", counts)]
+    leaves_out = (empty & ~allowed).any() or allowed.sum() < MIN_ACQUIRED * len(allowed)
+    return (mask if leaves_out else None), []

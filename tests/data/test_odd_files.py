@@ -1,0 +1,427 @@
+"""Files that are plausible and odd: each is used with a warning, or refused with the reason."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from banding_removal.config.settings import Settings
+from banding_removal.data.filters import VolumeFilter
+from banding_removal.data.index import index_folder
+from banding_removal.data.volume import Volume, VolumeError, read_volume
+from banding_removal.errors import ConfigError
+from banding_removal.runs.build import make_datasets
+from tests.support.fastmri_files import HEADER, write_volume
+from tests.support.odd_files import SIZE, header, odd_volume, phantom_kspace, rss_image
+
+EVERY_FOURTH = np.arange(SIZE) % 4 == 0
+OWN_MASK = EVERY_FOURTH | (abs(np.arange(SIZE) - SIZE // 2) < 4)
+PADDED = (np.arange(SIZE) >= 6) & (np.arange(SIZE) < SIZE - 8)
+
+
+def kinds(volume: Volume) -> list[str]:
+    return [kind for kind, _ in volume.notes]
+
+
+def read(tmp_path: Path, **options: Any) -> Volume:
+    return read_volume(odd_volume(tmp_path / "v.h5", **options))
+
+
+def test_a_healthy_file_has_no_note(tmp_path: Path) -> None:
+    volume = read(tmp_path)
+    assert (volume.notes, volume.measured, volume.acquired) == ((), None, (0, SIZE))
+
+
+# --- masks ---
+
+
+@pytest.mark.parametrize(
+    ("mask", "keeps"),
+    [
+        (np.ones(SIZE), np.ones(SIZE)),
+        (PADDED, PADDED),
+        (np.ones(SIZE), PADDED),
+        (np.ones((1, SIZE)), np.ones(SIZE)),
+        (np.ones((3, 1, SIZE), np.uint8), np.ones(SIZE)),
+    ],
+    ids=["ones", "acquired", "ones, padded", "a row", "a row for each slice"],
+)
+def test_a_mask_that_leaves_out_nothing_is_none(
+    tmp_path: Path, mask: np.ndarray, keeps: np.ndarray
+) -> None:
+    volume = read(tmp_path, kspace=phantom_kspace() * keeps, mask=mask)
+    assert (volume.measured, volume.notes) == (None, ())
+
+
+@pytest.mark.parametrize("mask", [OWN_MASK, EVERY_FOURTH, ~OWN_MASK])
+def test_a_mask_beside_full_kspace_is_not_used(tmp_path: Path, mask: np.ndarray) -> None:
+    volume = read(tmp_path, mask=mask)
+    assert (volume.measured, kinds(volume)) == (None, ["unused_mask"])
+
+
+@pytest.mark.parametrize(
+    "shape", [(SIZE,), (1, SIZE), (SIZE, SIZE), (1, 1, SIZE)], ids=["W", "1 W", "H W", "1 1 W"]
+)
+def test_a_mask_of_equal_rows_is_the_scanners(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    mask = np.broadcast_to(OWN_MASK, shape)
+    volume = read(tmp_path, kspace=phantom_kspace() * OWN_MASK, mask=mask, target=None)
+    assert volume.measured == "".join("01"[int(c)] for c in OWN_MASK)
+    assert volume.notes == ()
+
+
+def test_a_mask_with_different_rows_is_refused(tmp_path: Path) -> None:
+    mask = np.random.default_rng(0).random((SIZE, SIZE)) < 0.3
+    with pytest.raises(VolumeError, match="not the same in all rows: only whole columns"):
+        read(tmp_path, kspace=phantom_kspace() * mask, mask=mask, target=None)
+
+
+@pytest.mark.parametrize("mask", [None, np.ones(SIZE)])
+def test_undersampled_kspace_without_a_mask_that_says_so_counts_as_undersampled(
+    tmp_path: Path, mask: np.ndarray | None
+) -> None:
+    kspace = phantom_kspace() * (OWN_MASK & PADDED)
+    volume = read(tmp_path, kspace=kspace, mask=mask, target=rss_image(phantom_kspace()))
+    assert volume.measured == "".join("01"[int(c)] for c in OWN_MASK & PADDED)
+    assert kinds(volume) == ["undeclared_mask"]
+
+
+def test_a_few_lost_lines_leave_a_volume_fully_sampled(tmp_path: Path) -> None:
+    kspace = phantom_kspace()
+    kspace[..., [5, 21]] = 0
+    assert (read(tmp_path, kspace=kspace).measured, read(tmp_path, kspace=kspace).notes) == (
+        None,
+        (),
+    )
+
+
+def test_samples_missing_in_both_directions_are_refused(tmp_path: Path) -> None:
+    pattern = np.random.default_rng(0).random((SIZE, SIZE)) < 0.3
+    with pytest.raises(VolumeError, match="samples in kspace are zero"):
+        read(tmp_path, kspace=phantom_kspace() * pattern, target=None)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [np.roll(EVERY_FOURTH, 1), np.roll(OWN_MASK, -10) & (np.arange(SIZE) != SIZE // 2)],
+    ids=["no calibration lines", "beside the centre"],
+)
+def test_a_volume_without_its_centre_is_not_reconstructed(
+    tmp_path: Path, settings: Settings, mask: np.ndarray
+) -> None:
+    for part in ("train", "val"):
+        folder = settings.data_path / f"multicoil_{part}"
+        odd_volume(folder / "odd.h5", kspace=phantom_kspace() * mask, mask=mask)
+    settings = replace(settings, acs_lines=(4,))
+    with pytest.raises(VolumeError, match=r"odd\.h5: the scanner did not measure the centre"):
+        make_datasets(settings)
+    train_set, _ = make_datasets(replace(settings, skip_bad_volumes=True))
+    assert "odd.h5" not in [volume.name for volume in train_set.volumes]
+
+
+def test_one_line_at_the_centre_gets_a_warning(tmp_path: Path) -> None:
+    volume = read(tmp_path, kspace=phantom_kspace() * EVERY_FOURTH, mask=EVERY_FOURTH, target=None)
+    assert volume.notes == (("few_centre_lines", "1"),)
+
+
+# --- orientations ---
+
+
+@pytest.fixture
+def measured(settings: Settings) -> Settings:
+    """Settings of a data set that the scanner undersampled."""
+    for path in (settings.data_path / "multicoil_train").glob("*.h5"):
+        write_volume(path, mask=abs(np.arange(28) - 14) < 5)
+    return settings
+
+
+ADVERSARY: dict[str, Any] = {"stage": "train", "adversary": "shallow"}
+
+
+def test_training_is_refused_if_no_slice_can_be_transposed(measured: Settings) -> None:
+    with pytest.raises(ConfigError, match=r"=0\.5 .* all 3 training volumes were undersampled"):
+        make_datasets(measured)
+    assert len(make_datasets(replace(measured, rotate_probability=0.0))[0]) == 12
+
+
+@pytest.mark.parametrize(("probability", "only"), [(0.0, "upright"), (1.0, "transposed")])
+def test_an_adversary_that_would_see_one_label_is_refused(
+    settings: Settings, probability: float, only: str
+) -> None:
+    settings = replace(settings, rotate_probability=probability, **ADVERSARY)
+    with pytest.raises(ConfigError, match=f"all training slices are {only}"):
+        make_datasets(settings)
+    make_datasets(replace(settings, rotate_probability=0.5))
+    make_datasets(replace(settings, paired=True))
+
+
+def test_the_slices_that_are_left_decide_whether_any_can_be_transposed(settings: Settings) -> None:
+    folder = settings.data_path / "multicoil_train"  # volumes of two slices
+    write_volume(folder / "long.h5", slices=4, mask=abs(np.arange(28) - 14) < 5)
+    make_datasets(settings)
+    with pytest.raises(ConfigError, match="all 1 training volumes were undersampled"):
+        make_datasets(replace(settings, train_slices=(2, None)))
+
+
+# --- axes ---
+
+
+def swap(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array.swapaxes(-2, -1))
+
+
+def corner(kspace: np.ndarray) -> np.ndarray:
+    return np.fft.ifftshift(kspace, axes=(-2, -1))
+
+
+WIDE = phantom_kspace(size=(64, 40))
+SQUARE = phantom_kspace()
+PARTIAL = SQUARE * PADDED
+FOUR = phantom_kspace(slices=4)
+ROWS_LEFT_OUT = SQUARE * OWN_MASK[:, None]
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "swapped": ({"kspace": swap(WIDE), "header": header(64, 40)}, "the axes are swapped"),
+    "swapped, readout oversampling removed": (
+        {"kspace": swap(WIDE), "header": header(128, 40)},
+        "the axes are swapped",
+    ),
+    "swapped, square, target upright": (
+        {"kspace": swap(SQUARE), "target": rss_image(SQUARE)},
+        "transposed against the image",
+    ),
+    "swapped, square, padded": (
+        {"kspace": swap(PARTIAL), "header": header(acquired=(6, SIZE - 8))},
+        "rows of kspace are zero and no column is: the axes are swapped",
+    ),
+    "undersampled rows": (
+        {"kspace": ROWS_LEFT_OUT, "target": None},
+        "rows of kspace are zero and no column is: the axes are swapped",
+    ),
+    "coils last, by the target": (
+        {"kspace": np.moveaxis(SQUARE, 1, -1), "target": rss_image(SQUARE), "header": None},
+        "coils seem to come last",
+    ),
+    "coils last, by the header": (
+        {"kspace": np.moveaxis(SQUARE, 1, -1), "target": None, "header": header(SIZE, SIZE)},
+        "coils seem to come last",
+    ),
+    "coils last, by their number": (
+        {"kspace": np.zeros((1, 200, 64, 8), np.complex64), "target": None, "header": None},
+        "coils seem to come last",
+    ),
+    "zero frequency in the corner": (
+        {"kspace": corner(SQUARE), "target": rss_image(SQUARE)},
+        "not centred: its middle rows",
+    ),
+    "zero frequency at the border, no target": (
+        {"kspace": np.fft.ifftshift(SQUARE, axes=-1), "target": None},
+        "not centred: its middle columns",
+    ),
+    "image not shifted": (
+        {"target": np.fft.fftshift(rss_image(SQUARE), axes=(-2, -1))},
+        "the target is not the image of kspace",
+    ),
+    "image space along readout": (
+        {"kspace": np.fft.fftshift(np.fft.ifft(SQUARE, axis=-2), -2), "target": rss_image(SQUARE)},
+        "the target is not the image of kspace",
+    ),
+    "slices as coils": (
+        {"kspace": FOUR.swapaxes(0, 1), "target": rss_image(FOUR)},
+        "slices and coils are swapped",
+    ),
+    "target of another scan": (
+        {"target": rss_image(phantom_kspace(seed=1))},
+        "the target is not the image of kspace",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_axes_in_another_order_are_refused(tmp_path: Path, name: str) -> None:
+    options, message = REFUSED[name]
+    with pytest.raises(VolumeError, match=message):
+        read(tmp_path, **{"kspace": SQUARE, **options})
+
+
+TARGET = rss_image(SQUARE)
+SHIFTED = np.roll(SQUARE, (3, -4), axis=(-2, -1))
+NOTED: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "upside down": ({"target": TARGET[:, ::-1]}, ["turned_target"]),
+    "mirrored": ({"target": TARGET[..., ::-1]}, ["turned_target"]),
+    "by the other transform": ({"kspace": SQUARE.conj()[..., ::-1, ::-1]}, []),
+    "turned": ({"target": TARGET[:, ::-1, ::-1]}, ["turned_target"]),
+    "shifted": ({"target": np.roll(TARGET, 2, -1)}, ["shifted_target"]),
+    "filtered": ({"target": gaussian_filter(TARGET, (0, 1, 1))}, ["other_target"]),
+    "in another unit": ({"target": TARGET / TARGET.max()}, ["other_unit"]),
+    "centre off by a few samples": ({"kspace": SHIFTED, "target": TARGET}, []),
+    "larger": (
+        {"kspace": WIDE, "target": np.pad(rss_image(WIDE), ((0, 0), (0, 0), (12, 12)))},
+        ["larger_target"],
+    ),
+    "other matrix": ({"header": header(SIZE, 60)}, ["other_matrix"]),
+    "oversampling removed": ({"header": header(2 * SIZE, SIZE)}, []),
+    "receiver channels": ({"header": header(channels=3), "target": None}, ["swapped_coils"]),
+    "stale max": ({"max": 350.0}, ["wrong_max"]),
+    "max of zero": ({"max": 0.0}, ["wrong_max"]),
+    "max that is no number": ({"max": np.nan}, ["wrong_max"]),
+    "max printed and read": ({"max": float(f"{TARGET.max():.5g}")}, []),
+    "without max": ({"max": None}, []),
+}
+
+
+@pytest.mark.parametrize("name", NOTED)
+def test_what_is_odd_and_can_be_used_is_noted(tmp_path: Path, name: str) -> None:
+    options, expected = NOTED[name]
+    options = {"kspace": SQUARE, **options}
+    volume = read(tmp_path, **options)
+    assert kinds(volume) == expected
+    if volume.target_key is not None:
+        with h5py.File(volume.path) as file:
+            largest = file["reconstruction_rss"][()].max()
+        assert volume.data_range == pytest.approx(float(largest))
+
+
+def test_columns_of_a_header_for_another_matrix_are_not_used(tmp_path: Path) -> None:
+    assert read(tmp_path, header=header(SIZE, 40, acquired=(2, 38))).acquired is None
+
+
+def test_empty_slices_and_slices_of_noise_are_not_judged(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = (rng.standard_normal(SQUARE.shape) + 1j * rng.standard_normal(SQUARE.shape)) * 1e-6
+    for kspace in (noise.astype(np.complex64), np.zeros_like(SQUARE)):
+        target = np.maximum(rss_image(kspace), 1e-9)
+        assert read(tmp_path, kspace=kspace, target=target).notes == ()
+
+
+def test_a_unit_in_which_the_l1_term_dominates_gets_a_warning(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_datasets(settings)
+    assert not caplog.text
+    kspace = SQUARE * 1e10
+    odd_volume(settings.data_path / "multicoil_train" / "large.h5", kspace=kspace)
+    make_datasets(settings)
+    assert "the L1 term outweighs SSIM" in caplog.text
+    caplog.clear()
+    make_datasets(replace(settings, l1_weight=0.0))
+    assert not caplog.text
+
+
+# --- headers and attributes ---
+
+XML = header().decode()
+HEADERS: dict[str, tuple[Any, list[str]]] = {
+    "none": (None, ["no_header"]),
+    "empty": (b"", ["no_header"]),
+    "spaces": (b" \n", ["no_header"]),
+    "null": (h5py.Empty("S9"), ["no_header"]),
+    "newline first": (("\n" + XML).encode(), []),
+    "says UTF-16": (('<?xml version="1.0" encoding="utf-16"?>' + XML).encode(), []),
+    "Latin-1": (XML.replace("Aera", "Universit\u00e4t").encode("latin-1"), []),
+    "empty number": (XML.replace("1.494", "").encode(), []),
+    "decimal comma": (XML.replace("1.494", "1,5").encode(), ["unclear_header"]),
+    "Python number": (XML.replace("1.494", "NP.FLOAT32(1.5)").encode(), ["unclear_header"]),
+    "cut off": (XML[:-40].encode(), ["unclear_header"]),
+    "not XML": (b"{'systemModel': 'Aera'}", ["unclear_header"]),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_volume_is_used_whatever_its_header(
+    tmp_path: Path, settings: Settings, name: str
+) -> None:
+    head, expected = HEADERS[name]
+    for part in ("train", "val"):
+        for path in (settings.data_path / f"multicoil_{part}").glob("*.h5"):
+            path.unlink()
+        odd_volume(settings.data_path / f"multicoil_{part}" / "v.h5", header=head)
+    anything = VolumeFilter(square_target=True)
+    settings = replace(settings, train_filter=anything, val_filter=anything)
+    for volumes in (make_datasets(settings)[0].volumes, make_datasets(settings)[1].volumes):
+        assert [kinds(volume) for volume in volumes] == [expected]
+
+
+def test_padding_attributes_count_as_the_headers_columns(tmp_path: Path) -> None:
+    padding = {"padding_left": np.array([6]), "padding_right": SIZE - 8}
+    assert read(tmp_path, header=None, **padding).acquired == (6, SIZE - 8)
+    assert read(tmp_path, **padding).acquired == (0, SIZE)  # the header goes first
+    assert read(tmp_path, header=None, padding_left=6, padding_right=900).acquired is None
+
+
+def test_attributes_may_be_arrays_of_one_element(tmp_path: Path) -> None:
+    parts = {"max": np.array([[TARGET.max()]]), "acquisition": np.array([b"AXT2"])}
+    volume = read(tmp_path, **parts)
+    assert (volume.acquisition, volume.notes) == ("AXT2", ())
+    assert read(tmp_path, acquisition=np.array(["AXT1PRE"], object)).acquisition == "AXT1"
+
+
+def test_targets_with_a_channel_are_read(settings: Settings) -> None:
+    target = rss_image(SQUARE)[:, None]
+    odd_volume(settings.data_path / "multicoil_train" / "a.h5", kspace=SQUARE, target=target)
+    data = make_datasets(replace(settings, rotate_probability=0.0))[0]
+    assert data.volumes[0].target_size == (SIZE, SIZE)
+    found = data[1].target
+    assert found is not None
+    np.testing.assert_array_equal(found[0], target[1, 0])
+    np.testing.assert_array_equal(data.targets(0), target[:, 0])
+
+
+def test_nothing_left_by_a_filter_says_what_was_found(settings: Settings) -> None:
+    folder = settings.data_path / "multicoil_train"
+    for path in folder.glob("*.h5"):
+        write_volume(path, header=HEADER.replace("{field_strength}", "").format(**EMPTY))
+    write_volume(folder / "low.h5", field_strength=0.3)
+    found = (
+        r"field strengths found: none given \(3 volumes\), 0\.3 T \(1\); "
+        r"train_filter\.magnet=null takes all"
+    )
+    with pytest.raises(ConfigError, match=found):
+        make_datasets(settings)
+
+
+EMPTY = {
+    "scanner": "Aera",
+    **{"height": 32, "width": 28, "recon_height": 32, "recon_width": 28},
+    **{"maximum": 22, "center": 12},
+}
+
+
+# --- folders ---
+
+
+def test_hidden_files_are_left_out(tmp_path: Path) -> None:
+    odd_volume(tmp_path / "data" / "v.h5")
+    (tmp_path / "data" / "._v.h5").write_bytes(b"\0\5\26\7" + bytes(60))
+    (tmp_path / "data" / ".#v.h5").symlink_to("somebody@somewhere")
+    volumes = index_folder(tmp_path / "data", cache_folder=tmp_path / "cache")
+    assert [volume.name for volume in volumes] == ["v.h5"]
+    (tmp_path / "data" / "v.h5").unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no \*\.h5 file"):
+        index_folder(tmp_path / "data", cache_folder=tmp_path / "cache")
+
+
+def test_each_kind_of_oddity_is_one_warning_with_a_count(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    makers: list[Callable[[Path], Path]] = [
+        lambda path: odd_volume(path, mask=OWN_MASK),
+        lambda path: odd_volume(path, mask=OWN_MASK, max=3.0),
+        lambda path: odd_volume(path, max=350.0),
+        lambda path: odd_volume(path),
+    ]
+    for number, make in enumerate(makers):
+        make(tmp_path / "data" / f"v{number}.h5")
+    for _ in range(2):  # the second time from the cache
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            index_folder(tmp_path / "data", cache_folder=tmp_path / "cache")
+        first, second = (record.getMessage() for record in caplog.records)
+        assert first.startswith("data: in 2 of 4 volumes k-space holds data in columns that")
+        assert first.endswith("(v0.h5: 64 of 64 columns hold data, the mask has 22, ...)")
+        assert second.startswith("data: in 2 of 4 volumes the attribute max is not the largest")

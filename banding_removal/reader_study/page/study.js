@@ -19,6 +19,7 @@ function showCase() {
   shownAt = performance.now();
   element("end").hidden = true;
   element("work").hidden = false;
+  scrollTo(0, 0);
   showRatings();
 }
 

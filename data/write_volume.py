@@ -20,8 +20,9 @@ def write_fastmri(
 ) -> None:
     """Write uncompressed datasets; an existing file is replaced.
 
-    The file appears whole or not at all: it is written as a hidden `.partial` file in the same folder, which must exist, and then
-    renamed. A killed run leaves at most the `.partial` file, which the next run overwrites.
+    The file appears whole or not at all: it is written as a hidden `.partial` file in the same
+    folder, which must exist, and then renamed. A killed run leaves at most the `.partial` file,
+    which the next run overwrites.
 
     Args:
         path: of the file.

@@ -104,8 +104,8 @@ def _volume(scan: RawScan, key: VolumeKey) -> tuple[list[NDArray[np.complex64]],
 
 
 def _mean(part: SliceSum) -> NDArray[np.complex64]:
-    mean: NDArray[np.complex64] = part.kspace / np.maximum(part.count, 1).astype(np.float32)
-    return mean
+    mean = part.kspace / np.maximum(part.count, 1).astype(np.float32)
+    return mean.astype(np.complex64)
 
 
 def _write(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from banding_removal.errors import ConfigError
 from banding_removal.metrics.bootstrap import Estimate
 from banding_removal.reader_study.key import Key, read_key
 from banding_removal.reader_study.ratings import Ratings, read_ratings
@@ -48,8 +49,11 @@ def score_files(settings: ScoreSettings) -> StudyResult:
     """Score the ratings in files.
 
     Raises:
+        ConfigError: no file is named.
         StudyError: the study or files of ratings cannot be used; all are named.
     """
+    if not settings.ratings:
+        raise ConfigError("name the readers' files: 'ratings=[reader_1.json, reader_2.json]'")
     key = read_key(settings.study)
     ratings = read_ratings(settings.ratings, key)
     return score(key, ratings, difference=settings.difference, seed=settings.seed)

@@ -7,7 +7,6 @@ from typing import Literal
 from banding_removal.config.bounds import bounded, check_bounds
 from banding_removal.config.settings import REPOSITORY
 from banding_removal.data.filters import VolumeFilter
-from banding_removal.errors import ConfigError
 
 Rating = Literal["rank", "score"]
 FEWEST_SETS, MOST_SETS = 2, 4  # side by side
@@ -50,5 +49,3 @@ class ScoreSettings:
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        if not self.ratings:
-            raise ConfigError("name the readers' files: 'ratings=[reader_1.json, reader_2.json]'")

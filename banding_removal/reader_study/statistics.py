@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, rankdata, wilcoxon
 
-from banding_removal.metrics.bootstrap import Bootstrap, Estimate
+from banding_removal.metrics.bootstrap import RESAMPLES, Bootstrap, Estimate
 
 Floats = NDArray[np.float64]
 LEVEL = 0.05  # of all tests together
 POWER = 0.8
+MOST_EXACT = 50  # differences, of an exact test
 EFFICIENCY = 3 / math.pi  # of the signed-rank test, relative to the t-test, for normal differences
 
 
@@ -52,11 +53,15 @@ class Draws:
         volumes: the volume of each case.
         readers: number of readers.
         seed: of all draws.
+        resamples: number of draws.
     """
 
-    def __init__(self, volumes: Sequence[str], readers: int, seed: int) -> None:
-        self._cases = Bootstrap(volumes, seed=seed)
-        self._readers = Bootstrap([str(reader) for reader in range(readers)], seed=seed + 1)
+    def __init__(
+        self, volumes: Sequence[str], readers: int, seed: int, resamples: int = RESAMPLES
+    ) -> None:
+        names = [str(reader) for reader in range(readers)]
+        self._cases = Bootstrap(volumes, seed=seed, resamples=resamples)
+        self._readers = Bootstrap(names, seed=seed + 1, resamples=resamples)
 
     def mean(self, table: Floats) -> Estimate:
         """Mean of (reader, case), with its 95 % interval."""
@@ -107,8 +112,30 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def signed_rank_p(differences: Floats) -> float:
-    """Two-sided p-value of Wilcoxon's signed-rank test; 1 if no difference is other than zero."""
-    return float(wilcoxon(differences).pvalue) if differences.any() else 1.0
+    """Two-sided p-value of Wilcoxon's signed-rank test; zeros are dropped.
+
+    Exact for up to 50 differences, also with ties, from the distribution of the sum of the positive
+    ranks: the coefficients of prod_i (1 + x^r_i) / 2. (SciPy's is exact only without ties, or by
+    permutations that take seconds.) Beyond, SciPy's normal approximation.
+
+    Returns:
+        1 if no difference is other than zero.
+    """
+    known = np.round(differences, 9)  # equal differences may differ by rounding
+    known = known[known != 0]
+    if not len(known):
+        return 1.0
+    if len(known) > MOST_EXACT:
+        return float(wilcoxon(known, method="approx").pvalue)
+    doubled = (2 * rankdata(np.abs(known))).astype(int)  # ranks of ties are halves
+    distribution = np.ones(1)
+    for rank in doubled:
+        step = np.zeros(rank + 1)
+        step[[0, -1]] = 0.5
+        distribution = np.convolve(distribution, step)
+    positive = int(doubled[known > 0].sum())
+    tails = distribution[: positive + 1].sum(), distribution[positive:].sum()
+    return min(1.0, 2 * float(min(tails)))
 
 
 def comparisons_of(sets: int, criteria: int) -> int:

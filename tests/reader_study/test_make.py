@@ -88,7 +88,7 @@ def test_pages_are_of_one_size_and_name_nothing(tmp_path: Path) -> None:
         text = PIXELS.sub("", page)
         for name in (*key.sets, "v0", "v1", str(tmp_path), "Aera", "CORPD"):
             assert name not in text
-        assert "http" not in text and "src=" not in text.replace("img-src data:", "")
+        assert "://" not in text
         assert set(study_of(page)["views"][0]) == {"id", "height", "width", "white"}
     ids = [view.id for reader in key.readers for view in reader.views]
     assert len(set(ids)) == len(ids)  # two readers cannot compare their pages by names

@@ -168,7 +168,7 @@ def test_a_folder_without_a_usable_key_is_refused(study: Path, tmp_path: Path) -
         with pytest.raises(StudyError, match=r"key\.json is damaged"):
             read_key(tmp_path)
     with pytest.raises(ConfigError, match="name the readers' files"):
-        ScoreSettings(study=study)
+        score_files(ScoreSettings(study=study))
 
 
 def test_the_command_scores_and_names_bad_files(study: Path, tmp_path: Path) -> None:

@@ -24,12 +24,13 @@ HEADER = """<?xml version="1.0"?>
    <fieldOfView_mm><x>{x_mm}</x><y>{y_mm}</y><z>3</z></fieldOfView_mm></encodedSpace>
   <reconSpace><matrixSize><x>{recon_x}</x><y>{recon_y}</y></matrixSize>
    <fieldOfView_mm><x>100</x><y>100</y></fieldOfView_mm></reconSpace>
-  <encodingLimits><kspace_encoding_step_1><minimum>0</minimum><maximum>{maximum}</maximum>
-   <center>{center}</center></kspace_encoding_step_1></encodingLimits>
+  <encodingLimits><kspace_encoding_step_1><minimum>0</minimum>
+   <maximum>{maximum}</maximum><center>{center}</center></kspace_encoding_step_1></encodingLimits>
   <trajectory>{trajectory}</trajectory>{parallel}
  </encoding>
 </ismrmrdHeader>"""
-PARALLEL = """<parallelImaging><accelerationFactor><kspace_encoding_step_1>4</kspace_encoding_step_1>
+PARALLEL = """<parallelImaging>
+<accelerationFactor><kspace_encoding_step_1>4</kspace_encoding_step_1>
 <kspace_encoding_step_2>1</kspace_encoding_step_2></accelerationFactor>
 <calibrationMode>{}</calibrationMode></parallelImaging>"""
 

@@ -44,9 +44,9 @@ def element_at(root: ElementTree.Element, path: str) -> ElementTree.Element | No
 
 
 def text_at(root: ElementTree.Element, path: str) -> str | None:
-    """The text at a path; None where there is no such element, or nothing in it."""
+    """The text at a path; None where there is no such element."""
     found = element_at(root, path)
-    return None if found is None else found.text
+    return None if found is None else found.text or ""
 
 
 def number_at(root: ElementTree.Element, path: str) -> float | None:

@@ -85,12 +85,12 @@ class RawScan:
         if self.noise_dwell > 0 and self.dwell > 0:
             covariance = covariance * (self.noise_dwell / self.dwell)
         try:
-            whitening: NDArray[np.complex128] = np.linalg.inv(np.linalg.cholesky(covariance))
+            whitening = np.linalg.inv(np.linalg.cholesky(covariance))
         except np.linalg.LinAlgError as error:
             raise ValueError(
                 "coils of the noise scan have no noise, or the same: use whiten=false"
             ) from error
-        return whitening
+        return whitening.astype(np.complex128)
 
 
 def import_ismrmrd() -> ModuleType:

@@ -34,7 +34,7 @@ def test_raw_data_are_imported_reconstructed_and_evaluated(tmp_path: Path) -> No
         kspace = kspace_of(coil_images(size=SIZE, seed=number))
         kspace += 0.01 * rng.standard_normal(kspace.shape)
         RawFile(size=SIZE).add_image(kspace).write(raw / f"scan{number}.h5")
-    RawFile(size=SIZE, header={"trajectory": "radial"}).write(raw / "radial.h5")
+    RawFile(size=SIZE, header={"trajectory": "radial"}).add_image(kspace).write(raw / "radial.h5")
     volumes, images = tmp_path / "volumes", tmp_path / "images"
     done = command("import_mrd", f"raw={raw}", f"output={volumes}")
     assert done.returncode == 2  # the other two are imported

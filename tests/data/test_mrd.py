@@ -149,8 +149,8 @@ def test_noise_is_white_after_the_import_and_the_target_knows_no_scale(tmp_path:
         return np.moveaxis((white[0] + 1j * white[1]) @ mixing.T, -1, 0)
 
     raw = RawFile(size=SIZE)
-    kspace = 20 * kspace_of(coil_images(slices=40, size=SIZE))
-    disturbance = np.moveaxis(noise(40, *SIZE), 0, 1)
+    kspace = 20 * kspace_of(coil_images(slices=15, size=SIZE))
+    disturbance = np.moveaxis(noise(15, *SIZE), 0, 1)
     raw.add_image(kspace + disturbance)
     for _ in range(50):
         # a quarter of the image's bandwidth: a quarter of the noise power

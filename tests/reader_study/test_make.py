@@ -70,11 +70,11 @@ def test_every_page_shows_what_the_key_says(tmp_path: Path) -> None:
                 expected = file[KEY][case.slice_index]
                 whole = file[KEY][()]
             white = views[view.id]["white"]
-            q = np.percentile(whole, 99.5)
+            q = float(np.percentile(whole, 99.5))
             for position, number_of_set in enumerate(view.sets):
                 found = images[view.id, position] / white * q
                 assert found[1:] == pytest.approx(expected[1:], abs=2 * q / white)
-                mark = whole.max() * (number_of_set + 1) / 100
+                mark = float(whole.max()) * (number_of_set + 1) / 100
                 assert found[0, 0] == pytest.approx(mark, rel=0.01)
 
 

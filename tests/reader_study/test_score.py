@@ -1,7 +1,5 @@
 import csv
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +15,10 @@ from banding_removal.reader_study.ratings import checksum, read_ratings
 from banding_removal.reader_study.report import write_results
 from banding_removal.reader_study.score import score_files
 from banding_removal.reader_study.settings import ScoreSettings
+from scripts import reader_study as script
 from tests.reader_study.test_make import settings_of
 from tests.support.studies import answers, write_json, write_sets
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 Change = Callable[[dict[str, Any]], Any]
 
 
@@ -171,19 +169,15 @@ def test_a_folder_without_a_usable_key_is_refused(study: Path, tmp_path: Path) -
         score_files(ScoreSettings(study=study))
 
 
-def test_the_command_scores_and_names_bad_files(study: Path, tmp_path: Path) -> None:
+def test_the_command_scores_and_names_bad_files(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     good = write_json(tmp_path / "good.json", always(read_key(study), 0, [1, 2]))
-
-    def command(*words: str) -> subprocess.CompletedProcess[str]:
-        script = REPOSITORY / "scripts" / "reader_study.py"
-        return subprocess.run(
-            [sys.executable, str(script), *words], capture_output=True, text=True, check=False
-        )
-
-    done = command("score", str(study), f"ratings=[{good}]", f"output={tmp_path / 'results'}")
-    assert done.returncode == 0, done.stderr
-    assert "## Agreement" in done.stdout and "1 of 2 readers" in done.stdout
-    wrong = command("score", str(study), f"ratings=[{study / 'key.json'}]")
-    assert wrong.returncode == 2
-    assert "key.json: it is not a file of ratings" in wrong.stderr
-    assert command("rate").returncode == 2
+    script.main(["score", str(study), f"ratings=[{good}]", f"output={tmp_path / 'results'}"])
+    printed = capsys.readouterr().out
+    assert "## Agreement" in printed and "1 of 2 readers" in printed
+    with pytest.raises(StudyError, match=r"key\.json: it is not a file of ratings"):
+        script.main(["score", str(study), f"ratings=[{study / 'key.json'}]"])
+    for words in (["rate"], ["score"], ["score", f"study={study}"]):
+        with pytest.raises(ConfigError, match="the first word is make, or score"):
+            script.main(words)

@@ -19,5 +19,5 @@ setup(
     packages=find_packages(include=["banding_removal*"]),
     package_data={"banding_removal.reader_study": ["page/*"]},
     install_requires=(HERE / "requirements.txt").read_text().splitlines(),
-    extras_require={"mrd": ["ismrmrd>=1.14"]},  # scripts/import_mrd.py
+    extras_require={"mrd": ["ismrmrd>=1.15"]},  # scripts/import_mrd.py
 )

@@ -44,8 +44,8 @@ def read_cases(sets: Sequence[ImageSet], cases: Sequence[Case]) -> list[CaseImag
     number_of = {case.place: number for number, case in enumerate(cases)}
     for image_set in sets:
         products, energy = 0.0, 0.0
-        bar = tqdm(image_set.slices, desc=image_set.name, total=len(cases), leave=False)
-        for pair in bar:
+        bar = {"desc": image_set.name, "total": len(cases), "leave": False, "mininterval": 1}
+        for pair in tqdm(image_set.slices, **bar):
             number = number_of[(pair.name, pair.slice_index)]
             images = cropped(pair, image_set.name)
             image = images.along_x

@@ -1,8 +1,11 @@
 """Make a study: one page for each reader, and the key."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from banding_removal.config.overrides import plain
+from banding_removal.data.volume import Volume, VolumeError
 from banding_removal.errors import ConfigError
 from banding_removal.evaluation.image_sets import path_set
 from banding_removal.evaluation.settings import choose_volumes
@@ -30,20 +33,12 @@ def make_study(settings: MakeSettings) -> str:
         FileNotFoundError: the folder of volumes is missing or empty.
         FloatingPointError: a reconstruction is not finite.
     """
-    if not FEWEST_SETS <= len(settings.sets) <= MOST_SETS:
-        raise ConfigError(
-            f"name {FEWEST_SETS} to {MOST_SETS} sets, 'sets={{a: logs/pretrain, b: logs/train}}'; "
-            f"got {len(settings.sets)}"
-        )
-    if settings.output.exists() and (
-        not settings.output.is_dir() or any(settings.output.iterdir())
-    ):
-        raise ConfigError(f"{settings.output} is not empty; choose a new folder as output")
+    _check(settings)
     device = choose_device(settings.device)
     files = choose_volumes(settings)
-    without = [file.name for file in files if file.target_key is None]
+    without = [f"{file.path}: has no target image" for file in files if file.target_key is None]
     if without:
-        raise ConfigError(f"volumes without a target, which choose the slices: {without}")
+        raise VolumeError.of_all(without)
     cases = choose_cases(
         files,
         slice_range=settings.slices,
@@ -52,6 +47,7 @@ def make_study(settings: MakeSettings) -> str:
         both_orientations=settings.orientations == "both",
         seed=settings.seed,
     )
+    repeats = round(settings.repeats * len(cases))
     shown = [file for file in files if file.name in {case.volume for case in cases}]
     sets = [
         path_set(
@@ -64,8 +60,9 @@ def make_study(settings: MakeSettings) -> str:
         )
         for name, path in settings.sets.items()
     ]
+    _check_size(shown, len(cases), len(sets) * (len(cases) + repeats))
+    settings.output.mkdir(parents=True, exist_ok=True)
     images = read_cases(sets, cases)
-    repeats = round(settings.repeats * len(cases))
     key = Key(
         study=new_token(),
         rating=settings.rating,
@@ -81,19 +78,34 @@ def make_study(settings: MakeSettings) -> str:
     return _summary(settings.output, key, pages, repeats)
 
 
+def _check(settings: MakeSettings) -> None:
+    """Check the number of sets and the folder, in which a running study would lose its key."""
+    if not FEWEST_SETS <= len(settings.sets) <= MOST_SETS:
+        raise ConfigError(
+            f"name {FEWEST_SETS} to {MOST_SETS} sets, 'sets={{a: logs/pretrain, b: logs/train}}'; "
+            f"got {len(settings.sets)}"
+        )
+    if settings.output.exists() and (
+        not settings.output.is_dir() or any(settings.output.iterdir())
+    ):
+        raise ConfigError(f"{settings.output} is not empty; choose a new folder as output")
+
+
+def _check_size(files: Sequence[Volume], cases: int, images: int) -> None:
+    """Check that browsers will open the pages, before hours of work."""
+    pixels = max(math.prod(file.target_size or ()) for file in files)
+    estimate = images * pixels * 2 * 4 // 3  # 16 bits; 4 characters of base64 for 3 bytes
+    if estimate > MOST_BYTES:
+        raise ConfigError(
+            f"a page would have {estimate / 1e6:.0f} MB, more than browsers open: "
+            f"use at most cases={cases * MOST_BYTES // estimate}"
+        )
+
+
 def _write(
     folder: Path, key: Key, images: list[CaseImages], settings: MakeSettings
 ) -> list[tuple[Path, int]]:
     """Write everything; returns the pages with their sizes in bytes."""
-    views = key.readers[0].views
-    # 4 characters of base64 for 3 bytes
-    estimate = sum(images[view.case].images.nbytes for view in views) * 4 // 3
-    if estimate > MOST_BYTES:
-        raise ConfigError(
-            f"a page would have {estimate / 1e6:.0f} MB, more than browsers open: "
-            f"use at most cases={int(len(key.cases) * MOST_BYTES / estimate)}"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
     write_key(folder / KEY_NAME, key, plain(settings))
     pages = []
     for reader in key.readers:

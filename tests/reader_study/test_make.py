@@ -12,6 +12,7 @@ import pytest
 
 from banding_removal.errors import ConfigError
 from banding_removal.evaluation.image_files import KEY
+from banding_removal.reader_study import make
 from banding_removal.reader_study.blinding import arrange
 from banding_removal.reader_study.key import read_key
 from banding_removal.reader_study.make import make_study
@@ -143,7 +144,9 @@ def test_too_few_airy_slices_are_filled_up_with_others(
     assert "2 instead of 4 cases are mostly air" in caplog.text
 
 
-def test_what_does_not_suit_a_study_is_refused(tmp_path: Path) -> None:
+def test_what_does_not_suit_a_study_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write_sets(tmp_path, names=("a", "b", "bright"))
     good = settings_of(folder)
     with pytest.raises(ConfigError, match="name 2 to 4 sets"):
@@ -160,7 +163,11 @@ def test_what_does_not_suit_a_study_is_refused(tmp_path: Path) -> None:
     (folder / "b" / "y").rmdir()
     with pytest.raises(ConfigError, match=r"'b': v\d\.h5 has phase .* use orientations=x"):
         make_study(replace(good, sets={"a": folder / "a", "b": folder / "b"}))
-    assert not good.output.exists()
+    monkeypatch.setattr(make, "MOST_BYTES", 10_000)
+    with pytest.raises(ConfigError, match=r"would have .* more than browsers open: use at most"):
+        make_study(replace(good, sets={"a": folder / "a", "b": folder / "a"}))
+    monkeypatch.undo()
+    assert not list(good.output.glob("*"))
     make_study(replace(good, sets={"a": folder / "a", "b": folder / "b"}, orientations="x"))
     with pytest.raises(ConfigError, match="not empty"):  # the key of a running study is kept
         make_study(good)

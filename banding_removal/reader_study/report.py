@@ -21,8 +21,8 @@ NOTES = f"""\
 Means with 95 % intervals from resampling volumes and readers. Repeated cases count once, as they
 were first rated. Difference: rank of the first set minus that of the second; below 0, the first is
 better. Win rate: how often the first is rated better than the second; a tie counts one half.
-p: Wilcoxon's signed-rank test over volumes; p (Holm): corrected for all rows of the table, so that
-the chance of any false finding below {LEVEL:g} is {LEVEL:.0%}."""
+p: Wilcoxon's signed-rank test over volumes; p (Holm): corrected for all rows of the table. The
+chance that any value below {LEVEL:g} is a false finding is {LEVEL:.0%} at most."""
 
 
 def write_results(folder: Path, result: StudyResult) -> str:
@@ -87,27 +87,24 @@ def _mean_tables(result: StudyResult) -> Iterator[str]:
 
 
 def _pairs(result: StudyResult) -> str:
-    cells = [["criterion", "first", "second", "difference", "win rate", "p", "p (Holm)"]]
+    heads = ["criterion", "first", "second", "difference", "win rate", "p", "p (Holm)"]
+    cells = [[*heads, "cases needed"]]
     for item in result.comparisons:
         names = [escaped(name) for name in (item.criterion, item.first, item.second)]
         marked = f"**{_p(item.p_holm)}**" if item.p_holm < LEVEL else _p(item.p_holm)
         numbers = [_estimate(item.difference), _estimate(item.win_rate), _p(item.p), marked]
-        cells.append([*names, *numbers])
+        known = not math.isnan(item.volumes_needed)
+        needed = f"{item.volumes_needed:.0f}" if known else NOT_MEASURABLE
+        cells.append([*names, *numbers, needed])
     return aligned(cells)
 
 
 def _needed(result: StudyResult) -> str:
-    """How many cases would show the difference asked for."""
-    cells = [["criterion", "first", "second", "cases needed"]]
-    for item in result.comparisons:
-        names = [escaped(name) for name in (item.criterion, item.first, item.second)]
-        known = not math.isnan(item.volumes_needed)
-        cells.append([*names, f"{item.volumes_needed:.0f}" if known else NOT_MEASURABLE])
     per_volume = len(result.key.cases) / len({case.volume for case in result.key.cases})
     return (
-        f"Cases needed to show a difference of {result.difference:g} in mean rank in "
-        f"{POWER:.0%} of studies, with as many readers, each case from another volume (here, "
-        f"{per_volume:.3g} cases of each):\n\n{aligned(cells)}"
+        f"Cases needed: with so many, a difference of {result.difference:g} in mean rank would be "
+        f"significant in {POWER:.0%} of studies\nwith as many readers, if each case is from another "
+        f"volume (in this study, there are {per_volume:.3g} cases of each)."
     )
 
 

@@ -181,7 +181,7 @@ def test_window_and_zoom_act_on_all_images_and_16_bits_show_no_steps(
     shown = shown_greys(browser)
     inside = np.abs(values - middle) < 0.01
     assert inside.sum() >= 4
-    assert len(set(shown)) > inside.sum() / 2  # 8 bits would have five values there
+    assert len(set(shown)) > min(inside.sum() / 2, 40)  # 8 bits would have five values there
     press(browser, "+++")
     press(browser, RIGHT, holding=SHIFT)
     zoom, centre = browser.execute_script("return [viewer.zoom, viewer.centre]")

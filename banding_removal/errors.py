@@ -15,3 +15,7 @@ class RunInUseError(Exception):
 
 class RunFailedError(Exception):
     """A run that keeps failing after as many rollbacks as are allowed."""
+
+
+class StudyError(Exception):
+    """Files of a reader study that cannot be used; the message names each and says why."""

@@ -5,6 +5,7 @@ import math
 import re
 import reprlib
 from dataclasses import dataclass
+from typing import NoReturn
 from xml.etree import ElementTree
 
 MAX_DEPTH = 8  # of elements; those that are used lie at most five deep
@@ -50,10 +51,15 @@ class _Texts:
         self._text.clear()
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise ValueError(
-            f"the ISMRMRD header declares a document type {reprlib.repr((name, pubid, system))}, "
-            "which is refused"
-        )
+        refuse_doctype(name, pubid, system)
+
+
+def refuse_doctype(name: str, pubid: str | None, system: str | None) -> NoReturn:
+    """Always raises a ValueError: entity bombs need a document type, ISMRMRD headers do not."""
+    raise ValueError(
+        f"the ISMRMRD header declares a document type {reprlib.repr((name, pubid, system))}, "
+        "which is refused"
+    )
 
 
 def parse_header(xml: bytes) -> ScanHeader:

@@ -11,8 +11,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 # From the top down. `data` and `model` are links to the folders of that name.
 ROOMS = (
-    *("command_line", "training", "evaluation", "reconstruction", "pictures", "runs"),
-    *("processes", "config", "losses", "metrics", "files", "errors", "model", "data"),
+    *("command_line", "training", "reader_study", "evaluation", "reconstruction", "pictures"),
+    *("runs", "processes", "config", "losses", "metrics", "files", "errors", "model", "data"),
 )
 OUTSIDE = ("scripts", "benchmarks", "tests")
 

@@ -17,6 +17,9 @@ assert data.MINE and model.MINE
 for name in sys.stdin.read().split():
     module = importlib.import_module(name)
     assert module.__file__.startswith(sys.argv[1]), (name, module.__file__)
+from banding_removal.reader_study.blinding import arrange
+from banding_removal.reader_study.page import render_page
+assert "class Viewer" in render_page("s", arrange(0, 2, 0, "r"), [], sets=2, rating="rank")
 assert sys.modules["data"] is data and sys.modules["model"] is model
 """
 
@@ -52,7 +55,8 @@ def test_a_wheel_holds_one_top_level_package_with_all_modules(wheel: Path) -> No
             ("data", "banding_removal/"),
             ("model", "banding_removal/"),
         )
-        for path in (REPOSITORY / folder).rglob("*.py")
+        for path in (REPOSITORY / folder).rglob("*")
+        if path.suffix in (".py", ".html", ".css", ".js")
     }
     assert members == expected
 

@@ -10,7 +10,7 @@ axis, as it was acquired) and `y/` (k-space transposed before undersampling, ima
 back); a folder of files has phase encoding along x alone.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +83,7 @@ def path_set(
     slice_range: SliceRange,
     device: torch.device,
     masks: MaskSampler | None = None,
+    only: Collection[tuple[str, int]] | None = None,
 ) -> ImageSet:
     """The set at a path: a run's folder, a checkpoint, or a folder of reconstructions.
 
@@ -95,6 +96,7 @@ def path_set(
         slice_range: slices of each volume.
         device: to reconstruct on.
         masks: undersampling for a checkpoint; None: that of its own validation.
+        only: (file name, slice) of the slices to yield; None: all in the range.
 
     Raises:
         ConfigError: the path does not exist or holds no reconstructions, or the masks do not fit
@@ -107,7 +109,7 @@ def path_set(
         raise ConfigError(f"set {name!r}: {path} does not exist")
     if path.is_file() or (path / FOLDER).is_dir():
         path = find_checkpoint(path)
-        slices = _checkpoint_slices(path, files, slice_range, device, masks)
+        slices = _checkpoint_slices(path, files, slice_range, device, masks, only)
         return ImageSet(name=name, origin=str(path), slices=slices)
     if masks is not None:
         raise ConfigError(f"set {name!r}: masks are for checkpoints, but {path} is not one")
@@ -123,7 +125,7 @@ def path_set(
     if problems:
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise VolumeError(f"set {name!r} does not fit the volumes:\n{lines}")
-    slices = _file_slices(files, slice_range, folder_x, folder_y)
+    slices = _file_slices(files, slice_range, folder_x, folder_y, only)
     return ImageSet(name=name, origin=str(path), slices=slices)
 
 
@@ -133,6 +135,7 @@ def _checkpoint_slices(
     slice_range: SliceRange,
     device: torch.device,
     masks: MaskSampler | None,
+    only: Collection[tuple[str, int]] | None,
 ) -> Iterator[SlicePair]:
     """Reconstructions by a checkpoint's predictor; it is loaded and checked at once."""
     checkpoint = load_checkpoint(path)
@@ -158,20 +161,31 @@ def _checkpoint_slices(
 
     def slices() -> Iterator[SlicePair]:
         for dataset in datasets:
-            yield from reconstruct_pairs(predictor, dataset, range(len(dataset)), device)
+            indices = [
+                index
+                for index, (volume, number) in enumerate(dataset.places)
+                if only is None or (dataset.volumes[volume].name, number) in only
+            ]
+            yield from reconstruct_pairs(predictor, dataset, indices, device)
             dataset.close()
 
     return slices()
 
 
 def _file_slices(
-    files: Sequence[Volume], slice_range: SliceRange, folder_x: Path, folder_y: Path | None
+    files: Sequence[Volume],
+    slice_range: SliceRange,
+    folder_x: Path,
+    folder_y: Path | None,
+    only: Collection[tuple[str, int]] | None,
 ) -> Iterator[SlicePair]:
     """Reconstructions from files, read one slice at a time."""
     for file in files:
         targets = read_targets(file)
         scale = volume_scale(targets)
         for index in range(file.slices)[slice(*slice_range)]:
+            if only is not None and (file.name, index) not in only:
+                continue
             yield SlicePair(
                 name=file.name,
                 slice_index=index,

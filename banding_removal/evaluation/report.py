@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,8 @@ def write_report(folder: Path, evaluation: Evaluation, settings: Mapping[str, An
     # written first: `claim_output` recognises the folder by it, even if writing stops here
     content = json.dumps(as_json(evaluation, settings), indent=1, allow_nan=False)
     atomic_write(folder / RESULTS, content.encode())
-    atomic_write(folder / "slices.csv", _csv(_slice_rows(evaluation)))
-    atomic_write(folder / "volumes.csv", _csv(_volume_rows(evaluation)))
+    atomic_write(folder / "slices.csv", csv_bytes(_slice_rows(evaluation)))
+    atomic_write(folder / "volumes.csv", csv_bytes(_volume_rows(evaluation)))
     table = markdown(evaluation)
     atomic_write(folder / "table.md", table.encode())
     atomic_write(folder / "figure.png", draw(evaluation))
@@ -141,7 +141,7 @@ def _volume_rows(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
             }
 
 
-def _csv(rows: Iterator[dict[str, Any]]) -> bytes:
+def csv_bytes(rows: Iterable[dict[str, Any]]) -> bytes:
     """Rows with the same keys, in full precision; a cell that is NaN is empty."""
     listed = list(rows)
     text = io.StringIO()

@@ -118,12 +118,17 @@ def _by_region(sets: Sequence[SetResult]) -> Iterator[tuple[tuple[str, str], dic
             yield (result.name, region.replace("_", " ")), metrics
 
 
+def escaped(label: str) -> str:
+    """A cell's text; an unescaped bar would end the cell."""
+    return label.replace("|", "\\|")
+
+
 def _table(
     heads: Sequence[str],
     columns: Sequence[Column],
     rows: Sequence[tuple[Sequence[str], Mapping[str, Metric]]],
 ) -> str:
-    """A Markdown table, padded so that it can also be read on a console."""
+    """A Markdown table of the columns that have a value."""
     columns = [
         column
         for column in columns
@@ -131,9 +136,17 @@ def _table(
     ]
     cells = [[*heads, *(title for _, title, _ in columns)]]
     for labels, metrics in rows:
-        # an unescaped bar would end the cell
-        names = [label.replace("|", "\\|") for label in labels]
-        cells.append([*names, *(_cell(metrics[name], form) for name, _, form in columns)])
+        cells.append(
+            [*map(escaped, labels), *(_cell(metrics[name], form) for name, _, form in columns)]
+        )
+    return aligned(cells)
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, padded so that it can also be read on a console; the first row is its head.
+
+    Bars must be escaped.
+    """
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = [
         " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in cells

@@ -95,6 +95,26 @@ class Bootstrap:
             transform=transform,
         )
 
+    def crossed_mean(self, other: "Bootstrap", table: Floats) -> Estimate:
+        """Mean of a table whose rows and columns are drawn independently of each other.
+
+        The pigeonhole bootstrap of Owen (Annals of Applied Statistics 1, 2007), which is
+        conservative: its variance is at least the mean's.
+
+        Args:
+            other: draws the columns; with as many resamples and another seed.
+            table: (items of this one, items of the other), without NaN.
+        """
+        own, theirs = np.eye(self._units)[self._unit], np.eye(other._units)[other._unit]
+        sums = own.T @ table @ theirs
+        counts = np.outer(own.sum(axis=0), theirs.sum(axis=0))
+        return _estimate(
+            float(table.mean()),
+            ((self._drawn @ sums) * other._drawn).sum(axis=1),
+            ((self._drawn @ counts) * other._drawn).sum(axis=1),
+            enough=self._units > 1,
+        )
+
     def auc(self, above: Sequence[float], below: Sequence[float]) -> Estimate:
         """Chance that one item's `above` exceeds another's `below`; a tie counts one half."""
         if not above:

@@ -3,7 +3,13 @@
 import traceback
 
 from banding_removal.data.volume import VolumeError
-from banding_removal.errors import CheckpointError, ConfigError, RunFailedError, RunInUseError
+from banding_removal.errors import (
+    CheckpointError,
+    ConfigError,
+    RunFailedError,
+    RunInUseError,
+    StudyError,
+)
 from banding_removal.processes.signals import Stopped
 
 FAILED = 1  # a bug, or a process or machine that died
@@ -13,7 +19,7 @@ INTERRUPTED = 130  # by Ctrl-C, as shells report it
 
 
 USER_ERRORS = (
-    *(ConfigError, VolumeError, CheckpointError, RunInUseError),
+    *(ConfigError, VolumeError, CheckpointError, RunInUseError, StudyError),
     *(OSError, FloatingPointError, RunFailedError),
 )
 

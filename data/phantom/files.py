@@ -13,7 +13,6 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from tqdm import tqdm
 
@@ -21,6 +20,7 @@ from banding_removal.data.phantom.scan import PhantomVolume, make_volume
 from banding_removal.data.phantom.shapes import SLICE_RANGE_MM
 from banding_removal.data.phantom.spec import PhantomSpec
 from banding_removal.data.phantom.variety import varied
+from banding_removal.data.write_volume import write_fastmri
 
 ACQUISITION = {"PD": "CORPD_FBK", "PDFS": "CORPDFS_FBK"}
 MANIFEST = "phantom.json"
@@ -84,27 +84,19 @@ def ismrmrd_header(volume: PhantomVolume) -> bytes:
 def write_volume(path: Path, volume: PhantomVolume) -> None:
     """Write one volume in the fastMRI knee layout; an existing file is replaced.
 
-    Uncompressed datasets: `kspace` complex64 (slice, coil, H, W), `reconstruction_rss` float32
-    (slice, h, w), `ismrmrd_header` bytes. Attributes: `acquisition`, `max` and `norm` (Frobenius)
-    of the target, `patient_id`.
-
-    The file appears whole or not at all: it is written as a hidden `.partial` file in the same
-    folder, which must exist, and then renamed. A killed run leaves at most the `.partial` file,
-    which the next run overwrites.
+    Attributes: `acquisition`, `max` and `norm` (Frobenius) of the target, `patient_id`.
 
     Raises:
         OSError: the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    with h5py.File(partial, "w") as file:
-        file["kspace"] = volume.kspace
-        file["reconstruction_rss"] = volume.target
-        file["ismrmrd_header"] = ismrmrd_header(volume)
-        file.attrs["acquisition"] = ACQUISITION[volume.contrast]
-        file.attrs["max"] = float(volume.target.max())
-        file.attrs["norm"] = float(np.linalg.norm(volume.target.astype(np.float64)))
-        file.attrs["patient_id"] = hashlib.sha256(f"phantom {volume.seed}".encode()).hexdigest()
-    os.replace(partial, path)
+    write_fastmri(
+        path,
+        kspace=volume.kspace,
+        target=volume.target,
+        header=ismrmrd_header(volume),
+        acquisition=ACQUISITION[volume.contrast],
+        patient_id=hashlib.sha256(f"phantom {volume.seed}".encode()).hexdigest(),
+    )
 
 
 def varied_specs(spec: PhantomSpec, seeds: Mapping[Path, int]) -> dict[Path, PhantomSpec]:

@@ -92,3 +92,17 @@ def test_the_picture_of_banding_leaves_bad_volumes_out_if_it_may(
         show(ShowSettings(checkpoint=run, device="cpu"))
     picture = show(ShowSettings(checkpoint=run, device="cpu", skip_bad_volumes=True))
     assert picture.exists()
+
+
+def test_only_the_slices_that_are_asked_for_are_reconstructed(tmp_path: Path) -> None:
+    files = [read_volume(write_volume(tmp_path / f"{name}.h5", slices=3)) for name in "ab"]
+    run = save_predictor(tmp_path / "run", TRAINED)
+
+    def pairs(only: set[tuple[str, int]] | None) -> list[SlicePair]:
+        found = path_set("a", run, files, slice_range=(None, None), device=CPU, only=only)
+        return list(found.slices)
+
+    every, (one,) = pairs(None), pairs({("b.h5", 1)})
+    assert len(every) == 6
+    assert (one.name, one.slice_index) == ("b.h5", 1)
+    assert torch.equal(one.along_x, every[4].along_x)

@@ -19,6 +19,7 @@ from banding_removal.config.settings import Settings
 from banding_removal.data.batch import Batch
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.errors import RunFailedError
+from banding_removal.pictures.run_page import PageWriter
 from banding_removal.processes.signals import Stopped
 from banding_removal.processes.team import Team
 from banding_removal.runs.checkpoint import Checkpoint, random_state, save_checkpoint
@@ -61,6 +62,7 @@ class Run:
     players: Players
     progress: Progress
     safeguard: Safeguard
+    page: PageWriter  # written by the first process
     metrics: MetricsWriter | None = None  # in the first process, while `writing`
     smoothed: SmoothedMetrics = field(default_factory=SmoothedMetrics)  # of the current epoch
     steps_in_epoch: int = 0
@@ -153,6 +155,7 @@ class Run:
             values["accuracy_running"] = self.smoothed.values["accuracy"]
         # All epochs have the same number of steps.
         end_of_epoch = self.progress.step + self.steps_in_epoch - self.steps_done
+        values["lr"] = self.players.optimizer.param_groups[0]["lr"]
         values["total_steps"] = end_of_epoch * self.settings.epochs / epoch
         values["memory_gb"] = peak_memory_gb(self.device)
         metrics.write("train", step=self.progress.step, epoch=epoch, values=values)
@@ -213,6 +216,8 @@ class Run:
             if result is not None:
                 self.metrics.write("val", step=progress.step, epoch=epoch, values=result.metrics)
             write_pictures(self.folder, self.settings, progress.history, result)
+            if result is not None:
+                self.page.add_epoch(epoch, result.display)
         self.save(row["train_loss"], validated=result is not None)
 
     # --- failing ---

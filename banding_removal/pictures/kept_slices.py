@@ -1,0 +1,267 @@
+"""The validation slices of a run by epoch, in 16 bits, for the run page.
+
+    slices/target.npz       targets
+    slices/epoch012.npz     reconstructions along x and along y after epoch 12
+
+    kept = read_slices(Path("logs/run"))
+    image = decode(kept.epochs[12].images["x", 0], kept.slices[0].shape) * kept.slices[0].step
+
+An image is stored as counts of `step`, 1/8192 of its volume's maximum: far below noise, and eight
+times as much as the maximum still fits. Prediction from the neighbours and zlib halve its size.
+Old epochs are thinned out, so that all files together stay below a budget, however long the run.
+"""
+
+import io
+import json
+import logging
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from banding_removal.files import atomic_write
+from banding_removal.pictures.validation_grid import ValidatedSlice
+
+log = logging.getLogger(__name__)
+
+FOLDER = "slices"
+STEPS = 8192  # in the volume's maximum
+BUDGET = 13_500_000  # bytes of a run's slices; base64 makes 18 MB of a page of them
+_TARGET = "target.npz"
+_NAME = re.compile(r"epoch(\d+)\.npz")
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
+
+Images = dict[tuple[str, int], bytes]  # encoded; by kind (target, x, y) and position of the slice
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceInfo:
+    """What does not change from epoch to epoch."""
+
+    volume: str
+    slice_index: int
+    acquisition: str
+    shape: tuple[int, int]
+    data_range: float  # largest target value of the volume
+    scale: float  # q, the 99.5th percentile of the volume's target
+    step: float  # an image is its counts times this
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptEpoch:
+    """Reconstructions after an epoch; old epochs have fewer slices."""
+
+    metrics: list[dict[str, float | None]]  # of each slice; None: not measurable
+    images: Images
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptSlices:
+    """What a run's folder holds."""
+
+    slices: list[SliceInfo]
+    targets: Images
+    epochs: dict[int, KeptEpoch]  # in their order
+
+
+def encode(image: Tensor, step: float) -> bytes:
+    """A real image (h, w) on the CPU as counts of `step`, uint16; negative values become 0."""
+    counts = np.clip(np.rint(image.numpy() / step), 0, 65535).astype(np.int32)
+    left, above = np.zeros_like(counts), np.zeros_like(counts)
+    left[:, 1:], above[1:] = counts[:, :-1], counts[:-1]
+    residual = (counts - (left + above) // 2).astype(np.int16).astype(np.int32)  # modulo 2^16
+    # 0, -1, 1, -2, ... as 0, 1, 2, 3, ...: small residuals have an empty high byte.
+    folded = (residual << 1) ^ (residual >> 31)
+    planes = np.stack([folded & 255, folded >> 8 & 255]).astype(np.uint8)
+    return zlib.compress(planes.tobytes(), 6)
+
+
+def decode(stream: bytes, shape: tuple[int, int]) -> NDArray[np.uint16]:
+    """The counts (h, w) of an encoded image."""
+    low, high = np.frombuffer(zlib.decompress(stream), np.uint8).reshape(2, *shape).astype(int)
+    folded = low | high << 8
+    residual = (folded >> 1) ^ -(folded & 1)
+    counts = np.zeros((shape[0] + 1, shape[1] + 1), int)  # a row and a column of zeros in front
+    for y, x in np.ndindex(*shape):
+        counts[y + 1, x + 1] = (residual[y, x] + (counts[y + 1, x] + counts[y, x + 1]) // 2) % 65536
+    return counts[1:, 1:].astype(np.uint16)
+
+
+def keep_slices(
+    folder: Path, epoch: int, slices: Sequence[ValidatedSlice], budget: int = BUDGET
+) -> None:
+    """Add an epoch's slices to a run's folder, and thin out earlier epochs.
+
+    Epochs after this one, which a rollback has undone, are removed, and so is everything if other
+    slices are shown than before.
+
+    Args:
+        folder: of the run.
+        epoch: counted from 1.
+        slices: the first of them are kept, as many as fit into a quarter of the budget.
+        budget: bytes of all files.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    kept = folder / FOLDER
+    kept.mkdir(parents=True, exist_ok=True)
+    infos, images, metrics = _encoded(slices, budget // 4)
+    about = json.dumps([asdict(info) for info in infos])
+    changed = not (kept / _TARGET).exists() or _about(kept / _TARGET) != json.loads(about)
+    for number, path in _epoch_files(kept).items():
+        if changed or number > epoch:
+            path.unlink()
+    if changed:
+        _write(kept / _TARGET, about, {key: images[key] for key in images if key[0] == "target"})
+    reconstructions = {key: images[key] for key in images if key[0] != "target"}
+    _write(kept / f"epoch{epoch:03d}.npz", json.dumps(metrics), reconstructions)
+    _thin(kept, budget)
+
+
+def read_slices(folder: Path) -> KeptSlices:
+    """The slices in a run's folder; none if it has none. Damaged files are left out and logged."""
+    kept = folder / FOLDER
+    found = KeptSlices(slices=[], targets={}, epochs={})
+    try:
+        about, targets = _read(kept / _TARGET)
+        infos = [SliceInfo(**{**item, "shape": tuple(item["shape"])}) for item in about]
+    except FileNotFoundError:
+        return found
+    except _DAMAGED as error:
+        log.warning("%s is damaged (%s): the page has no slices", kept / _TARGET, error)
+        return found
+    found.slices.extend(infos)
+    found.targets.update(targets)
+    for number, path in _epoch_files(kept).items():
+        try:
+            metrics, images = _read(path)
+        except _DAMAGED as error:
+            log.warning("%s is damaged and left out of the page: %s", path, error)
+            continue
+        found.epochs[number] = KeptEpoch(metrics=metrics, images=images)
+    return found
+
+
+def _encoded(
+    slices: Sequence[ValidatedSlice], limit: int
+) -> tuple[list[SliceInfo], Images, list[dict[str, float | None]]]:
+    """Descriptions, images and metrics of the first slices, as many as `limit` bytes hold."""
+    infos: list[SliceInfo] = []
+    images: Images = {}
+    metrics: list[dict[str, float | None]] = []
+    size = 0
+    for position, item in enumerate(slices):
+        pair = item.pair
+        step = (pair.data_range or 1.0) / STEPS
+        views = {"target": pair.target, "x": pair.along_x, "y": pair.along_y}
+        encoded = {
+            (kind, position): encode(image, step)
+            for kind, image in views.items()
+            if image is not None
+        }
+        size += sum(map(len, encoded.values()))
+        if infos and size > limit:
+            break
+        images |= encoded
+        height, width = pair.target.shape
+        infos.append(
+            SliceInfo(
+                volume=pair.name,
+                slice_index=pair.slice_index,
+                acquisition=pair.acquisition,
+                shape=(height, width),
+                data_range=pair.data_range,
+                scale=pair.scale,
+                step=step,
+            )
+        )
+        metrics.append(_metrics(item))
+    return infos, images, metrics
+
+
+def _metrics(item: ValidatedSlice) -> dict[str, float | None]:
+    region = None if item.banding is None else item.banding.low_signal
+    values = {
+        "ssim": item.quality.ssim,
+        "nmse": item.quality.nmse,
+        "banding": float("nan") if region is None else region.contribution,
+        "signed_excess": float("nan") if region is None else region.signed_excess,
+    }
+    return {key: value if np.isfinite(value) else None for key, value in values.items()}
+
+
+def _thin(kept: Path, budget: int) -> None:
+    """Keep all files below the budget.
+
+    First, older epochs keep two slices only: all of them except the first one and the last two.
+    Then epochs go where they lie densest for their age.
+    """
+    files = _epoch_files(kept)
+    size = (kept / _TARGET).stat().st_size + sum(path.stat().st_size for path in files.values())
+    for number in [*files][1:-2]:
+        if size <= budget:
+            return
+        size -= _reduce(files[number])
+    while size > budget and len(files) > 2:
+        epochs = [*files]
+        gaps = {
+            here: (after - before) / (epochs[-1] - here)
+            for before, here, after in zip(epochs, epochs[1:], epochs[2:], strict=False)
+        }
+        path = files.pop(min(gaps, key=lambda number: gaps[number]))
+        size -= path.stat().st_size
+        path.unlink()
+
+
+def _reduce(path: Path) -> int:
+    """Leave two slices of an epoch: the first one and one from the middle; returns bytes saved."""
+    with np.load(path) as content:
+        positions = {int(key[2:]) for key in content.files if key != "about"}
+    if len(positions) <= 2:
+        return 0
+    before = path.stat().st_size
+    metrics, images = _read(path)
+    followed = (0, len(metrics) // 2)
+    _write(path, json.dumps(metrics), {key: images[key] for key in images if key[1] in followed})
+    return before - path.stat().st_size
+
+
+def _epoch_files(kept: Path) -> dict[int, Path]:
+    """The files of epochs, in their order."""
+    matches = ((path, _NAME.fullmatch(path.name)) for path in kept.glob("epoch*.npz"))
+    return dict(sorted((int(match[1]), path) for path, match in matches if match))
+
+
+def _about(path: Path) -> Any:
+    """What a file says of itself; None if it is damaged, and is written again."""
+    try:
+        with np.load(path) as content:
+            return json.loads(str(content["about"]))
+    except _DAMAGED:
+        return None
+
+
+def _read(path: Path) -> tuple[Any, Images]:
+    with np.load(path) as content:  # refuses pickled objects
+        about = json.loads(str(content["about"]))
+        names = [name.rpartition("_") for name in content.files if name != "about"]
+        images = {(kind, int(i)): content[f"{kind}_{i}"].tobytes() for kind, _, i in names}
+    return about, images
+
+
+def _write(path: Path, about: str, images: Mapping[tuple[str, int], bytes]) -> None:
+    arrays = {
+        f"{kind}_{position}": np.frombuffer(stream, np.uint8)
+        for (kind, position), stream in images.items()
+    }
+    buffer = io.BytesIO()
+    np.savez(buffer, about=np.array(about), **arrays)  # type: ignore[arg-type]
+    atomic_write(path, buffer.getbuffer())

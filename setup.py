@@ -17,5 +17,6 @@ setup(
     python_requires=">=3.11",
     # Links in banding_removal/ lead to data/ and model/, which are installed as parts of it.
     packages=find_packages(include=["banding_removal*"]),
+    package_data={"banding_removal.pictures": ["web/*"]},
     install_requires=(HERE / "requirements.txt").read_text().splitlines(),
 )

@@ -27,13 +27,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from banding_removal.files import atomic_write
+from banding_removal.metrics.slice_pair import SlicePair
 from banding_removal.pictures.validation_grid import ValidatedSlice
 
 log = logging.getLogger(__name__)
 
 FOLDER = "slices"
 STEPS = 8192  # in the volume's maximum
-BUDGET = 13_500_000  # bytes of a run's slices; base64 makes 18 MB of a page of them
+BUDGET = 14_400_000  # bytes of a run's slices; base64 makes 19.2 MB of a page of them
+ZLIB_LEVEL = 1  # noise does not get much smaller
 _TARGET = "target.npz"
 _NAME = re.compile(r"epoch(\d+)\.npz")
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
@@ -73,14 +75,14 @@ class KeptSlices:
 
 def encode(image: Tensor, step: float) -> bytes:
     """A real image (h, w) on the CPU as counts of `step`, uint16; negative values become 0."""
-    counts = np.clip(np.rint(image.numpy() / step), 0, 65535).astype(np.int32)
+    counts = (image.double() / step).round().clamp(0, 65535).int().numpy()
     left, above = np.zeros_like(counts), np.zeros_like(counts)
     left[:, 1:], above[1:] = counts[:, :-1], counts[:-1]
-    residual = (counts - (left + above) // 2).astype(np.int16).astype(np.int32)  # modulo 2^16
+    residual = (counts - (left + above) // 2).astype(np.int16)  # modulo 2^16
     # 0, -1, 1, -2, ... as 0, 1, 2, 3, ...: small residuals have an empty high byte.
-    folded = (residual << 1) ^ (residual >> 31)
-    planes = np.stack([folded & 255, folded >> 8 & 255]).astype(np.uint8)
-    return zlib.compress(planes.tobytes(), 6)
+    folded = ((residual << 1) ^ (residual >> 15)).view(np.uint16)
+    planes = np.stack([folded & 255, folded >> 8]).astype(np.uint8)
+    return zlib.compress(planes.tobytes(), ZLIB_LEVEL)
 
 
 def decode(stream: bytes, shape: tuple[int, int]) -> NDArray[np.uint16]:
@@ -113,16 +115,26 @@ def keep_slices(
     """
     kept = folder / FOLDER
     kept.mkdir(parents=True, exist_ok=True)
-    infos, images, metrics = _encoded(slices, budget // 4)
-    about = json.dumps([asdict(info) for info in infos])
+    images: Images = {}
+    for position, item in enumerate(slices):
+        more = _encoded(item.pair, position)
+        size = sum(map(len, [*images.values(), *more.values()]))
+        if position and size > budget // 4:
+            slices = slices[:position]
+            break
+        images |= more
+    about = json.dumps([asdict(_info(item.pair)) for item in slices])
     changed = not (kept / _TARGET).exists() or _about(kept / _TARGET) != json.loads(about)
     for number, path in _epoch_files(kept).items():
         if changed or number > epoch:
             path.unlink()
     if changed:
-        _write(kept / _TARGET, about, {key: images[key] for key in images if key[0] == "target"})
-    reconstructions = {key: images[key] for key in images if key[0] != "target"}
-    _write(kept / f"epoch{epoch:03d}.npz", json.dumps(metrics), reconstructions)
+        targets = {
+            ("target", i): encode(s.pair.target, _step(s.pair)) for i, s in enumerate(slices)
+        }
+        _write(kept / _TARGET, about, targets)
+    metrics = json.dumps([_metrics(item) for item in slices])
+    _write(kept / f"epoch{epoch:03d}.npz", metrics, images)
     _thin(kept, budget)
 
 
@@ -150,41 +162,30 @@ def read_slices(folder: Path) -> KeptSlices:
     return found
 
 
-def _encoded(
-    slices: Sequence[ValidatedSlice], limit: int
-) -> tuple[list[SliceInfo], Images, list[dict[str, float | None]]]:
-    """Descriptions, images and metrics of the first slices, as many as `limit` bytes hold."""
-    infos: list[SliceInfo] = []
-    images: Images = {}
-    metrics: list[dict[str, float | None]] = []
-    size = 0
-    for position, item in enumerate(slices):
-        pair = item.pair
-        step = (pair.data_range or 1.0) / STEPS
-        views = {"target": pair.target, "x": pair.along_x, "y": pair.along_y}
-        encoded = {
-            (kind, position): encode(image, step)
-            for kind, image in views.items()
-            if image is not None
-        }
-        size += sum(map(len, encoded.values()))
-        if infos and size > limit:
-            break
-        images |= encoded
-        height, width = pair.target.shape
-        infos.append(
-            SliceInfo(
-                volume=pair.name,
-                slice_index=pair.slice_index,
-                acquisition=pair.acquisition,
-                shape=(height, width),
-                data_range=pair.data_range,
-                scale=pair.scale,
-                step=step,
-            )
-        )
-        metrics.append(_metrics(item))
-    return infos, images, metrics
+def _encoded(pair: SlicePair, position: int) -> Images:
+    views = {"x": pair.along_x, "y": pair.along_y}
+    return {
+        (kind, position): encode(image, _step(pair))
+        for kind, image in views.items()
+        if image is not None
+    }
+
+
+def _info(pair: SlicePair) -> SliceInfo:
+    height, width = pair.target.shape
+    return SliceInfo(
+        volume=pair.name,
+        slice_index=pair.slice_index,
+        acquisition=pair.acquisition,
+        shape=(height, width),
+        data_range=pair.data_range,
+        scale=pair.scale,
+        step=_step(pair),
+    )
+
+
+def _step(pair: SlicePair) -> float:
+    return (pair.data_range or 1.0) / STEPS
 
 
 def _metrics(item: ValidatedSlice) -> dict[str, float | None]:
@@ -201,8 +202,9 @@ def _metrics(item: ValidatedSlice) -> dict[str, float | None]:
 def _thin(kept: Path, budget: int) -> None:
     """Keep all files below the budget.
 
-    First, older epochs keep two slices only: all of them except the first one and the last two.
-    Then epochs go where they lie densest for their age.
+    The first epoch and the last two stay as they are. All others first lose slices, then go where
+    they lie densest; at the beginning of a run, they end up about five times as far apart as at its
+    end.
     """
     files = _epoch_files(kept)
     size = (kept / _TARGET).stat().st_size + sum(path.stat().st_size for path in files.values())
@@ -210,11 +212,11 @@ def _thin(kept: Path, budget: int) -> None:
         if size <= budget:
             return
         size -= _reduce(files[number])
-    while size > budget and len(files) > 2:
+    while size > budget and len(files) > 3:
         epochs = [*files]
         gaps = {
-            here: (after - before) / (epochs[-1] - here)
-            for before, here, after in zip(epochs, epochs[1:], epochs[2:], strict=False)
+            here: (after - before) / (1.25 * epochs[-1] - here)
+            for before, here, after in zip(epochs, epochs[1:], epochs[2:-1], strict=False)
         }
         path = files.pop(min(gaps, key=lambda number: gaps[number]))
         size -= path.stat().st_size
@@ -223,7 +225,7 @@ def _thin(kept: Path, budget: int) -> None:
 
 def _reduce(path: Path) -> int:
     """Leave two slices of an epoch: the first one and one from the middle; returns bytes saved."""
-    with np.load(path) as content:
+    with _opened(path) as content:
         positions = {int(key[2:]) for key in content.files if key != "about"}
     if len(positions) <= 2:
         return 0
@@ -243,18 +245,23 @@ def _epoch_files(kept: Path) -> dict[int, Path]:
 def _about(path: Path) -> Any:
     """What a file says of itself; None if it is damaged, and is written again."""
     try:
-        with np.load(path) as content:
+        with _opened(path) as content:
             return json.loads(str(content["about"]))
     except _DAMAGED:
         return None
 
 
 def _read(path: Path) -> tuple[Any, Images]:
-    with np.load(path) as content:  # refuses pickled objects
+    with _opened(path) as content:
         about = json.loads(str(content["about"]))
         names = [name.rpartition("_") for name in content.files if name != "about"]
         images = {(kind, int(i)): content[f"{kind}_{i}"].tobytes() for kind, _, i in names}
     return about, images
+
+
+def _opened(path: Path) -> Any:
+    """A file's arrays; pickled objects are refused. Read whole: numpy leaves damaged files open."""
+    return np.load(io.BytesIO(path.read_bytes()))
 
 
 def _write(path: Path, about: str, images: Mapping[tuple[str, int], bytes]) -> None:

@@ -1,7 +1,9 @@
 """The run page: `index.html` in a run's folder, and the same page of several runs side by side.
 
-One file that opens from a disk, without network: slices by epoch in 16 bits (`kept_slices`), curves
-(metrics.jsonl), events and log (log.txt), settings. All that draws is in `web/`.
+One file that opens from a disk, without network: slices by epoch in 16 bits (`kept_slices`),
+curves, events and log (log.txt), settings. All that draws is in `web/`. The curves are the history,
+whose values are those of metrics.jsonl with the training metrics averaged over each epoch: the many
+rows of a long run need not be read after every validation.
 """
 
 import base64
@@ -11,12 +13,11 @@ import logging
 import math
 import re
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from banding_removal.config.overrides import plain
 from banding_removal.config.settings import REPOSITORY, Settings
@@ -27,20 +28,19 @@ from banding_removal.pictures.curves import ADVERSARY_PANELS, PANELS
 from banding_removal.pictures.kept_slices import STEPS, Images, keep_slices, read_slices
 from banding_removal.pictures.validation_grid import ValidatedSlice
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
-from banding_removal.runs.log import METRICS, ending_of, read_records, read_rows
+from banding_removal.runs.log import ending_of, read_records
 from banding_removal.runs.status import is_locked
 
 log = logging.getLogger(__name__)
 
 NAME = "index.html"
-MOST_ROWS = 10_000  # of metrics.jsonl; of more training rows, only a part is read
 MOST_EVENTS = 200
 LOG_TAIL = 60  # records
 SCRIPTS = ("uPlot.iife.min.js", "images.js", "texture.js", "viewer.js", "input.js", "curves.js")
 STYLES = ("uPlot.min.css", "page.css")
 _EPOCH = re.compile(r"(?:resumed after )?epoch (\d+)[/,]")
-# Names in the history, by which panels are defined, of metrics in training rows.
-_OF_TRAINING = {"loss": "train_loss", "ssim": "train_ssim"}
+
+History = Sequence[Mapping[str, Any]]  # a row per epoch, as in a checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,15 @@ class PageSettings:
             raise ConfigError("name one run or more: 'runs=[logs/pretrain,logs/train]'")
 
 
+class ShownRun(NamedTuple):
+    """A run for a page. Its folder is only read."""
+
+    folder: Path
+    settings: Mapping[str, Any]  # as plain data
+    history: History
+    running: bool  # a process writes to it
+
+
 class PageWriter:
     """Keeps the page of a run that is being trained.
 
@@ -66,20 +75,21 @@ class PageWriter:
         self.settings = plain(settings)
         self._failed = False
 
-    def add_epoch(self, epoch: int, slices: Sequence[ValidatedSlice]) -> None:
-        """Keep the slices of a validation and write the page."""
+    def add_epoch(self, history: History, slices: Sequence[ValidatedSlice]) -> None:
+        """Keep the slices of the newest epoch's validation and write the page."""
         try:
             if slices:
-                keep_slices(self.folder, epoch, slices)
+                keep_slices(self.folder, history[-1]["epoch"], slices)
         except OSError as error:
             self._warn(error)
         else:
-            self.write()
+            self.write(history)
 
-    def write(self) -> None:
-        """Write the page from the files in the run's folder."""
+    def write(self, history: History) -> None:
+        """Write the page from the history and the files in the run's folder."""
+        run = ShownRun(self.folder, self.settings, history, running=True)
         try:
-            write_run_page(self.folder / NAME, [self.folder], [self.settings], running=True)
+            write_run_page(self.folder / NAME, [run])
         except OSError as error:
             self._warn(error)
         else:
@@ -104,51 +114,43 @@ def page_of_runs(settings: PageSettings) -> Path:
         if not (folder / "log.txt").is_file():
             raise ConfigError(f"{folder} is not the folder of a run: it has no log.txt")
     folders = [folder.resolve() for folder in settings.runs]  # logs/run by its name
-    trained = [load_checkpoint(find_checkpoint(folder)).settings for folder in folders]
+    runs = []
+    for folder in folders:
+        checkpoint = load_checkpoint(find_checkpoint(folder))
+        runs.append(
+            ShownRun(folder, checkpoint.settings, checkpoint.history, running=is_locked(folder))
+        )
     output = settings.output
     if output is None:
         output = folders[0] / NAME if len(folders) == 1 else REPOSITORY / "logs" / "page.html"
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_run_page(output, folders, trained)
+    write_run_page(output, runs)
     return output
 
 
-def write_run_page(
-    path: Path,
-    folders: Sequence[Path],
-    settings: Sequence[Mapping[str, Any]],
-    *,
-    running: bool = False,
-) -> None:
+def write_run_page(path: Path, shown: Sequence[ShownRun]) -> None:
     """Write the page of one run or several, whole or not at all.
-
-    Args:
-        path: of the page.
-        folders: of the runs, which are only read.
-        settings: of each run, as plain data.
-        running: this process is the run. (Another process's run is asked for by its lock.)
 
     Raises:
         OSError: it cannot be written; the previous page is left as it was.
     """
-    names = [folder.name for folder in folders]
+    names = [run.folder.name for run in shown]
     if len({*names}) < len(names):
-        names = [f"{folder.parent.name}/{folder.name}" for folder in folders]
+        names = [f"{run.folder.parent.name}/{run.folder.name}" for run in shown]
     runs, blocks = [], []
-    for number, (name, folder, values) in enumerate(zip(names, folders, settings, strict=True)):
-        kept = read_slices(folder)
+    for number, (name, one) in enumerate(zip(names, shown, strict=True)):
+        kept = read_slices(one.folder)
         blocks += _blocks(f"{number}/0", kept.targets)
         for epoch, content in kept.epochs.items():
             blocks += _blocks(f"{number}/{epoch}", content.images)
-        records = read_records(folder / "log.txt")
-        alive = running or is_locked(folder)
+        records = read_records(one.folder / "log.txt")
         killed = "ended without a message: killed, or its machine went down"
         run = {
             "name": name,
-            "state": ending_of(records) or ("running" if alive else killed),
-            "settings": _flat(values),
-            "window": values.get("grid_window") or 0.25,
-            "curves": curves(read_rows(folder / METRICS, MOST_ROWS)),
+            "state": ending_of(records) or ("running" if one.running else killed),
+            "settings": _flat(one.settings),
+            "window": one.settings.get("grid_window") or 0.25,
+            "curves": curves(one.history),
             "events": events(records)[-MOST_EVENTS:],
             "log": [" ".join(record) for record in records[-LOG_TAIL:]],
             "slices": [asdict(info) for info in kept.slices],
@@ -172,24 +174,17 @@ def write_run_page(
     atomic_write(path, _filled(", ".join(names), page, blocks))
 
 
-def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Rows of metrics.jsonl by epoch: `epochs`, and for each metric a list of as many values.
-
-    Training metrics are means over the rows of an epoch; None where an epoch has no value.
-    """
-    values: dict[tuple[int, str], list[float]] = defaultdict(list)
-    wanted = {key for _, keys in (*PANELS, *ADVERSARY_PANELS) for key in keys}
-    for row in rows:
-        for key, value in row.items():
-            name = f"val_{key}" if row["kind"] == "val" else _OF_TRAINING.get(key, key)
-            if row["kind"] in ("train", "val") and name in wanted and _is_number(value):
-                values[row["epoch"], name].append(value)
-    epochs = sorted({epoch for epoch, _ in values})
-    series = {
-        name: [_mean(values.get((epoch, name), ())) for epoch in epochs]
-        for name in sorted({name for _, name in values})
+def curves(history: History) -> dict[str, Any]:
+    """`epochs`, and for each metric of a panel a list of as many values; None: no value."""
+    keys = [key for _, keys in (*PANELS, *ADVERSARY_PANELS) for key in keys]
+    return {
+        "epochs": [row["epoch"] for row in history],
+        "series": {
+            key: [_rounded(row.get(key)) for row in history]
+            for key in keys
+            if any(key in row for row in history)
+        },
     }
-    return {"epochs": epochs, "series": series}
 
 
 def events(records: Sequence[tuple[str, str, str]]) -> list[dict[str, Any]]:
@@ -218,12 +213,8 @@ def events(records: Sequence[tuple[str, str, str]]) -> list[dict[str, Any]]:
     return found
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return float(f"{math.fsum(values) / len(values):.6g}") if values else None
+def _rounded(value: float | None) -> float | None:
+    return float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
 
 
 def _panels(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, tuple[str, ...]]]:

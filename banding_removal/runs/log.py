@@ -72,24 +72,11 @@ class MetricsWriter:
                 log.warning("the last lines of %s could not be written: %s", self._path, error)
 
 
-def read_rows(path: Path, most: int | None = None) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, without lines that are damaged or incomplete.
-
-    Args:
-        path: of the file.
-        most: of a file with more lines, read only every n-th row of training; None: read all.
-    """
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, without lines that are damaged or incomplete."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    if most is not None and len(lines) > most:
-        every = math.ceil(len(lines) / most)
-        training = '{"kind": "train"'
-        lines = [
-            line
-            for i, line in enumerate(lines)
-            if i % every == 0 or not line.startswith(training)
-        ]
     return [row for line in lines if (row := _row(line)) is not None]
 
 

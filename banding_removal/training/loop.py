@@ -57,7 +57,7 @@ def train(settings: Settings, team: Team | None = None) -> Path:
                 log.info("look at %s", run.folder / PAGE)
         finally:
             if team.is_first:
-                run.page.write()  # with how the run has ended
+                run.page.write(run.progress.history)  # with how the run has ended
     return run.folder
 
 

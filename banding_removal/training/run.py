@@ -155,7 +155,6 @@ class Run:
             values["accuracy_running"] = self.smoothed.values["accuracy"]
         # All epochs have the same number of steps.
         end_of_epoch = self.progress.step + self.steps_in_epoch - self.steps_done
-        values["lr"] = self.players.optimizer.param_groups[0]["lr"]
         values["total_steps"] = end_of_epoch * self.settings.epochs / epoch
         values["memory_gb"] = peak_memory_gb(self.device)
         metrics.write("train", step=self.progress.step, epoch=epoch, values=values)
@@ -217,7 +216,7 @@ class Run:
                 self.metrics.write("val", step=progress.step, epoch=epoch, values=result.metrics)
             write_pictures(self.folder, self.settings, progress.history, result)
             if result is not None:
-                self.page.add_epoch(epoch, result.display)
+                self.page.add_epoch(progress.history, result.display)
         self.save(row["train_loss"], validated=result is not None)
 
     # --- failing ---

@@ -6,13 +6,6 @@ const EVENT_COLORS = { rollback: "#e3b15f", stop: "#e07a6b", resumed: "#7fb78f" 
 const plots = [];
 let marked = null; // the epoch that the slices show
 
-function element(name, text = "", className = "") {
-  const made = document.createElement(name);
-  made.textContent = text;
-  made.className = className;
-  return made;
-}
-
 function markEpoch(epoch) {
   if (epoch === marked) return;
   marked = epoch;
@@ -23,7 +16,7 @@ function markEpoch(epoch) {
 function drawMarks(plot) {
   const { ctx, bbox } = plot;
   const line = (epoch, color, dash) => {
-    const x = plot.valToPos(epoch, "x", true);
+    const x = Math.floor(plot.valToPos(epoch, "x", true)) + 0.5; // a sharp line
     if (!(x >= bbox.left && x <= bbox.left + bbox.width)) return;
     ctx.strokeStyle = color;
     ctx.setLineDash(dash);
@@ -71,9 +64,9 @@ function plotPanel([title, keys], epochs) {
     height: 210,
     cursor: { sync: { key: "epochs" } },
     scales: { x: { time: false }, y: { distr: log ? 3 : 1 } },
-    axes: [{ ...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500] }, { ...axis, size: 62 }],
+    axes: [{ ...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500] }, { ...axis, size: 62, grid: { ...axis.grid, show: !log } }],
     series: [
-      { label: "epoch" },
+      { label: "epoch", value: (_, v) => v ?? "–" },
       ...series.map(({ label, stroke, dash }) => ({
         label, stroke, dash, width: 1.5, spanGaps: true, value: (_, v) => digits(v),
         points: { show: epochs.length < 40, size: 5, fill: stroke },

@@ -34,6 +34,7 @@ function update(changes = {}) {
   const [least, most] = WINDOWS[scaleNow()];
   $("width").value = Math.sqrt((high - low) / (most - least));
   $("level").value = ((low + high) / 2 - least) / (most - least);
+  readOut();
   draw();
   markEpoch(state.epoch);
   clearTimeout(saving);
@@ -110,8 +111,7 @@ function changeWindow(factor, shift) {
 function toggleLow() {
   const white = PAGE.runs[0].window;
   const low = state.windows.grey[1] - state.windows.grey[0] > white;
-  const factor = low ? white : 1;
-  update({ windows: { ...state.windows, grey: [0, factor], error: WINDOWS.error.map((v) => v * factor) } });
+  update({ windows: { ...state.windows, grey: [0, low ? white : 1] } });
 }
 
 // Zoom about a point of the image, given as fractions of it, that stays where it is.
@@ -187,8 +187,9 @@ function place(event) {
   return { one, x, y, factor: factor / devicePixelRatio, at: [x / one.image.width, y / one.image.height] };
 }
 
+// The window, and the value under the pointer.
 function readOut(event) {
-  const here = place(event);
+  const here = event && place(event);
   const x = Math.floor(here?.x);
   const y = Math.floor(here?.y);
   const [low, high] = state.windows[scaleNow()];

@@ -4,11 +4,18 @@
 const NAMES = { target: "target", x: "phase encode along x", y: "phase encode along y", error: "error" };
 const WINDOWS = { grey: [0, 1], error: [-0.1, 0.1], texture: [-3, 3] }; // full window of each scale
 
+function element(name, text = "", className = "") {
+  const made = document.createElement(name);
+  made.textContent = text;
+  made.className = className;
+  return made;
+}
+
 const labelOf = (s) => `${s.volume} slice ${s.slice_index} ${s.acquisition}`;
 const SLICES = [...new Set(PAGE.runs.flatMap((run) => run.slices.map(labelOf)))];
 
 const state = {
-  slice: 0, // position in SLICES
+  slice: Math.min(1, SLICES.length - 1), // position in SLICES; the first one shows no anatomy
   epoch: Infinity, // the newest one
   image: "x",
   texture: false,
@@ -95,18 +102,18 @@ function caption(pane) {
     const value = pane.metrics?.[key];
     return value == null ? "" : `${name} ${value.toFixed(digits)}${unit}`;
   };
-  const metrics = [show("SSIM", "ssim", 4), show("NMSE", "nmse", 4), show("B", "banding", 2, " dB")];
-  const bold = document.createElement("b");
-  bold.textContent = parts.join(" · ");
-  const rest = pane.image === "target" ? "" : metrics.filter(Boolean).join("  ");
-  return [bold, `  ${pane.missing ?? rest}`];
+  const banding = show("B", "banding", 2, " dB"); // of the pair; the others, of the image along x
+  const metrics = { x: [show("SSIM", "ssim", 4), show("NMSE", "nmse", 4), banding], y: [banding] };
+  const bold = element("b", parts.join(" · "));
+  const rest = pane.missing ? [pane.missing] : (metrics[pane.image] ?? []);
+  return [bold, ...rest.filter(Boolean).map((text) => element("span", text))];
 }
 
 // --- drawing ---
 
 const stage = document.getElementById("stage");
 const narrow = matchMedia("(max-width: 760px)");
-const grey = document.createElement("canvas"); // one image at its own size
+const grey = element("canvas"); // one image at its own size
 let drawn = []; // { pane, image, figure }
 let turn = 0; // of the newest call of draw
 
@@ -130,11 +137,10 @@ function layout(count, aspect) {
 
 function figures(count) {
   while (stage.children.length < count) {
-    const figure = document.createElement("figure");
-    const canvas = document.createElement("canvas");
-    canvas.className = "pane";
+    const figure = element("figure");
+    const canvas = element("canvas", "", "pane");
     canvas.tabIndex = 0;
-    figure.append(canvas, document.createElement("figcaption"));
+    figure.append(canvas, element("figcaption"));
     stage.append(figure);
   }
   while (stage.children.length > count) stage.lastChild.remove();

@@ -2,7 +2,7 @@
 // Curves, events, settings and log; then everything begins.
 
 const COLORS = ["#7fb3e6", "#e3b15f", "#7fb78f", "#d58fb5", "#b3a2e8", "#e07a6b"];
-const EVENT_COLORS = { rollback: "#e3b15f", stop: "#e07a6b", resumed: "#7fb78f" };
+const EVENT_COLORS = { rollback: "#e3b15f", stop: "#e07a6b" };
 const plots = [];
 let marked = null; // the epoch that the slices show
 

@@ -6,9 +6,8 @@
     kept = read_slices(Path("logs/run"))
     image = decode(kept.epochs[12].images["x", 0], kept.slices[0].shape) * kept.slices[0].step
 
-An image is stored as counts of `step`, 1/8192 of its volume's maximum: far below noise, and eight
-times as much as the maximum still fits. Prediction from the neighbours and zlib halve its size.
-Old epochs are thinned out, so that all files together stay below a budget, however long the run.
+Images are encoded by `image_code`. Old epochs are thinned out, so that all files together stay
+below a budget, however long the run.
 """
 
 import io
@@ -16,26 +15,22 @@ import json
 import logging
 import re
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
 
 from banding_removal.files import atomic_write
 from banding_removal.metrics.slice_pair import SlicePair
+from banding_removal.pictures.image_code import STEPS, encode
 from banding_removal.pictures.validation_grid import ValidatedSlice
 
 log = logging.getLogger(__name__)
 
 FOLDER = "slices"
-STEPS = 8192  # in the volume's maximum
 BUDGET = 14_400_000  # bytes of a run's slices; base64 makes 19.2 MB of a page of them
-ZLIB_LEVEL = 1  # noise does not get much smaller
 _TARGET = "target.npz"
 _NAME = re.compile(r"epoch(\d+)\.npz")
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
@@ -71,29 +66,6 @@ class KeptSlices:
     slices: list[SliceInfo]
     targets: Images
     epochs: dict[int, KeptEpoch]  # in their order
-
-
-def encode(image: Tensor, step: float) -> bytes:
-    """A real image (h, w) on the CPU as counts of `step`, uint16; negative values become 0."""
-    counts = (image.double() / step).round().clamp(0, 65535).int().numpy()
-    left, above = np.zeros_like(counts), np.zeros_like(counts)
-    left[:, 1:], above[1:] = counts[:, :-1], counts[:-1]
-    residual = (counts - (left + above) // 2).astype(np.int16)  # modulo 2^16
-    # 0, -1, 1, -2, ... as 0, 1, 2, 3, ...: small residuals have an empty high byte.
-    folded = ((residual << 1) ^ (residual >> 15)).view(np.uint16)
-    planes = np.stack([folded & 255, folded >> 8]).astype(np.uint8)
-    return zlib.compress(planes.tobytes(), ZLIB_LEVEL)
-
-
-def decode(stream: bytes, shape: tuple[int, int]) -> NDArray[np.uint16]:
-    """The counts (h, w) of an encoded image."""
-    low, high = np.frombuffer(zlib.decompress(stream), np.uint8).reshape(2, *shape).astype(int)
-    folded = low | high << 8
-    residual = (folded >> 1) ^ -(folded & 1)
-    counts = np.zeros((shape[0] + 1, shape[1] + 1), int)  # a row and a column of zeros in front
-    for y, x in np.ndindex(*shape):
-        counts[y + 1, x + 1] = (residual[y, x] + (counts[y + 1, x] + counts[y, x + 1]) // 2) % 65536
-    return counts[1:, 1:].astype(np.uint16)
 
 
 def keep_slices(

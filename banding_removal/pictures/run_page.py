@@ -10,8 +10,6 @@ import base64
 import html
 import json
 import logging
-import math
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +23,9 @@ from banding_removal.errors import ConfigError
 from banding_removal.files import atomic_write
 from banding_removal.metrics import low_signal, low_signal_view
 from banding_removal.pictures.curves import ADVERSARY_PANELS, PANELS
-from banding_removal.pictures.kept_slices import STEPS, Images, keep_slices, read_slices
+from banding_removal.pictures.image_code import STEPS
+from banding_removal.pictures.kept_slices import Images, keep_slices, read_slices
+from banding_removal.pictures.page_content import History, curves, events
 from banding_removal.pictures.validation_grid import ValidatedSlice
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.runs.log import ending_of, read_records
@@ -38,9 +38,6 @@ MOST_EVENTS = 200
 LOG_TAIL = 60  # records
 SCRIPTS = ("uPlot.iife.min.js", "images.js", "texture.js", "viewer.js", "input.js", "curves.js")
 STYLES = ("uPlot.min.css", "page.css")
-_EPOCH = re.compile(r"(?:resumed after )?epoch (\d+)[/,]")
-
-History = Sequence[Mapping[str, Any]]  # a row per epoch, as in a checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,49 +169,6 @@ def write_run_page(path: Path, shown: Sequence[ShownRun]) -> None:
         "texture": _texture_constants(),
     }
     atomic_write(path, _filled(", ".join(names), page, blocks))
-
-
-def curves(history: History) -> dict[str, Any]:
-    """`epochs`, and for each metric of a panel a list of as many values; None: no value."""
-    keys = [key for _, keys in (*PANELS, *ADVERSARY_PANELS) for key in keys]
-    return {
-        "epochs": [row["epoch"] for row in history],
-        "series": {
-            key: [_rounded(row.get(key)) for row in history]
-            for key in keys
-            if any(key in row for row in history)
-        },
-    }
-
-
-def events(records: Sequence[tuple[str, str, str]]) -> list[dict[str, Any]]:
-    """Rollbacks, stops, resumptions and other warnings of a log, with the epoch they happened in.
-
-    `epoch` lies half an epoch after the last one that was complete.
-    """
-    found = []
-    epoch = 0
-    for i, (when, level, text) in enumerate(records):
-        match = _EPOCH.match(text)
-        if match:
-            epoch = int(match[1])
-        kind = None
-        if ending_of(records[: i + 1]) is not None:
-            kind = "complete" if text == "the run is complete" else "stop"
-        elif text.startswith("the run is failing"):
-            kind = "rollback"
-        elif text.startswith("resumed after"):
-            kind = "resumed"
-        elif level != "INFO":
-            kind = "warning"
-        if kind is not None:
-            at = epoch if kind == "complete" else epoch + 0.5
-            found.append({"kind": kind, "epoch": at, "when": when, "text": text})
-    return found
-
-
-def _rounded(value: float | None) -> float | None:
-    return float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
 
 
 def _panels(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, tuple[str, ...]]]:

@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from banding_removal.pictures.kept_slices import (
-    FOLDER,
-    STEPS,
-    decode,
-    encode,
-    keep_slices,
-    read_slices,
-)
+from banding_removal.pictures.image_code import STEPS, decode, encode
+from banding_removal.pictures.kept_slices import FOLDER, keep_slices, read_slices
 from tests.support.pages import UNIT, banded_slice, write_run
 
 

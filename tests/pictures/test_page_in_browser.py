@@ -16,7 +16,8 @@ from selenium.webdriver.common.keys import Keys
 
 from banding_removal.config.settings import Settings
 from banding_removal.metrics.low_signal_view import low_signal_view
-from banding_removal.pictures.kept_slices import decode, read_slices
+from banding_removal.pictures.image_code import decode
+from banding_removal.pictures.kept_slices import read_slices
 from banding_removal.pictures.run_page import NAME, PageWriter, ShownRun, write_run_page
 from tests.support.pages import HISTORY, write_run
 

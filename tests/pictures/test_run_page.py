@@ -8,14 +8,8 @@ import pytest
 
 from banding_removal.config.settings import Settings
 from banding_removal.errors import ConfigError
-from banding_removal.pictures.run_page import (
-    NAME,
-    PageSettings,
-    PageWriter,
-    curves,
-    events,
-    page_of_runs,
-)
+from banding_removal.pictures.page_content import curves, events
+from banding_removal.pictures.run_page import NAME, PageSettings, PageWriter, page_of_runs
 from banding_removal.runs.checkpoint import save_checkpoint
 from banding_removal.runs.log import read_records
 from tests.support.checkpoints import checkpoint_of, tiny_predictor

@@ -23,6 +23,11 @@ class RunLock:
     def __init__(self) -> None:
         self._file: int | None = None
 
+    @property
+    def held(self) -> bool:
+        """Whether a folder is locked."""
+        return self._file is not None
+
     def take(self, folder: Path, patience: float = 0.0) -> None:
         """Lock a run's folder.
 

@@ -56,7 +56,7 @@ def train(settings: Settings, team: Team | None = None) -> Path:
                     train_epochs(run)
                 log.info("look at %s", run.folder / PAGE)
         finally:
-            if team.is_first:
+            if lock.held:  # in the first process, unless another run has taken the folder
                 run.page.write(run.progress.history)  # with how the run has ended
     return run.folder
 

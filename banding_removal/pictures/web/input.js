@@ -28,7 +28,9 @@ function update(changes = {}) {
   $("epoch").value = epochs.indexOf(state.epoch);
   $("epoch").setAttribute("aria-valuetext", `epoch ${state.epoch}`);
   $("epoch-text").textContent = epochs.length ? `epoch ${state.epoch}` : "";
-  $("other").replaceChildren(...epochs.map((epoch) => new Option(epoch)));
+  if ($("other").length !== epochs.length) {
+    $("other").replaceChildren(...epochs.map((epoch) => new Option(epoch)));
+  }
   $("other").value = nearest(epochs, state.other ?? epochs[0]);
   const [low, high] = state.windows[scaleNow()];
   const [least, most] = WINDOWS[scaleNow()];

@@ -140,6 +140,7 @@ function figures(count) {
     const figure = element("figure");
     const canvas = element("canvas", "", "pane");
     canvas.tabIndex = 0;
+    canvas.setAttribute("role", "img");
     figure.append(canvas, element("figcaption"));
     stage.append(figure);
   }

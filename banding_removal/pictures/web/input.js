@@ -28,7 +28,7 @@ function update(changes = {}) {
   $("epoch").value = epochs.indexOf(state.epoch);
   $("epoch").setAttribute("aria-valuetext", `epoch ${state.epoch}`);
   $("epoch-text").textContent = epochs.length ? `epoch ${state.epoch}` : "";
-  if ($("other").length !== epochs.length) {
+  if (Array.from($("other"), (option) => option.value).join() !== epochs.join()) {
     $("other").replaceChildren(...epochs.map((epoch) => new Option(epoch)));
   }
   $("other").value = nearest(epochs, state.other ?? epochs[0]);

@@ -17,7 +17,10 @@ setup(
     python_requires=">=3.11",
     # Links in banding_removal/ lead to data/ and model/, which are installed as parts of it.
     packages=find_packages(include=["banding_removal*"]),
-    package_data={"banding_removal.reader_study": ["page/*"]},
+    package_data={
+        "banding_removal.pictures": ["web/*"],
+        "banding_removal.reader_study": ["page/*"],
+    },
     install_requires=(HERE / "requirements.txt").read_text().splitlines(),
     extras_require={"mrd": ["ismrmrd>=1.15"]},  # scripts/import_mrd.py
 )

@@ -23,6 +23,7 @@ from banding_removal.data.phantom.spec import DEMO
 from banding_removal.errors import ConfigError
 from banding_removal.evaluation.comparison import CompareSettings, compare
 from banding_removal.evaluation.table import overview
+from banding_removal.pictures.run_page import PageSettings, page_of_runs
 from banding_removal.processes.launch import launch
 from banding_removal.runs.resume import completed_run
 from banding_removal.training.loop import train
@@ -66,6 +67,8 @@ def main(words: list[str]) -> None:
     print(f"  {_shown(before / 'grids' / 'raw_grid.png')}: the input of the network")
     print(f"  {_shown(after / 'curves.png')}: stage 2 by epoch")
     print(f"  {_shown(found.table)}: all metrics, by region, acquisition and scanner")
+    both = page_of_runs(PageSettings(runs=(before, after), output=after.parent / "demo.html"))
+    print(f"Open {_shown(both)} in a browser: slices by epoch and curves of both stages")
 
 
 def _run(settings: Settings) -> Path:

@@ -55,6 +55,10 @@ def test_phantom_and_demo_run_under_ipython_from_any_folder(tmp_path: Path) -> N
             assert (run / log).read_text().rstrip().endswith("the run is complete")
     assert read(run / "comparison" / "comparison.png").std() > 0
     assert "| pretrained, dithered" in demo.stdout
+    last = demo.stdout.strip().splitlines()[-1]
+    assert "logs/demo.html in a browser" in last
+    text = (tmp_path / "logs" / "demo.html").read_text()
+    assert 'id="0/2/x/0"' in text and 'id="1/2/y/0"' in text
     assert STREAK_WEIGHT in (run / "log.txt").read_text()
     assert (tmp_path / "logs" / "run").resolve() == run.resolve()
 

@@ -58,6 +58,8 @@ def test_a_wheel_holds_one_top_level_package_with_all_modules(wheel: Path) -> No
         for path in (REPOSITORY / folder).rglob("*")
         if path.suffix in (".py", ".html", ".css", ".js")
     }
+    web = REPOSITORY / "banding_removal" / "pictures" / "web"
+    expected |= {str(path.relative_to(REPOSITORY)) for path in web.iterdir()}
     assert members == expected
 
 

@@ -1,5 +1,6 @@
 """Predictors and simple remedies side by side: one picture, one table."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,31 +10,33 @@ from torch import Tensor
 from banding_removal.config.settings import REPOSITORY
 from banding_removal.data.filters import VolumeFilter
 from banding_removal.errors import ConfigError
-from banding_removal.evaluation.evaluate import Evaluation, SetResult, evaluate
+from banding_removal.evaluation.evaluate import Evaluation, evaluate
 from banding_removal.evaluation.image_sets import ImageSet, path_set, reference_volumes
 from banding_removal.evaluation.measure import cropped
 from banding_removal.evaluation.remedies import blurred_across, dithered
 from banding_removal.evaluation.settings import choose_volumes
+from banding_removal.evaluation.summary import Metric
 from banding_removal.evaluation.table import markdown
 from banding_removal.files import atomic_write
 from banding_removal.metrics.low_signal import low_signal_regions
 from banding_removal.metrics.slice_pair import SlicePair
-from banding_removal.pictures.page import Pixels, Row, grey, write_page
+from banding_removal.pictures.page import Pixels, Row, colour_bar, grey, texture, write_page
 from banding_removal.pictures.validation_grid import banding_caption
 from banding_removal.pictures.zoom import low_signal_part
 from banding_removal.processes.threads import set_threads
 from banding_removal.runs.build import choose_device
 
 PROBE_STEPS = 300
-# of the header: title, metric, format, unit
+# of the table: title, metric, format
 OVERALL = (
-    ("SSIM", "ssim", ".4f", ""),
-    ("NMSE", "nmse", ".4f", ""),
-    ("banding", "low_signal.contribution", ".2f", " dB"),
-    ("signed excess", "low_signal.signed_excess", ".2f", " %"),
-    ("along", "low_signal.along", ".1f", " dB"),
-    ("across", "low_signal.across", ".1f", " dB"),
+    ("SSIM", "ssim", ".4f"),
+    ("NMSE", "nmse", ".4f"),
+    ("banding (dB)", "low_signal.contribution", ".2f"),
+    ("signed excess (%)", "low_signal.signed_excess", ".2f"),
+    ("along (dB)", "low_signal.along", ".1f"),
+    ("across (dB)", "low_signal.across", ".1f"),
 )
+MOST_ERROR = 0.1  # black and white of the error, as a fraction of the volume's largest target value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,7 @@ class CompareSettings:
     remedies: bool = True  # add the first set dithered, and blurred across its streaks
     dither: float = 0.04  # noise where the signal is q, as a fraction of q
     blur: float = 0.5  # pixels, standard deviation
-    rows: int = 4  # slices in the picture, two rows each
+    rows: int = 4  # slices in the picture, four rows each
     window: float = 0.25  # white of the zooms, as a fraction of the volume's largest target value
     probe: bool = False  # train classifiers: about a minute per set
     output: Path = REPOSITORY / "logs" / "comparison"  # folder for comparison.png and comparison.md
@@ -108,7 +111,12 @@ def compare(settings: CompareSettings) -> Comparison:
     )
     picture, table = (settings.output / f"comparison.{kind}" for kind in ("png", "md"))
     rows = _rows(evaluation, [list(one.slices) for one in sets], settings)
-    write_page(picture, rows, _header(evaluation, settings.window))
+    header = (
+        f"Zooms: low signal, white at {settings.window:.0%} of the volume's maximum. Banding is "
+        "streaks along x in the first row of a slice and along y in the second one. Texture: the "
+        "image minus its blur, over the local noise level; bright tissue is faded out."
+    )
+    write_page(picture, rows, [header], _table(evaluation))
     atomic_write(table, markdown(evaluation).encode())
     return Comparison(evaluation=evaluation, picture=picture, table=table)
 
@@ -147,28 +155,27 @@ def _blurred(pair: SlicePair, sigma: float) -> SlicePair:
     return replace(pair, along_x=along_x, along_y=along_y)
 
 
-def _header(evaluation: Evaluation, window: float) -> list[str]:
-    return [
-        f"Zooms: low signal, white at {window:.0%} of the volume's maximum. Banding is streaks "
-        "along x in the upper row of a slice and along y in the lower one.",
-        *(f"{result.name}: {_overall(result)}" for result in evaluation.sets),
-    ]
+def _table(evaluation: Evaluation) -> list[list[str]]:
+    """The metrics of each set with their 95 % intervals."""
+    lines = [["95 % intervals over volumes", *(title for title, *_ in OVERALL)]]
+    for result in evaluation.sets:
+        metrics = [(result.overall.metrics[name], form) for _, name, form in OVERALL]
+        lines.append([result.name, *(_in_words(metric, form) for metric, form in metrics)])
+    return lines
 
 
-def _overall(result: SetResult) -> str:
-    """The metrics of a set with their 95 % intervals."""
-    parts = []
-    for title, name, form, unit in OVERALL:
-        metric = result.overall.metrics[name]
-        interval = f"[{metric.low:{form}}, {metric.high:{form}}]"
-        parts.append(f"{title} {metric.value:{form}}{unit} {interval}")
-    return "   ".join(parts)
+def _in_words(metric: Metric, form: str) -> str:
+    if math.isnan(metric.value):
+        return "not measurable"
+    if math.isnan(metric.low):
+        return f"{metric.value:{form}}"  # of one volume, there is no interval
+    return f"{metric.value:{form}}  [{metric.low:{form}}, {metric.high:{form}}]"
 
 
 def _rows(
     evaluation: Evaluation, sets: Sequence[Sequence[SlicePair]], settings: CompareSettings
 ) -> list[Row]:
-    """Two rows per slice: phase encoding along x, and along y."""
+    """Four rows per slice: phase encoding along x, along y, and texture and error along x."""
     bandings = [
         {
             (item.volume, item.slice_index): item.banding
@@ -186,16 +193,21 @@ def _rows(
             f"{name}: {banding_caption(banding[first.name, first.slice_index])}"
             for name, banding in zip(names, bandings, strict=True)
         ]
-        along_x, along_y = _pictures(pairs, first, settings.window)
-        rows.append(Row(along_x, f"{first.name} slice {first.slice_index}: phase encode along x"))
-        rows.append(Row(along_y, "phase encode along y.   " + "   |   ".join(captions)))
+        along_x, along_y, textures, error = _pictures(pairs, first, settings.window)
+        title = f"{first.name} slice {first.slice_index}"
+        rows += [
+            Row(along_x, f"{title}: phase encode along x", smooth=True),
+            Row(along_y, "phase encode along y.   " + "   |   ".join(captions), smooth=True),
+            Row(textures, f"{title}: texture, phase encode along x", smooth=True),
+            Row(error, f"{title}: reconstruction - target, phase encode along x", smooth=True),
+        ]
     return rows
 
 
 def _pictures(
     pairs: dict[str, SlicePair], first: SlicePair, window: float
-) -> tuple[dict[str, Pixels], dict[str, Pixels]]:
-    """A slice of all sets, low signal enlarged, with phase encoding along x and along y."""
+) -> tuple[dict[str, Pixels], ...]:
+    """A slice of all sets, low signal enlarged: along x, along y, texture and error of along x."""
     target = first.target
     part = low_signal_part(target, first.scale)
     white = first.data_range * window
@@ -204,11 +216,20 @@ def _pictures(
     zoom = {"target, zoom": grey(target[part], 0, white)}
     along_x = {"target": grey(target, 0, float(target.max()) or 1.0), **zoom}
     along_y = {"measured (white: anatomy)": grey(measured, 0, 1.0), **zoom}
+    textures = {
+        "target, texture": texture(target),
+        "target, texture, zoom": texture(target)[part],
+    }
+    limit = MOST_ERROR * (first.data_range or 1.0)
+    labels = (f"-{MOST_ERROR:.0%} of maximum", "0", f"+{MOST_ERROR:.0%} of maximum")
+    error = {"error": colour_bar(*labels), **zoom}
     for name, pair in pairs.items():
         along_x[f"{name}, x"] = grey(pair.along_x[part], 0, white)
         if pair.along_y is not None:
             along_y[f"{name}, y"] = grey(pair.along_y[part], 0, white)
-    return along_x, along_y
+        textures[f"{name}, texture"] = texture(pair.along_x)[part]
+        error[f"{name}, error"] = grey((pair.along_x - target)[part], -limit, 2 * limit)
+    return along_x, along_y, textures, error
 
 
 def _slices_to_show(slices: Sequence[SlicePair], count: int) -> list[int]:

@@ -9,8 +9,16 @@ import torch
 from banding_removal.config.settings import REPOSITORY
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.errors import ConfigError
+from banding_removal.metrics.banding import banding_of_slice
 from banding_removal.metrics.slice_pair import SlicePair
-from banding_removal.pictures.page import Row, grey, write_page
+from banding_removal.pictures.page import (
+    MOST_TEXTURE,
+    Row,
+    colour_bar,
+    grey,
+    texture,
+    write_page,
+)
 from banding_removal.processes.threads import set_threads
 from banding_removal.reconstruction.pairs import reconstruct_pairs
 from banding_removal.runs.build import build_predictor, choose_device, make_datasets
@@ -51,13 +59,17 @@ def show(settings: ShowSettings) -> Path:
     run = path.parent.parent
     header = (
         f"{run.name}, epoch {checkpoint.epoch}: the same slices, undersampled along x and along y. "
-        f"Low signal: white at {settings.window:.0%} of the volume's maximum. Streaks: along x in "
-        f"the third column, along y in the fourth."
+        f"Low signal: white at {settings.window:.0%} of the volume's maximum. Texture: the image "
+        f"minus its blur, over the local noise level. Streaks: along x in the third column, along "
+        f"y in the fourth."
     )
-    pairs = reconstruct_pairs(predictor, validation, indices, device)
-    rows = [_row(pair.to(torch.device("cpu")), settings.window) for pair in pairs]
+    pairs = [
+        pair.to(torch.device("cpu"))
+        for pair in reconstruct_pairs(predictor, validation, indices, device)
+    ]
+    rows = [row for pair in pairs for row in _rows(pair, settings.window)]
     output = settings.output or run / "banding.png"
-    write_page(output, rows, [header])
+    write_page(output, rows, [header], _table(pairs))
     return output
 
 
@@ -87,8 +99,8 @@ def _slices_to_show(settings: ShowSettings, dataset: SliceDataset) -> Sequence[i
     return indices
 
 
-def _row(pair: SlicePair, window: float) -> Row:
-    """Target | target, low signal | reconstruction along x | along y."""
+def _rows(pair: SlicePair, window: float) -> list[Row]:
+    """Target | target, low signal | reconstruction along x | along y; and their textures."""
     assert pair.along_y is not None, "the volume was fully sampled"
     white = pair.data_range * window
     pictures = {
@@ -97,4 +109,27 @@ def _row(pair: SlicePair, window: float) -> Row:
         "phase encode along x, low signal": grey(pair.along_x, 0, white),
         "phase encode along y, low signal": grey(pair.along_y, 0, white),
     }
-    return Row(pictures, f"{pair.name} slice {pair.slice_index}")
+    bar = colour_bar(f"-{MOST_TEXTURE:g} noise levels", "0", f"{MOST_TEXTURE:g} noise levels")
+    textures = {
+        "texture": bar,
+        "target, texture": texture(pair.target),
+        "phase encode along x, texture": texture(pair.along_x),
+        "phase encode along y, texture": texture(pair.along_y),
+    }
+    return [
+        Row(pictures, f"{pair.name} slice {pair.slice_index}", smooth=True),
+        Row(textures, smooth=True),
+    ]
+
+
+def _table(pairs: Sequence[SlicePair]) -> list[list[str]]:
+    """B and signed excess of each slice."""
+    lines = [["slice", "banding (dB)", "signed excess (%)"]]
+    for pair in pairs:
+        found = banding_of_slice(pair.along_x, pair.along_y, pair.target, scale=pair.scale)
+        region = found.low_signal
+        values = [f"{region.contribution:.2f}", f"{region.signed_excess:.2f}"]
+        if region.reason:
+            values = ["not measurable", region.reason]
+        lines.append([f"{pair.name} slice {pair.slice_index}", *values])
+    return lines

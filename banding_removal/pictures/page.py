@@ -1,6 +1,6 @@
-"""A page of pictures: rows of titled pictures with captions, as PNG.
+"""A page of pictures: rows of titled pictures with captions, and a table below them, as PNG.
 
-No pixel is smoothed: pictures are enlarged by whole factors.
+Pictures are enlarged by whole factors: pixel by pixel, or, for print, with interpolation.
 """
 
 import io
@@ -18,12 +18,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from banding_removal.files import atomic_write
+from banding_removal.metrics.low_signal_view import low_signal_view
 
 GAP = 6  # pixels between pictures
 FONT_SIZE = 13
 LINE_HEIGHT = 17
 MIN_WIDTH = 480  # of a page
 MIN_SIDE = 240  # the longer side of a picture is enlarged to at least this many pixels
+MOST_TEXTURE = 3.0  # black and white of a texture, in local noise levels
 PAPER, INK = 255, 0
 Pixels = NDArray[np.uint8]
 
@@ -33,18 +35,25 @@ class Row(NamedTuple):
 
     pictures: dict[str, Pixels]
     caption: str = ""
+    smooth: bool = False  # enlarged with interpolation
 
 
-def write_page(path: Path, rows: Sequence[Row], header: Sequence[str]) -> None:
+def write_page(
+    path: Path,
+    rows: Sequence[Row],
+    header: Sequence[str],
+    table: Sequence[Sequence[str]] = (),
+) -> None:
     """Write rows of pictures below a header, whole or not at all; the folder is made if missing.
 
-    Titles are repeated only where they change. Long header lines and captions are wrapped.
+    Titles are repeated only where they change. Long header lines and captions are wrapped. The
+    table stands below the pictures; its first row is its head.
 
     Raises:
         OSError: the file cannot be written; nothing is left behind.
     """
     buffer = io.BytesIO()
-    _page(rows, header).save(buffer, format="PNG")
+    _page(rows, header, table).save(buffer, format="PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, buffer.getvalue())
 
@@ -55,14 +64,43 @@ def grey(image: Tensor, low: float, scale: float) -> Pixels:
     return (255 * scaled).round().to(torch.uint8).numpy()
 
 
-def _page(rows: Sequence[Row], header: Sequence[str]) -> Image.Image:
-    font = ImageFont.truetype(f"{mpl.get_data_path()}/fonts/ttf/DejaVuSans.ttf", FONT_SIZE)
+def texture(image: Tensor) -> Pixels:
+    """The low-signal view of an image (h, w) on the CPU: streaks show at the same contrast."""
+    return grey(low_signal_view(image[None, None])[0, 0], -MOST_TEXTURE, 2 * MOST_TEXTURE)
+
+
+def colour_bar(low: str, middle: str, high: str, side: int = MIN_SIDE) -> Pixels:
+    """A grey scale from black, at the bottom, to white, with labels; (side, side)."""
+    bar = Image.new("L", (side, side), PAPER)
+    draw = ImageDraw.Draw(bar)
+    font = _font()
+    top, bottom, width = LINE_HEIGHT, side - LINE_HEIGHT, side // 8
+    for y in range(top, bottom):
+        draw.line((0, y, width, y), fill=round(255 * (bottom - 1 - y) / (bottom - 1 - top)))
+    draw.rectangle((0, top, width, bottom - 1), outline=INK)
+    for text, y in ((high, top), (middle, (top + bottom) // 2), (low, bottom)):
+        draw.text((width + GAP, y - LINE_HEIGHT // 2), text, fill=INK, font=font)
+    return np.asarray(bar)
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(f"{mpl.get_data_path()}/fonts/ttf/DejaVuSans.ttf", FONT_SIZE)
+
+
+def _page(
+    rows: Sequence[Row], header: Sequence[str], table: Sequence[Sequence[str]]
+) -> Image.Image:
+    font = _font()
     rows = [
-        Row({title: _enlarged(picture) for title, picture in row.pictures.items()}, row.caption)
+        row._replace(pictures={t: _enlarged(p, row.smooth) for t, p in row.pictures.items()})
         for row in rows
     ]
     widths = [sum(width + GAP for width in _columns(font, row)) + GAP for row in rows]
-    page_width = max([MIN_WIDTH, *widths])
+    cells = [
+        max(_text_width(font, text) for text in column) + 3 * GAP
+        for column in zip(*table, strict=True)
+    ]
+    page_width = max([MIN_WIDTH, *widths, sum(cells) + GAP])
     placed: list[tuple[int, int, str | Pixels]] = []  # left, top, what
     y = GAP
 
@@ -92,6 +130,10 @@ def _page(rows: Sequence[Row], header: Sequence[str]) -> Image.Image:
         if row.caption:
             place_lines(row.caption)
         y += GAP
+    for line in table:
+        for i, text in enumerate(line):
+            placed.append((GAP + sum(cells[:i]), y, text))
+        y += LINE_HEIGHT
 
     page = Image.new("L", (page_width, y + GAP), PAPER)
     draw = ImageDraw.Draw(page)
@@ -110,8 +152,14 @@ def _columns(font: ImageFont.FreeTypeFont, row: Row) -> list[int]:
     ]
 
 
-def _enlarged(picture: Pixels) -> Pixels:
+def _enlarged(picture: Pixels, smooth: bool) -> Pixels:
     factor = max(1, math.ceil(MIN_SIDE / max(picture.shape)))
+    if smooth and factor > 1:
+        height, width = picture.shape
+        larger = Image.fromarray(picture).resize(
+            (factor * width, factor * height), Image.Resampling.BICUBIC
+        )
+        return np.asarray(larger)
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 

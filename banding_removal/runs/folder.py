@@ -44,6 +44,11 @@ class RunLock:
         self._file: int | None = None
         self.is_enforced = True
 
+    @property
+    def held(self) -> bool:
+        """Whether a folder is locked."""
+        return self._file is not None
+
     def take(self, folder: Path, patience: float = 0.0) -> None:
         """Lock a run's folder.
 

@@ -14,6 +14,7 @@ from banding_removal.data.batch import collate
 from banding_removal.data.dataset import Draw
 from banding_removal.data.sampler import EpochSampler
 from banding_removal.pictures.input_grid import write_input_grid
+from banding_removal.pictures.run_page import NAME as PAGE
 from banding_removal.processes.signals import Doing
 from banding_removal.processes.team import Team
 from banding_removal.runs.folder import RunLock
@@ -50,10 +51,14 @@ def train(settings: Settings, team: Team | None = None) -> Path:
     with team.naming_causes(), RunLock() as lock:
         with early_records() as early:
             run = prepare(settings, team, lock)
-        with logging_to(run.folder, early, team.rank), team.naming_causes():
-            with out_of_memory_advice(run.players.predictor):
-                train_epochs(run)
-            log.info("pictures are in %s", run.folder / "grids")
+        try:
+            with logging_to(run.folder, early, team.rank), team.naming_causes():
+                with out_of_memory_advice(run.players.predictor):
+                    train_epochs(run)
+                log.info("look at %s", run.folder / PAGE)
+        finally:
+            if lock.held:  # in the first process, unless another run has taken the folder
+                run.page.write(run.progress.history)  # with how the run has ended
     return run.folder
 
 

@@ -11,6 +11,7 @@ from banding_removal.config.overrides import describe
 from banding_removal.config.settings import Settings
 from banding_removal.errors import ConfigError, RunInUseError
 from banding_removal.files import remove_leftovers
+from banding_removal.pictures.run_page import PageWriter
 from banding_removal.processes.team import Team
 from banding_removal.processes.threads import set_threads
 from banding_removal.runs.build import choose_device, make_datasets
@@ -76,6 +77,7 @@ def prepare(settings: Settings, team: Team, lock: RunLock) -> Run:
         players=players,
         progress=progress,
         safeguard=Safeguard(players=players),
+        page=PageWriter(folder, settings),
     )
     _log_run(run)
     if start.everything and start.checkpoint is not None:

@@ -19,6 +19,7 @@ from banding_removal.config.settings import Settings
 from banding_removal.data.batch import Batch
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.errors import RunFailedError
+from banding_removal.pictures.run_page import PageWriter
 from banding_removal.processes.signals import Doing, Stopped
 from banding_removal.processes.team import Team
 from banding_removal.runs.checkpoint import Checkpoint, random_state, save_checkpoint
@@ -61,6 +62,7 @@ class Run:
     players: Players
     progress: Progress
     safeguard: Safeguard
+    page: PageWriter  # written by the first process
     metrics: MetricsWriter | None = None  # in the first process, while `writing`
     smoothed: SmoothedMetrics = field(default_factory=SmoothedMetrics)  # of the current epoch
     steps_in_epoch: int = 0
@@ -224,6 +226,8 @@ class Run:
             if result is not None:
                 self.metrics.write("val", step=progress.step, epoch=epoch, values=result.metrics)
             write_pictures(self.folder, self.settings, progress.history, result)
+            if result is not None:
+                self.page.add_epoch(progress.history, result.display)
         self.save(row["train_loss"], validated=result is not None)
 
     # --- failing ---

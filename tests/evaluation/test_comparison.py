@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from PIL import Image
 from banding_removal.data.phantom.files import write_dataset
 from banding_removal.data.phantom.spec import MEDIUM
 from banding_removal.errors import ConfigError
-from banding_removal.evaluation.comparison import CompareSettings, compare
+from banding_removal.evaluation.comparison import CompareSettings, _in_words, _table, compare
 from banding_removal.evaluation.remedies import blurred_across, dithered
+from banding_removal.evaluation.summary import Metric
 
 
 def test_dither_follows_the_square_root_of_the_local_signal() -> None:
@@ -96,11 +98,22 @@ def test_sets_and_remedies_are_compared_in_a_picture_and_a_table(
     with Image.open(found.picture) as picture:
         pixels = np.asarray(picture)
     assert pixels.shape[1] > 6 * 250  # target, zoom, four sets
-    assert pixels.shape[0] > 4 * 250  # two slices, two rows each
+    assert pixels.shape[0] > 8 * 250  # two slices, four rows each
+
+    head, *lines = _table(found.evaluation)
+    assert head[1:3] == ["SSIM", "NMSE"] and [line[0] for line in lines] == names
+    assert all(re.fullmatch(r"-?[\d.]+  \[-?[\d.]+, -?[\d.]+\]", text) for text in lines[0][1:])
 
     fewer = compare(replace(settings, remedies=False, most_volumes=2, slices=(1, 3)))
     assert [result.name for result in fewer.evaluation.sets] == names[:2]
     assert fewer.evaluation.sets[0].overall.slices == 4
+
+
+def test_a_table_has_no_empty_intervals() -> None:
+    nan = float("nan")
+    assert _in_words(Metric(value=0.5, low=nan, high=nan), ".2f") == "0.50"
+    assert _in_words(Metric(value=nan, low=nan, high=nan), ".2f") == "not measurable"
+    assert _in_words(Metric(value=0.5, low=0.25, high=1.0), ".2f") == "0.50  [0.25, 1.00]"
 
 
 def test_a_comparison_of_nothing_says_what_to_write(tmp_path: Path) -> None:

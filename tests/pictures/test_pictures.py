@@ -15,7 +15,7 @@ from banding_removal.metrics.image_quality import Quality
 from banding_removal.metrics.slice_pair import SlicePair
 from banding_removal.pictures.curves import write_curves
 from banding_removal.pictures.input_grid import write_input_grid
-from banding_removal.pictures.page import GAP
+from banding_removal.pictures.page import GAP, LINE_HEIGHT, Row, colour_bar, write_page
 from banding_removal.pictures.validation_grid import (
     ValidatedSlice,
     banding_caption,
@@ -129,3 +129,31 @@ def test_curves_are_drawn_from_the_first_epoch_on(tmp_path: Path) -> None:
     one = read(tmp_path / "curves.png")
     write_curves(tmp_path / "curves.png", [row, {**row, "epoch": 2, "lr": 1e-4}], "two epochs")
     assert not np.array_equal(one, read(tmp_path / "curves.png"))
+
+
+def test_a_table_stands_below_the_pictures(tmp_path: Path) -> None:
+    row = Row({"a picture": np.full((300, 300), 128, np.uint8)})
+    write_page(tmp_path / "without.png", [row], ["header"])
+    table = [["set", "SSIM"], ["a long name " * 12, "0.5"], ["b", "0.6"]]
+    write_page(tmp_path / "with.png", [row], ["header"], table)
+    without, found = read(tmp_path / "without.png"), read(tmp_path / "with.png")
+    assert found.shape[0] == without.shape[0] + 3 * LINE_HEIGHT
+    assert (found[: without.shape[0] - GAP, :480] == without[:-GAP, :480]).all()
+    below = found[without.shape[0] :]
+    assert (below == 0).any()
+    assert (found[:, -(GAP - 2) :] == 255).all()  # nothing is cut off
+
+
+def test_zooms_are_interpolated_where_a_row_says_so(tmp_path: Path) -> None:
+    picture = (np.indices((30, 30)).sum(0) % 2 * 255).astype(np.uint8)  # no value between
+    for smooth in (False, True):
+        write_page(tmp_path / "page.png", [Row({"": picture}, smooth=smooth)], [])
+        middle = read(tmp_path / "page.png")[60:200, 20:200]
+        assert (len(np.unique(middle)) > 20) == smooth
+
+
+def test_a_colour_bar_goes_from_black_to_white_upwards() -> None:
+    bar = colour_bar("-10 %", "0", "+10 %")
+    column = bar[LINE_HEIGHT + 1 : -LINE_HEIGHT - 1, 10].astype(int)
+    assert column[0] > 250 and column[-1] < 5 and (np.diff(column) <= 0).all()
+    assert (bar[:, 240 // 8 + 2 :] == 0).any()  # labels

@@ -17,6 +17,7 @@ from banding_removal.data.operators import rss, to_image
 from banding_removal.data.volume import VolumeError, read_volume
 from banding_removal.errors import CheckpointError, ConfigError
 from banding_removal.model.classifiers import Architecture
+from banding_removal.pictures.kept_slices import read_slices
 from banding_removal.processes.team import Team
 from banding_removal.runs.build import make_datasets
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
@@ -94,6 +95,11 @@ def test_a_run_writes_everything_one_looks_at(settings: Settings) -> None:
         "ssim/Avanto_CORPDFS_FBK",
     } <= set(val[0])
     assert list((folder / "tensorboard").iterdir())
+    page = (folder / "index.html").read_text()
+    kept = read_slices(folder)
+    assert [*kept.epochs] == [1, 2] and len(kept.slices) == 3
+    assert 'id="0/2/y/2"' in page
+    assert '"state": "the run is complete"' in page
     text = (folder / "log.txt").read_text()
     assert "lr: float = 0.001" in text
     assert text.rstrip().endswith("the run is complete")

@@ -53,7 +53,7 @@ def convolve(x: Lazy, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return result
 
 
-def normalise(z: Tensor, bias: Tensor) -> Tensor:
+def normalise(z: Tensor, bias: Tensor | None = None) -> Tensor:
     """Instance norm of z + bias, (B, C, H, W) -> the same shape; only the result is kept.
 
     y = (z - mean z) / s of each channel, with s^2 = var z + EPSILON (the biased variance). The mean
@@ -144,7 +144,7 @@ def _convolution_backward(
 
 class _Normalise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, z: Tensor, bias: Tensor | None) -> Tensor:
         if _is_channels_last(z):
             y, inverse_std = _normalise_rows(z)
         else:
@@ -157,7 +157,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
         y, inverse_std, bias = ctx.saved_tensors
         if _is_channels_last(y):
             gradient = gradient.contiguous(memory_format=torch.channels_last)
@@ -167,7 +167,7 @@ class _Normalise(torch.autograd.Function):
             by_z = _batch_norm_backward(
                 _as_one_image(gradient), _as_one_image(y), inverse_std.flatten()
             ).view(y.shape)
-        return by_z, torch.zeros_like(bias)
+        return by_z, None if bias is None else torch.zeros_like(bias)
 
 
 def _normalise_rows(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """The banding of a trained predictor as one picture."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,17 +12,21 @@ from banding_removal.errors import ConfigError
 from banding_removal.metrics.slice_pair import SlicePair
 from banding_removal.pictures.page import Row, grey, write_page
 from banding_removal.reconstruction.pairs import reconstruct_pairs
-from banding_removal.runs.build import build_predictor, choose_device, make_datasets
-from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
-from banding_removal.runs.resume import saved_settings
+from banding_removal.runs.build import choose_device, make_datasets
+from banding_removal.runs.checkpoint import FOLDER, find_checkpoint
+from banding_removal.runs.trained import load_trained
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShowSettings:
     """What to show."""
 
-    checkpoint: Path = REPOSITORY / "logs" / "run"  # a run's folder, or one of its checkpoints
-    output: Path | None = None  # of the PNG; null: banding.png in the run's folder
+    # a run's folder, one of its checkpoints, or public weights
+    checkpoint: Path = REPOSITORY / "logs" / "run"
+    # package.module:Class of each checkpoint whose predictor is code of your own
+    predictors: tuple[str, ...] = ()
+    data_path: Path | None = None  # as in training; null: the data that the checkpoint names
+    output: Path | None = None  # of the PNG; null: banding.png in the folder of run or weights
     count: int = 4  # show the middle slices of this many validation volumes
     slices: tuple[int, ...] = ()  # or these positions in the validation set
     window: float = 0.25  # white of the low-signal pictures, of the volume's largest target value
@@ -37,19 +41,19 @@ def show(settings: ShowSettings) -> Path:
         ConfigError: a slice does not exist, or the scanner undersampled all volumes.
     """
     path = find_checkpoint(settings.checkpoint)
-    checkpoint = load_checkpoint(path)
-    trained = saved_settings(path, checkpoint)
     device = choose_device(settings.device)
-    predictor = build_predictor(trained, device, checkpoint, path)
-    _, validation = make_datasets(trained)
+    trained = load_trained(path, device, settings.predictors)
+    data_path = settings.data_path or trained.settings.data_path
+    _, validation = make_datasets(replace(trained.settings, data_path=data_path))
     indices = _slices_to_show(settings, validation)
-    run = path.parent.parent
+    run = path.parent.parent if path.parent.name == FOLDER else path.parent
+    name = run.name if path.parent.name == FOLDER else path.name
     header = (
-        f"{run.name}, epoch {checkpoint.epoch}: the same slices, undersampled along x and along y. "
-        f"Low signal: white at {settings.window:.0%} of the volume's maximum. Streaks: along x in "
-        f"the third column, along y in the fourth."
+        f"{name}, epoch {trained.checkpoint.epoch}: the same slices, undersampled along x and "
+        f"along y. Low signal: white at {settings.window:.0%} of the volume's maximum. Streaks: "
+        f"along x in the third column, along y in the fourth."
     )
-    pairs = reconstruct_pairs(predictor, validation, indices, device)
+    pairs = reconstruct_pairs(trained.predictor, validation, indices, device)
     rows = [_row(pair.to(torch.device("cpu")), settings.window) for pair in pairs]
     output = settings.output or run / "banding.png"
     write_page(output, rows, [header])

@@ -162,7 +162,7 @@ def test_what_cannot_be_made_is_answered(
 
 @pytest.mark.parametrize("name", ["unet", "a:b:c", ":Net", "module:", "a b:C", "../a:B"])
 def test_a_name_that_is_no_predictor_is_answered_with_those_there_are(name: str) -> None:
-    with pytest.raises(ConfigError, match="must be cascade, varnet, or package.module:Class"):
+    with pytest.raises(ConfigError, match=r"must be cascade, varnet, or package\.module:Class"):
         Settings(predictor=name)
 
 

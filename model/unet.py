@@ -111,13 +111,14 @@ class UNet(nn.Module):
 
 
 @torch.no_grad()
-def pass_through(convs: Sequence[nn.Conv2d], head: nn.Sequential) -> None:
+def pass_through(convs: Sequence[nn.Conv2d], head: nn.Sequential, slope: float = 0.0) -> None:
     """`UNet.start_as_identity`, given its layers.
 
     Args:
         convs: the 3x3 convolutions of the first block and of the last one, which reads the first
             block's output as the second half of its channels.
         head: the 1x1 convolutions.
+        slope: of the activation r for negative values: r(x) - r(-x) = (1 + slope) x.
 
     Raises:
         ValueError: there are fewer than four channels.
@@ -133,7 +134,8 @@ def pass_through(convs: Sequence[nn.Conv2d], head: nn.Sequential) -> None:
     _set_matrix(top, signed)
     for conv in others:
         _set_matrix(conv, again, first_input=conv.in_channels - convs[-1].in_channels)
-    for layer, matrix in zip(head, (signed.T, torch.eye(2), torch.eye(2)), strict=False):
+    gain = 1 / (1 + slope)
+    for layer, matrix in zip(head, (gain * signed.T, torch.eye(2), torch.eye(2)), strict=False):
         assert isinstance(layer, nn.Conv2d)
         _set_matrix(layer, matrix)
 

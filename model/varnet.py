@@ -122,14 +122,14 @@ class VarNetUNet(nn.Module):
         return pointwise(head, x)
 
     def start_as_identity(self) -> None:
-        """As `UNet.start_as_identity`: x = (r(x) - r(-x)) / 1.2 with the leaky ReLU r.
+        """As `UNet.start_as_identity`.
 
         Raises:
             ValueError: there are fewer than four channels.
         """
         first = self.down_sample_layers[0]
         assert isinstance(first, VarNetBlock)
-        pass_through([*first.convs, *self._last_block.convs], self._head)
+        pass_through([*first.convs, *self._last_block.convs], self._head, SLOPE)
 
     @property
     def _last_block(self) -> VarNetBlock:

@@ -145,8 +145,8 @@ def test_weights_of_its_own_are_a_start(own: Settings, tmp_path: Path) -> None:
         ({"predictor": "my_networks:block"}, "predictor_kwargs: missing a required argument"),
         ({"predictor_kwargs": {"channels": 4}}, "unexpected keyword argument 'channels'"),
         (
-            {"predictor": "collections:OrderedDict", "predictor_kwargs": {}},
-            "is a OrderedDict, not a torch.nn.Module",
+            {"predictor": "pathlib:PurePath", "predictor_kwargs": {}},
+            "is a PurePosixPath, not a torch.nn.Module",
         ),
         ({"predictor": "varnet", "predictor_kwargs": {"width": 4}}, "argument 'width'"),
     ],
@@ -173,8 +173,8 @@ def test_single_cascades_of_other_code_cannot_be_chosen() -> None:
 
 def test_an_image_of_another_shape_is_answered_with_the_protocol(own: Settings) -> None:
     module = Path(sys.path[0]) / "flat_networks.py"
-    source = documented("ImageUNet").replace("return image + scale", "return image[:, 0] + scale")
-    module.write_text(source.replace("self.last(x)", "self.last(x)[:, 0]"))
+    right, wrong = "image + scale * self.last(x)", "(image + scale * self.last(x))[:, 0]"
+    module.write_text(documented("ImageUNet").replace(right, wrong))
     with pytest.raises(ValueError, match=r"returns real images \(1, 1, 32, 28\)"):
         train(replace(own, predictor="flat_networks:ImageUNet", rotate_probability=0.0))
 

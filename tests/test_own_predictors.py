@@ -189,19 +189,19 @@ def test_fastmris_own_varnet_trains_through_the_documented_adapter(
     monkeypatch.syspath_prepend(tmp_path)
     kwargs = {"num_cascades": 1, "chans": 2, "pools": 2, "sens_chans": 2, "sens_pools": 2}
     write_dataset(
-        tmp_path / "data", replace(DEMO, slices=3), train_volumes=1, val_volumes=1, seed=0
+        tmp_path / "phantom", replace(DEMO, slices=3), train_volumes=1, val_volumes=1, seed=0
     )
     theirs = replace(
         settings,
         predictor="their_networks:TheirVarNet",
         predictor_kwargs=kwargs,
-        data_path=tmp_path / "data",
+        data_path=tmp_path / "phantom",
         epochs=1,
     )
     run = train(theirs)
     public = tmp_path / "public.pt"
     torch.save(weights_of(run), public)
     monkeypatch.setattr(sys, "orig_argv", [sys.argv[0]])
-    ours = settings_of(replace(settings, data_path=tmp_path / "data"), [f"init_from={public}"])
+    ours = settings_of(replace(settings, data_path=tmp_path / "phantom"), [f"init_from={public}"])
     assert (ours.predictor, ours.cascades, ours.pools) == ("varnet", 1, 2)
     train(replace(ours, name="ours", epochs=1))

@@ -142,7 +142,7 @@ def test_the_maps_can_start_as_the_centre_over_its_rss() -> None:
     center.sens_net.norm_unet = torch.nn.Identity()  # type: ignore[assignment]
     expected = center.sensitivity_maps(kspace, mask, lines)
     torch.testing.assert_close(
-        started.sensitivity_maps(kspace, mask, lines), expected, rtol=0, atol=1e-3
+        started.sensitivity_maps(kspace, mask, lines), expected, rtol=0, atol=1e-2
     )
     assert (at_random.sensitivity_maps(kspace, mask, lines) - expected).abs().mean() > 0.1
 

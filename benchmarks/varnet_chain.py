@@ -35,6 +35,7 @@ from banding_removal.evaluation.evaluate import evaluate
 from banding_removal.evaluation.image_sets import path_set, reference_volumes
 from banding_removal.evaluation.table import overview
 from banding_removal.runs.build import choose_device
+from banding_removal.runs.folder import latest_run
 
 MASKS = MaskSampler(kind="fastmri_equispaced_fraction", accelerations=(4,), acs=(0.1,))
 PUBLIC = "public_state_dict.pt"
@@ -102,15 +103,17 @@ def stage_2(chain: Chain, public: Path, name: str, *words: str) -> Path:
         *(f"device={chain.device}", "workers=0", f"epochs={chain.epochs}", f"seed={chain.seed}"),
         *(f"epoch_fraction={chain.epoch_fraction}", f"validate_every={chain.epochs}"),
         *("mask=fastmri_equispaced_fraction", "acs_fractions=[0.1]", "train_filter.magnet=null"),
-        *("val_filter.magnet=null", "lr=5e-3", *words),
+        *("val_filter.magnet=null", *words),
     ]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     subprocess.run(command, check=True, env=environment)
-    return logs / name
+    run = latest_run(logs, name)
+    assert run is not None, "train.py has made it"
+    return run
 
 
 def main(chain: Chain) -> None:
-    """Run what is not there yet, and print the table."""
+    """Train the public network if it is not there, then both stages 2, and print the table."""
     data, public = chain.folder / "data", chain.folder / PUBLIC
     counts = {"train_volumes": chain.train_volumes, "val_volumes": chain.val_volumes}
     write_dataset(data, DEMO, **counts, seed=chain.seed)

@@ -162,7 +162,8 @@ class _Normalise(torch.autograd.Function):
         if _is_channels_last(y):
             gradient = gradient.contiguous(memory_format=torch.channels_last)
             images = zip(gradient.split(1), y.split(1), inverse_std, strict=True)
-            by_z = torch.cat([_batch_norm_backward(*image) for image in images])
+            by_image = [_batch_norm_backward(*image) for image in images]
+            by_z = by_image[0] if len(by_image) == 1 else torch.cat(by_image)  # cat would copy one
         else:
             by_z = _batch_norm_backward(
                 _as_one_image(gradient), _as_one_image(y), inverse_std.flatten()

@@ -15,7 +15,7 @@ from banding_removal.processes.exit_status import USER_ERRORS, RankError, descri
 from banding_removal.processes.launch import launch
 from banding_removal.processes.signals import Stopped
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
-from banding_removal.runs.resume import saved_settings
+from banding_removal.runs.resume import saved_settings, with_public_network
 from banding_removal.training.loop import train
 
 SettingsT = TypeVar("SettingsT")
@@ -72,6 +72,9 @@ def settings_of(
 ) -> Settings:
     """A script's settings, the recipe over them if the words name another one, the words on top.
 
+    If `init_from` names weights alone, such as the public ones of fastMRI, the network is the one
+    that they are of, where the words do not set it.
+
     A run that is resumed keeps the settings it was started with, instead of the script's; words
     change these, too. Its `logs` is the folder it lies in.
 
@@ -82,7 +85,7 @@ def settings_of(
 
     Raises:
         ConfigError: as in `from_words`; for a recipe or a start that a resumed run already has.
-        CheckpointError: there is no run to resume.
+        CheckpointError: there is no run to resume, or no predictor has the weights to start from.
     """
     keys = [word.partition("=")[0] for word in words]
     base = from_words(
@@ -92,12 +95,13 @@ def settings_of(
         base = with_recipe(base, schedules or {})
     settings = from_words(base, words)
     if settings.resume is None:
-        return settings
+        return from_words(with_public_network(settings), words)
     for key in ("recipe", "init_from"):
         if key in keys:
             raise ConfigError(f"a resumed run keeps its {key}; leave out resume for a new run")
     path = find_checkpoint(settings.resume)
-    resumed = from_words(saved_settings(path, load_checkpoint(path)), words)
+    named = (settings.predictor,)
+    resumed = from_words(saved_settings(path, load_checkpoint(path), named), words)
     kept = differences(plain(settings), plain(resumed))
     if kept:
         print("the resumed run keeps these settings, not those of the script:", *kept, sep="\n  ")  # noqa: T201

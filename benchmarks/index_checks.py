@@ -106,9 +106,8 @@ def main(settings: CheckSettings) -> None:
             print(f"  {alarm}")
         path = folder / "real.h5"
         real_size_volume(path)
-        print(
-            f"indexing 35 slices of 15 x 640 x 368: {milliseconds(lambda: read_volume(path)):.0f} ms"
-        )
+        taken = milliseconds(lambda: read_volume(path))
+        print(f"indexing 35 slices of 15 x 640 x 368: {taken:.0f} ms")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@
 
 `ours` is the project's own code in float32, with or without recomputation and bfloat16; `plain` the
 formulation in benchmarks/plain.py; `fastmri` the public VarNet with as many cascades, channels and
-poolings (its U-Nets have a level more, of twice the width: the table gives the weights). Every run
-is a process of its own, one unmeasured step and then the timed ones, and the variants take
-turns. The share of each group of operators is measured apart from that. With `out` a benchmark that
-was stopped goes on where it was. For Linux.
+poolings (its U-Nets have a level more, of twice the width: the table gives the weights), and
+`varnet` the project's own code for that network. Every run is a process of its own, one unmeasured
+step and then the timed ones, and the variants take turns. The share of each group of operators is
+measured apart from that. With `out` a benchmark that was stopped goes on where it was. For Linux.
 """
 
 import contextlib
@@ -226,15 +226,16 @@ def print_tables(rows: list[Row]) -> None:
     print(
         f"\n{first['size']} size on {first['machine']} ({first['device']}, {first['threads']} "
         f"threads), PyTorch {first['torch']}\nmedian over all steps; memory above that before the "
-        f"first step, and of the process; ratios to plain"
+        f"first step, and of the process; ratios to plain, of varnet to fastmri"
     )
     print(
         f"{'stage':12} {'variant':20} {'weights':>9} {'s':>8} {'min - max':>17} {'ratio':>6} "
         f"{'step MB':>8} {'ratio':>6} {'peak MB':>8} {'ratio':>6} {'conv':>5}"
     )
     for (stage, variant), own in figures.items():
-        plain = figures.get((stage, "plain"), {})
-        ratio = {key: own[key] / plain[key] if key in plain else float("nan") for key in MEASURED}
+        baseline = "fastmri" if variant.startswith("varnet") else "plain"
+        base = figures.get((stage, baseline), {})
+        ratio = {key: own[key] / base[key] if key in base else float("nan") for key in MEASURED}
         extent = f"{own['min']:.3g} - {own['max']:.3g}"
         share = f"{own['groups'][CONVOLUTION]:.0%}" if "groups" in own else "-"
         print(

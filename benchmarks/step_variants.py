@@ -29,6 +29,8 @@ Variant = Literal[
     "ours-bf16",
     "ours-bf16-recompute",
     "ours-streaks",  # stage 2 with the direct loss
+    "varnet",  # predictor=varnet: what fastmri computes
+    "varnet-recompute",
     "fastmri",
 ]
 Stage = Literal["pretrain", "adversarial", "inference"]
@@ -120,7 +122,7 @@ def prepare(
     """
     torch.manual_seed(0)
     batch = make_batch(size).to(device)
-    if variant.startswith("ours"):
+    if variant.startswith(("ours", "varnet")):
         return _ours(variant, stage, size, batch)
     if variant == "fastmri" and stage == "adversarial":
         raise UnavailableError("it has no adversary")
@@ -141,6 +143,7 @@ def _ours(
     variant: str, stage: str, size: Size, batch: Batch
 ) -> tuple[Callable[[], object], nn.Module]:
     settings = Settings(
+        predictor="varnet" if variant.startswith("varnet") else "cascade",
         cascades=size.cascades,
         chans=size.chans,
         pools=size.pools,
@@ -168,7 +171,7 @@ def _ours(
 
 
 def numerics_of(variant: str) -> dict[str, Any]:
-    """The settings in which the variants of `ours` differ."""
+    """The settings in which the variants of `ours` and `varnet` differ."""
     return {
         "precision": "bfloat16" if "bf16" in variant else "float32",
         "recompute": EVERY_NETWORK if "recompute" in variant else 0,

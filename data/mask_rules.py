@@ -39,21 +39,17 @@ class Request:
         """How many of the columns are non-negative and how many are negative frequencies."""
         return (self.width + 1) // 2, self.width // 2
 
-    def check_rate(self) -> None:
-        """Raise ValueError if the centre alone is more than W / a columns."""
-        if self.acs_lines * self.acceleration >= self.width:
-            raise ValueError(
-                f"{self.acs_lines} centre lines of {self.width} columns alone are more than "
-                f"acceleration {self.acceleration} measures: use fewer centre lines or a lower "
-                "acceleration"
-            )
+    @property
+    def centre_suffices(self) -> bool:
+        """Whether the centre alone is W / a columns or more: then nothing else is measured."""
+        return self.acs_lines * self.acceleration >= self.width
 
     def spacing(self) -> float:
         """Distance of lines a (acs - W) / (acs a - W): with the centre they are W / a columns.
 
-        The lines run over all W columns; those that fall into the centre do not count twice.
+        The lines run over all W columns; those that fall into the centre do not count twice. The
+        distance has no meaning where the centre suffices.
         """
-        self.check_rate()
         a, acs_lines, width = self.acceleration, self.acs_lines, self.width
         return a * (acs_lines - width) / (acs_lines * a - width)
 
@@ -70,12 +66,26 @@ def _equispaced_v2(r: Request) -> BoolArray:
 
 def _equispaced_fraction(r: Request) -> BoolArray:
     """Columns from the offset on, spaced so that the overall rate is W / a."""
+    if r.centre_suffices:
+        return _sampled(r.width, ())
     return _sampled(r.width, _spaced(r.offset(), r.width, r.spacing()))
+
+
+def _fastmri_equispaced_fraction(r: Request) -> BoolArray:
+    """`equispaced_fraction` as `EquispacedMaskFractionFunc` of the public `fastmri` package draws.
+
+    The start is always drawn, below the rounded distance of lines.
+    """
+    if r.centre_suffices:
+        return _sampled(r.width, ())
+    start = int(r.rng.randint(round(r.spacing())))
+    return _sampled(r.width, _spaced(start, r.width, r.spacing()))
 
 
 def _random(r: Request) -> BoolArray:
     """Each column with probability (W / a - acs) / (W - acs): the expected rate is W / a."""
-    r.check_rate()
+    if r.centre_suffices:
+        return _sampled(r.width, ())
     probability = (r.width / r.acceleration - r.acs_lines) / (r.width - r.acs_lines)
     return r.rng.uniform(size=r.width) < probability
 
@@ -105,6 +115,8 @@ def _magic_lines(r: Request, offset: int) -> BoolArray:
 
 def _magic_fraction(r: Request) -> BoolArray:
     """`magic`, spaced so that the overall rate is W / a."""
+    if r.centre_suffices:
+        return _sampled(r.width, ())
     positive, negative = (
         _spaced(start, size, r.spacing())
         for start, size in zip(_magic_starts(r.offset()), r.halves, strict=True)
@@ -127,7 +139,8 @@ def _quadrature(r: Request) -> BoolArray:
 
 
 # Kinds whose names end in `_fraction` take the centre as a fraction of W (acs_fractions), the
-# others as a number of columns (acs_lines).
+# others as a number of columns (acs_lines). Those that begin with `fastmri_` are drawn as the masks
+# of the public `fastmri` package: the first fraction goes with the first acceleration, and so on.
 RULES: dict[str, Callable[[Request], BoolArray]] = {
     "magic": _magic,
     "magic_v2": _magic_v2,
@@ -138,7 +151,14 @@ RULES: dict[str, Callable[[Request], BoolArray]] = {
     "magic_fraction": _magic_fraction,
     "equispaced_fraction": _equispaced_fraction,
     "random_fraction": _random,
+    "fastmri_equispaced_fraction": _fastmri_equispaced_fraction,
+    "fastmri_random_fraction": _random,
 }
+# Kinds that measure W / a columns, centre included.
+WITH_CENTRE_IN_RATE = (
+    *("random", "random_fraction", "equispaced_fraction", "magic_fraction"),
+    *("fastmri_equispaced_fraction", "fastmri_random_fraction"),
+)
 if TYPE_CHECKING:
     MaskKind = str
 else:
@@ -164,7 +184,7 @@ def _from_halves(r: Request, positive: NDArray[np.int_], negative: NDArray[np.in
     return np.fft.fftshift(np.concatenate(halves))
 
 
-def _sampled(size: int, positions: NDArray[np.int_]) -> BoolArray:
+def _sampled(size: int, positions: NDArray[np.int_] | tuple[()]) -> BoolArray:
     columns = np.zeros(size, dtype=bool)
-    columns[positions] = True
+    columns[np.asarray(positions, dtype=int)] = True
     return columns

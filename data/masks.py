@@ -4,12 +4,22 @@ A mask is the fully sampled centre (ACS) plus lines placed by the rule of its ki
 columns that the scanner acquired.
 """
 
+import logging
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
-from banding_removal.data.mask_rules import RULES, BoolArray, MaskKind, Request
+from banding_removal.data.mask_rules import (
+    RULES,
+    WITH_CENTRE_IN_RATE,
+    BoolArray,
+    MaskKind,
+    Request,
+)
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +50,8 @@ class MaskSampler:
     Args:
         kind: which rule places the lines (see `RULES`).
         accelerations: factors a; one is drawn for each mask.
-        acs: numbers of centre columns, or fractions of W for `*_fraction`; one is drawn.
+        acs: numbers of centre columns, or fractions of W for `*_fraction`; one is drawn, for
+            `fastmri_*` that which goes with the acceleration.
 
     Raises:
         ValueError: unknown kind, acceleration below 1, or a centre that does not suit the kind.
@@ -61,6 +72,15 @@ class MaskSampler:
             raise ValueError(f"{self.kind} needs centre fractions below 1, got {self.acs}")
         if not self._centre_is_fraction and any(acs != int(acs) for acs in self.acs):
             raise ValueError(f"{self.kind} needs whole numbers of centre lines, got {self.acs}")
+        if self._draws_pairs and len(self.acs) != len(self.accelerations):
+            raise ValueError(
+                f"{self.kind} needs as many centre fractions as accelerations, got {self.acs} and "
+                f"{self.accelerations}"
+            )
+
+    @property
+    def _draws_pairs(self) -> bool:
+        return self.kind.startswith("fastmri_")
 
     @property
     def _centre_is_fraction(self) -> bool:
@@ -69,13 +89,21 @@ class MaskSampler:
     def check(self, width: int) -> None:
         """Check that every combination of centre and acceleration fits `width` columns.
 
+        Warns of a centre that is more than the acceleration asks for, and is measured alone.
+
         Raises:
-            ValueError: one does not, as in `draw`.
+            ValueError: one does not fit, as in `draw`.
         """
-        for acs in self.acs:
-            for acceleration in self.accelerations:
-                single = replace(self, acs=(acs,), accelerations=(acceleration,))
-                single.draw(width, np.random.RandomState(0))
+        pairs = zip if self._draws_pairs else product
+        for acs, acceleration in pairs(self.acs, self.accelerations):
+            single = replace(self, acs=(acs,), accelerations=(acceleration,))
+            lines = single.draw(width, np.random.RandomState(0)).acs_lines
+            if self.kind in WITH_CENTRE_IN_RATE and lines * acceleration > width:
+                log.warning(
+                    "mask %s: %d centre lines of %d columns are more than acceleration %d "
+                    "measures, so nothing else is measured",
+                    *(self.kind, lines, width, acceleration),
+                )
 
     def draw(
         self,
@@ -94,16 +122,17 @@ class MaskSampler:
             acquired: columns [left, right) that were measured; None: all.
 
         Raises:
-            ValueError: more centre lines than the acceleration allows for this width.
+            ValueError: more centre lines than columns.
         """
-        acs = self.acs[rng.randint(0, len(self.acs))]
-        acceleration = self.accelerations[rng.randint(0, len(self.accelerations))]
+        first = int(rng.randint(0, len(self.acs)))
+        second = first if self._draws_pairs else int(rng.randint(0, len(self.accelerations)))
+        acs, acceleration = self.acs[first], self.accelerations[second]
         acs_lines = round(width * acs) if self._centre_is_fraction else int(acs)
         if not 0 < acs_lines <= width:
             raise ValueError(f"{acs_lines} centre lines do not fit into {width} columns")
         columns = RULES[self.kind](Request(width, acceleration, acs_lines, offset, rng))
-        first = (width - acs_lines + 1) // 2
-        columns[first : first + acs_lines] = True
+        left = (width - acs_lines + 1) // 2
+        columns[left : left + acs_lines] = True
         if acquired is not None:
             columns[: acquired[0]] = False
             columns[acquired[1] :] = False

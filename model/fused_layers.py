@@ -53,7 +53,7 @@ def convolve(x: Lazy, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return result
 
 
-def normalise(z: Tensor, bias: Tensor) -> Tensor:
+def normalise(z: Tensor, bias: Tensor | None = None) -> Tensor:
     """Instance norm of z + bias, (B, C, H, W) -> the same shape; only the result is kept.
 
     y = (z - mean z) / s of each channel, with s^2 = var z + EPSILON (the biased variance). The mean
@@ -144,7 +144,7 @@ def _convolution_backward(
 
 class _Normalise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, z: Tensor, bias: Tensor | None) -> Tensor:
         if _is_channels_last(z):
             y, inverse_std = _normalise_rows(z)
         else:
@@ -157,17 +157,18 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
         y, inverse_std, bias = ctx.saved_tensors
         if _is_channels_last(y):
             gradient = gradient.contiguous(memory_format=torch.channels_last)
             images = zip(gradient.split(1), y.split(1), inverse_std, strict=True)
-            by_z = torch.cat([_batch_norm_backward(*image) for image in images])
+            by_image = [_batch_norm_backward(*image) for image in images]
+            by_z = by_image[0] if len(by_image) == 1 else torch.cat(by_image)  # cat would copy one
         else:
             by_z = _batch_norm_backward(
                 _as_one_image(gradient), _as_one_image(y), inverse_std.flatten()
             ).view(y.shape)
-        return by_z, torch.zeros_like(bias)
+        return by_z, None if bias is None else torch.zeros_like(bias)
 
 
 def _normalise_rows(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -47,16 +47,33 @@ def conv_norm(conv: nn.Conv2d, x: Layer) -> Layer:
 
     The plain form, like PyTorch's norm, refuses images of a single pixel.
     """
-    assert conv.bias is not None
     if isinstance(x, Lazy):
         return Lazy((normalise(convolve(x, conv.weight), conv.bias),))
-    z = F.conv2d(x, conv.weight.to(x.dtype), conv.bias.to(x.dtype), padding=conv.padding)
-    return F.instance_norm(z)
+    bias = None if conv.bias is None else conv.bias.to(x.dtype)
+    return F.instance_norm(F.conv2d(x, conv.weight.to(x.dtype), bias, padding=conv.padding))
+
+
+def up_conv_norm(conv: nn.ConvTranspose2d, x: Layer) -> Layer:
+    """Instance norm of a transposed convolution, (B, in, H, W) -> (B, out, 2 H, 2 W), in x's dtype.
+
+    With kernel and stride 2, no two inputs meet in an output. The fused form therefore computes the
+    four outputs of each pixel as channels, in a 1x1 convolution, and then puts them in place.
+    """
+    if isinstance(x, Lazy):
+        matrix = conv.weight.permute(1, 2, 3, 0).flatten(0, 2)[:, :, None, None]  # (4 out, in)
+        return Lazy((normalise(F.pixel_shuffle(convolve(x, matrix), 2)),))
+    return F.instance_norm(F.conv_transpose2d(x, conv.weight.to(x.dtype), stride=2))
 
 
 def relu(x: Layer) -> Layer:
     """ReLU."""
     return F.relu(x) if isinstance(x, Tensor) else _apply(F.relu, x)
+
+
+def leaky_relu(x: Layer, slope: float) -> Layer:
+    """Leaky ReLU: x where it is positive, else slope x."""
+    function = partial(F.leaky_relu, negative_slope=slope)
+    return function(x) if isinstance(x, Tensor) else _apply(function, x)
 
 
 def dropout(x: Layer, p: float, training: bool) -> Layer:
@@ -82,16 +99,32 @@ def max_pool(x: Layer) -> Layer:
     return Lazy(x.kept, lambda kept: make(F.max_pool2d(kept, kernel_size=2)))
 
 
+def average_pool(x: Layer) -> Layer:
+    """2x2 average-pooling, (B, C, H, W) -> (B, C, H // 2, W // 2)."""
+    function = partial(F.avg_pool2d, kernel_size=2)
+    return function(x) if isinstance(x, Tensor) else _apply(function, x)
+
+
 def up_and_concatenate(x: Layer, skip: Layer) -> Layer:
     """[x, skip] along the channels, x first upsampled to the skip's size (bilinear)."""
+    return _concatenate(x, skip, _upsample)
+
+
+def reflect_and_concatenate(x: Layer, skip: Layer) -> Layer:
+    """[x, skip] along the channels; where x is a pixel smaller, its second-last one is repeated."""
+    return _concatenate(x, skip, _reflect)
+
+
+def _concatenate(x: Layer, skip: Layer, fit: Callable[[Tensor, Tensor], Tensor]) -> Layer:
+    """[fit(x, skip), skip] along the channels."""
     if isinstance(x, Tensor) and isinstance(skip, Tensor):
-        return torch.cat([_upsample(x, skip), skip], dim=1)
+        return torch.cat([fit(x, skip), skip], dim=1)
     assert isinstance(x, Lazy) and isinstance(skip, Lazy)
     make_x, make_skip = x.make, skip.make
 
     def make(kept_x: Tensor, kept_skip: Tensor) -> tuple[Tensor, Tensor]:
         (low,), (beside,) = make_x(kept_x), make_skip(kept_skip)
-        return _upsample(low, beside), beside
+        return fit(low, beside), beside
 
     return Lazy((*x.kept, *skip.kept), make)
 
@@ -123,3 +156,8 @@ def _apply(function: Callable[[Tensor], Tensor], x: Lazy) -> Lazy:
 
 def _upsample(x: Tensor, skip: Tensor) -> Tensor:
     return F.interpolate(x, size=skip.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _reflect(x: Tensor, skip: Tensor) -> Tensor:
+    below, right = (a - b for a, b in zip(skip.shape[-2:], x.shape[-2:], strict=True))
+    return F.pad(x, (0, right, 0, below), mode="reflect") if below or right else x

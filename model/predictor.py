@@ -32,7 +32,7 @@ from torch.utils.checkpoint import checkpoint
 
 from banding_removal.data.operators import COIL_AXIS
 from banding_removal.model.columns import Columns, expand, reduce, rss_of_difference, to_coil_images
-from banding_removal.model.unet import ComplexUNet
+from banding_removal.model.unet import ComplexUNet, UNet
 
 # Pixels that go through the sensitivity net at once on a CPU: as many as fit into its caches.
 CPU_PIXELS_AT_ONCE = 2**19
@@ -52,19 +52,11 @@ class SensitivityNet(nn.Module):
     C keeps the `acs_lines` centre columns; all coils share the U-Net U. Sriram et al. (2020),
     section 3.2.
 
-    Args:
-        chans: width of the U-Net; even.
-        pools: number of its poolings.
-        identity: start with U as the identity, if it has at least four channels.
+    Attributes:
+        unet: U.
     """
 
-    def __init__(self, chans: int, pools: int, *, identity: bool = True) -> None:
-        super().__init__()
-        self.unet = ComplexUNet(chans, pools)
-        if identity and chans >= 4:
-            # The first maps are the centre's coil images over their RSS. Random weights mix up the
-            # phases of the coils, and with some seeds training does not recover from that.
-            self.unet.unet.start_as_identity()
+    unet: ComplexUNet
 
     def forward(self, coil_images: Tensor, recompute: bool = False) -> tuple[Tensor, Tensor]:
         """Maps from coil images of the centre, complex (B, coil, H, W).
@@ -127,47 +119,37 @@ class _DivideByRSS(torch.autograd.Function):
 
 
 class Cascade(nn.Module):
-    """The weights of one refinement step: its U-Net, and lambda (`dc_weight`), 1 at the start."""
+    """The weights of one refinement step.
 
-    def __init__(self, chans: int, pools: int, dropout: float) -> None:
+    Attributes:
+        unet: its U-Net.
+        dc_weight: lambda, 1 at the start.
+    """
+
+    unet: ComplexUNet
+
+    def __init__(self) -> None:
         super().__init__()
-        self.unet = ComplexUNet(chans, pools, dropout)
         self.dc_weight = nn.Parameter(torch.ones(1))
 
 
-class Predictor(nn.Module):
+class UnrolledNetwork(nn.Module):
     """Masked multi-coil k-space -> RSS image: sensitivity net, T cascades, RSS over coils.
 
-    Defazio et al., "MRI Banding Removal via Adversarial Training" (2020), section 4, after the
-    end-to-end variational network of Sriram et al. (2020). The paper has 12 cascades of 18 channels
-    (12,931,532 weights), its development variant 6 (6,570,656).
-
-    Args:
-        cascades: number T of cascades.
-        chans: width of the cascades' U-Nets; even.
-        pools: number of poolings in each U-Net.
-        sens_chans: width of the sensitivity net's U-Net; even.
-        sens_identity: start the sensitivity net as the identity (`SensitivityNet`).
-        dropout: of the cascades' U-Nets.
+    The recursion above, for any U-Nets; a subclass makes them.
 
     Attributes:
+        sensitivity: the sensitivity net.
+        cascades: the cascades, `Cascade` each.
         recomputed: number of networks that store nothing for the backward pass, which runs them
             again, with the same result: the sensitivity net first, then the cascades in order.
     """
 
-    def __init__(
-        self,
-        *,
-        cascades: int = 12,
-        chans: int = 18,
-        pools: int = 4,
-        sens_chans: int = 8,
-        sens_identity: bool = True,
-        dropout: float = 0.0,
-    ) -> None:
+    sensitivity: SensitivityNet
+    cascades: nn.ModuleList
+
+    def __init__(self) -> None:
         super().__init__()
-        self.sensitivity = SensitivityNet(sens_chans, pools, identity=sens_identity)
-        self.cascades = nn.ModuleList(Cascade(chans, pools, dropout) for _ in range(cascades))
         self.recomputed = 0
 
     def forward(self, masked_kspace: Tensor, mask: Tensor, acs_lines: Tensor) -> Tensor:
@@ -181,6 +163,7 @@ class Predictor(nn.Module):
         Returns:
             The image, real (B, 1, H, W), in the unit of the data.
         """
+        acs_lines = self.center_lines(mask, acs_lines)
         mask = mask.expand(len(masked_kspace), -1, -1, -1)
         # If k-space needs a gradient, its unmeasured columns get one, too.
         columns = Columns.of(torch.ones_like(mask) if masked_kspace.requires_grad else mask)
@@ -209,6 +192,10 @@ class Predictor(nn.Module):
         # RSS over coils of F^-1 y_T - S v_T
         return rss_of_difference(y, v, maps, columns)[:, None]
 
+    def center_lines(self, mask: Tensor, acs_lines: Tensor) -> Tensor:  # noqa: ARG002
+        """Number of centre columns that the sensitivity net sees, from `forward`'s arguments."""
+        return acs_lines
+
     def train_only(self, cascades: int) -> None:
         """Train the last `cascades` cascades and nothing else.
 
@@ -224,6 +211,7 @@ class Predictor(nn.Module):
 
     def sensitivity_maps(self, masked_kspace: Tensor, mask: Tensor, acs_lines: Tensor) -> Tensor:
         """The maps that `forward` uses, from the same arguments; complex (B, coil, H, W)."""
+        acs_lines = self.center_lines(mask, acs_lines)
         columns = Columns.of(mask.expand(len(masked_kspace), -1, -1, -1))
         maps, _ = self._maps(columns.values_of(masked_kspace), acs_lines, columns)
         return maps * columns.image_phase(maps).conj()
@@ -236,3 +224,43 @@ class Predictor(nn.Module):
         coil_images = to_coil_images(center, columns) * phase.conj()
         maps, support = self.sensitivity(coil_images, self.recomputed > 0)
         return maps * phase, support
+
+
+class Predictor(UnrolledNetwork):
+    """The predictor of Defazio et al., "MRI Banding Removal via Adversarial Training" (2020).
+
+    Section 4, after the end-to-end variational network of Sriram et al. (2020). The paper has 12
+    cascades of 18 channels (12,931,532 weights), its development variant 6 (6,570,656).
+
+    Args:
+        cascades: number T of cascades.
+        chans: width of the cascades' U-Nets; even.
+        pools: number of poolings in each U-Net.
+        sens_chans: width of the sensitivity net's U-Net; even.
+        sens_pools: number of poolings in it; None: `pools`.
+        sens_identity: start the sensitivity net as the identity, if it has at least four channels.
+            The first maps are then the centre's coil images over their RSS. Random weights mix up
+            the phases of the coils, and with some seeds training does not recover from that.
+        dropout: of the cascades' U-Nets.
+    """
+
+    def __init__(
+        self,
+        *,
+        cascades: int = 12,
+        chans: int = 18,
+        pools: int = 4,
+        sens_chans: int = 8,
+        sens_pools: int | None = None,
+        sens_identity: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.sensitivity = SensitivityNet()
+        unet = UNet(sens_chans, sens_pools or pools)
+        self.sensitivity.unet = ComplexUNet(unet)
+        if sens_identity and sens_chans >= 4:
+            unet.start_as_identity()
+        self.cascades = nn.ModuleList(Cascade() for _ in range(cascades))
+        for cascade in self.cascades:
+            cascade.unet = ComplexUNet(UNet(chans, pools, dropout))

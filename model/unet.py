@@ -1,5 +1,7 @@
 """The complex U-Net of one cascade: padding and normalisation around a U-Net on two channels."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -105,20 +107,37 @@ class UNet(nn.Module):
         """
         top, last = self.down[0], self.up[-1]
         assert isinstance(top, ConvBlock) and isinstance(last, ConvBlock)
-        if top.first.out_channels < len(SIGNED):
-            raise ValueError(
-                f"a U-Net of {top.first.out_channels} channels cannot start as the identity, "
-                f"which takes {len(SIGNED)}"
-            )
-        signed = torch.tensor(SIGNED)
-        again = signed @ signed.T
-        _set_matrix(top.first, signed)
-        _set_matrix(top.second, again)
-        _set_matrix(last.first, again, first_input=last.first.in_channels // 2)  # of the skip
-        _set_matrix(last.second, again)
-        for layer, matrix in zip(self.head, (signed.T, torch.eye(2), torch.eye(2)), strict=True):
-            assert isinstance(layer, nn.Conv2d)
-            _set_matrix(layer, matrix)
+        pass_through([top.first, top.second, last.first, last.second], self.head)
+
+
+@torch.no_grad()
+def pass_through(convs: Sequence[nn.Conv2d], head: nn.Sequential, slope: float = 0.0) -> None:
+    """`UNet.start_as_identity`, given its layers.
+
+    Args:
+        convs: the 3x3 convolutions of the first block and of the last one, which reads the first
+            block's output as the second half of its channels.
+        head: the 1x1 convolutions.
+        slope: of the activation r for negative values: r(x) - r(-x) = (1 + slope) x.
+
+    Raises:
+        ValueError: there are fewer than four channels.
+    """
+    if convs[0].out_channels < len(SIGNED):
+        raise ValueError(
+            f"a U-Net of {convs[0].out_channels} channels cannot start as the identity, "
+            f"which takes {len(SIGNED)}"
+        )
+    signed = torch.tensor(SIGNED)
+    again = signed @ signed.T
+    top, *others = convs
+    _set_matrix(top, signed)
+    for conv in others:
+        _set_matrix(conv, again, first_input=conv.in_channels - convs[-1].in_channels)
+    gain = 1 / (1 + slope)
+    for layer, matrix in zip(head, (gain * signed.T, torch.eye(2), torch.eye(2)), strict=False):
+        assert isinstance(layer, nn.Conv2d)
+        _set_matrix(layer, matrix)
 
 
 def _set_matrix(layer: nn.Conv2d, matrix: Tensor, first_input: int = 0) -> None:
@@ -127,25 +146,28 @@ def _set_matrix(layer: nn.Conv2d, matrix: Tensor, first_input: int = 0) -> None:
     center = layer.kernel_size[0] // 2
     layer.weight[:rows] = 0.0
     layer.weight[:rows, first_input : first_input + columns, center, center] = matrix
-    assert layer.bias is not None
-    layer.bias[:rows] = 0.0
+    if layer.bias is not None:
+        layer.bias[:rows] = 0.0
 
 
 class ComplexUNet(nn.Module):
     """U-Net on a complex image, (B, H, W) complex -> (B, H, W) complex.
 
-    The image becomes two real channels and is zero-padded to multiples of 16. Each channel is
-    normalised by its mean and (unbiased) standard deviation over the *padded* image, as in the
-    published code. After the U-Net, normalisation and padding are undone.
+    The image becomes two real channels. Each is zero-padded to multiples of 16 and normalised by
+    its mean and (unbiased) standard deviation. After the U-Net, both are undone.
 
     Under autocast, the U-Net's blocks compute in the lower precision, everything else in float32.
 
-    Args: those of `UNet`.
+    Args:
+        unet: real (B, 2, H, W) -> (B, 2, H, W).
+        pad_first: mean and deviation are those of the *padded* image, as in the published code;
+            False: those of the image, and the normalised image is padded.
     """
 
-    def __init__(self, chans: int, pools: int, dropout: float = 0.0) -> None:
+    def __init__(self, unet: nn.Module, *, pad_first: bool = True) -> None:
         super().__init__()
-        self.unet = UNet(chans, pools, dropout)
+        self.unet = unet
+        self.pad_first = pad_first
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, H, W) complex64 or complex128, any size -> the same shape and dtype."""
@@ -153,16 +175,18 @@ class ComplexUNet(nn.Module):
         x = torch.view_as_real(image).movedim(-1, 1)  # (B, 2, H, W)
         top, bottom = _split_padding(height)
         left, right = _split_padding(width)
-        x = F.pad(x, (left, right, top, bottom))
+        if self.pad_first:
+            x = F.pad(x, (left, right, top, bottom))
         mean, std = _channel_statistics(x)
         # A constant channel (an empty slice, a dead coil) is divided by 1 and comes back unchanged.
         # The effect of an epsilon would depend on the scale of the data.
         x = (x - mean) / torch.where(std > 0, std, 1.0)
+        if not self.pad_first:
+            x = F.pad(x, (left, right, top, bottom))
         dtype = _dtype_of_blocks(x)
         with torch.autocast(x.device.type, enabled=False):
             x = self.unet(x.to(dtype))
-        x = x * std + mean
-        x = x[:, :, top : top + height, left : left + width]
+        x = x[:, :, top : top + height, left : left + width] * std + mean
         return torch.view_as_complex(x.movedim(1, -1).contiguous())
 
 

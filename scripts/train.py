@@ -4,6 +4,7 @@
     ipython scripts/train.py data_path=/data/knee init_from=logs/pretrain_2 streak_weight=0.02
     ipython scripts/train.py recipe=paper          # the published orientation adversary
     ipython scripts/train.py recipe=adversary      # an adversary that learns faster
+    ipython scripts/train.py init_from=/path/knee_leaderboard_state_dict.pt    # fastMRI's VarNet
     ipython scripts/train.py resume=logs/train
 
 It starts from the weights of the newest run of scripts/pretrain.py. Pictures, curves, log and

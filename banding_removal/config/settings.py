@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from banding_removal.config.bounds import bounded, check_bounds
 from banding_removal.data.filters import VolumeFilter
@@ -11,6 +11,7 @@ from banding_removal.data.masks import MaskSampler
 from banding_removal.errors import ConfigError
 from banding_removal.losses.orientation import Change, Target, View
 from banding_removal.model.classifiers import Architecture
+from banding_removal.model.predictors import KNOWN, PREDICTORS, is_elsewhere
 
 Stage = Literal["pretrain", "train"]
 Recipe = Literal["none", "direct", "adversary", "paper"]
@@ -65,10 +66,15 @@ class Settings:
     split_pairs: bool = False  # of two processes, each takes one orientation; the step is the same
 
     # --- predictor ---
+    # cascade; varnet, the public one of fastMRI; or package.module:Class, code of your own
+    # (docs/predictors.md), which is made with predictor_kwargs alone.
+    predictor: str = "cascade"
+    predictor_kwargs: dict[str, Any] = field(default_factory=dict)
     cascades: int = bounded(12, above=0)
     chans: int = bounded(18, at_least=2, multiple_of=2)
     pools: int = bounded(4, above=0)
     sens_chans: int = bounded(8, at_least=2, multiple_of=2)
+    sens_pools: int | None = bounded(None, above=0)  # null: as many as pools
     sens_identity: bool = True  # maps start as the centre's coil images; false: as published
     dropout: float = bounded(0.0, at_least=0, at_most=1)
 
@@ -132,8 +138,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        if self.trained_cascades is not None and self.trained_cascades > self.cascades:
-            raise ConfigError(f"trained_cascades must be at most cascades={self.cascades}")
+        if self.predictor not in PREDICTORS and not is_elsewhere(self.predictor):
+            raise ConfigError(f"predictor must be {KNOWN}, got {self.predictor!r}")
+        if self.trained_cascades is not None:
+            if is_elsewhere(self.predictor):
+                raise ConfigError(f"trained_cascades needs predictor={' or '.join(PREDICTORS)}")
+            if self.trained_cascades > self.cascades:
+                raise ConfigError(f"trained_cascades must be at most cascades={self.cascades}")
         if self.stage == "pretrain" and (
             self.recipe != "none" or self.adversary is not None or self.streak_weight > 0
         ):

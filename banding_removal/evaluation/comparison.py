@@ -45,6 +45,8 @@ class CompareSettings:
 
     # name: a run's folder or checkpoint, or a folder with reconstructions (x/*.h5, y/*.h5)
     sets: dict[str, Path] = field(default_factory=dict)
+    # package.module:Class of each checkpoint whose predictor is code of your own
+    predictors: tuple[str, ...] = ()
     volumes: Path = REPOSITORY / "datasets" / "phantom" / "multicoil_val"  # files with targets
     filter: VolumeFilter = field(default_factory=VolumeFilter)
     most_volumes: int | None = 8  # spread over those there are; all images are kept in memory
@@ -98,7 +100,14 @@ def compare(settings: CompareSettings) -> Comparison:
     references = reference_volumes(files)
     sets = []
     for name, path in settings.sets.items():
-        found = path_set(name, path, files, slice_range=settings.slices, device=device)
+        found = path_set(
+            name,
+            path,
+            files,
+            slice_range=settings.slices,
+            device=device,
+            named=settings.predictors,
+        )
         sets.append(replace(found, slices=[cropped(pair, name) for pair in found.slices]))
     if settings.remedies:
         sets += _remedies(sets[0], settings)

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from banding_removal.config.overrides import from_plain
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.data.masks import MaskSampler
 from banding_removal.data.volume import SUFFIX, Volume, VolumeError, volume_paths
@@ -25,9 +24,9 @@ from banding_removal.evaluation.image_files import check_files, read_targets, sl
 from banding_removal.metrics.low_signal import volume_scale
 from banding_removal.metrics.slice_pair import SlicePair
 from banding_removal.reconstruction.pairs import reconstruct_pairs
-from banding_removal.runs.build import build_predictor
-from banding_removal.runs.checkpoint import FOLDER, find_checkpoint, load_checkpoint
+from banding_removal.runs.checkpoint import FOLDER, find_checkpoint
 from banding_removal.runs.folder import in_latest
+from banding_removal.runs.trained import Trained, load_trained
 
 SliceRange = tuple[int | None, int | None]  # [first, stop); None: from the first, to the last
 
@@ -84,6 +83,7 @@ def path_set(
     device: torch.device,
     masks: MaskSampler | None = None,
     only: Collection[tuple[str, int]] | None = None,
+    named: Sequence[str] = (),
 ) -> ImageSet:
     """The set at a path: a run's folder, a checkpoint, or a folder of reconstructions.
 
@@ -97,6 +97,7 @@ def path_set(
         device: to reconstruct on.
         masks: undersampling for a checkpoint; None: that of its own validation.
         only: (file name, slice) of the slices to yield; None: all in the range.
+        named: predictors package.module:Class that a checkpoint may have.
 
     Raises:
         ConfigError: the path does not exist or holds no reconstructions, or the masks do not fit
@@ -109,7 +110,8 @@ def path_set(
         raise ConfigError(f"set {name!r}: {path} does not exist")
     if path.is_file() or (path / FOLDER).is_dir():
         path = find_checkpoint(path)
-        slices = _checkpoint_slices(path, files, slice_range, device, masks, only)
+        trained = load_trained(path, device, named)
+        slices = _checkpoint_slices(trained, files, slice_range, device, masks, only)
         return ImageSet(name=name, origin=str(path), slices=slices)
     if masks is not None:
         raise ConfigError(f"set {name!r}: masks are for checkpoints, but {path} is not one")
@@ -130,30 +132,28 @@ def path_set(
 
 
 def _checkpoint_slices(
-    path: Path,
+    trained: Trained,
     files: Sequence[Volume],
     slice_range: SliceRange,
     device: torch.device,
     masks: MaskSampler | None,
     only: Collection[tuple[str, int]] | None,
 ) -> Iterator[SlicePair]:
-    """Reconstructions by a checkpoint's predictor; it is loaded and checked at once."""
-    checkpoint = load_checkpoint(path)
-    trained = from_plain(checkpoint.settings, path)
-    predictor = build_predictor(trained, device, checkpoint, path)
-    masks = masks or trained.mask_sampler()
+    """Reconstructions by a checkpoint's predictor; the masks are checked at once."""
+    settings = trained.settings
+    masks = masks or settings.mask_sampler()
     for file in files:
         for width in {file.width, file.height}:
             try:
                 masks.check(width)
             except ValueError as error:
-                raise ConfigError(f"{path} on {file.name}: {error}") from error
+                raise ConfigError(f"{trained.path} on {file.name}: {error}") from error
     datasets = [
         SliceDataset(
             [file],
             masks,
-            seed=trained.seed,
-            offsets_from_data=trained.offsets_from_data,
+            seed=settings.seed,
+            offsets_from_data=settings.offsets_from_data,
             slice_range=slice_range,
         )
         for file in files
@@ -166,7 +166,7 @@ def _checkpoint_slices(
                 for index, (volume, number) in enumerate(dataset.places)
                 if only is None or (dataset.volumes[volume].name, number) in only
             ]
-            yield from reconstruct_pairs(predictor, dataset, indices, device)
+            yield from reconstruct_pairs(trained.predictor, dataset, indices, device)
             dataset.close()
 
     return slices()

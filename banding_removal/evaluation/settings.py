@@ -52,8 +52,11 @@ class VolumeChoice(Protocol):
 class EvaluateSettings:
     """What to evaluate."""
 
-    # name: a run's folder or checkpoint, or a folder with reconstructions (x/*.h5, y/*.h5)
+    # name: a run's folder or checkpoint, public weights, or a folder with reconstructions
+    # (x/*.h5, y/*.h5)
     sets: dict[str, Path] = field(default_factory=dict)
+    # package.module:Class of each checkpoint whose predictor is code of your own
+    predictors: tuple[str, ...] = ()
     volumes: Path = REPOSITORY / "datasets" / "phantom" / "multicoil_val"  # files with targets
     filter: VolumeFilter = field(default_factory=VolumeFilter)
     slices: tuple[int | None, int | None] = (None, None)  # of each volume, [first, stop)
@@ -88,7 +91,14 @@ def evaluate_files(settings: EvaluateSettings) -> str:
     set_threads(files)
     references = reference_volumes(files)
     sets = [
-        path_set(name, path, files, slice_range=settings.slices, device=device)
+        path_set(
+            name,
+            path,
+            files,
+            slice_range=settings.slices,
+            device=device,
+            named=settings.predictors,
+        )
         for name, path in settings.sets.items()
     ]
     evaluation = evaluate(

@@ -21,17 +21,21 @@ from banding_removal.pictures.page import (
 )
 from banding_removal.processes.threads import set_threads
 from banding_removal.reconstruction.pairs import reconstruct_pairs
-from banding_removal.runs.build import build_predictor, choose_device, make_datasets
-from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
-from banding_removal.runs.resume import saved_settings
+from banding_removal.runs.build import choose_device, make_datasets
+from banding_removal.runs.checkpoint import FOLDER, find_checkpoint
+from banding_removal.runs.trained import load_trained
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShowSettings:
     """What to show."""
 
-    checkpoint: Path = REPOSITORY / "logs" / "run"  # a run's folder, or one of its checkpoints
-    output: Path | None = None  # of the PNG; null: banding.png in the run's folder
+    # a run's folder, one of its checkpoints, or public weights
+    checkpoint: Path = REPOSITORY / "logs" / "run"
+    # package.module:Class of each checkpoint whose predictor is code of your own
+    predictors: tuple[str, ...] = ()
+    data_path: Path | None = None  # as in training; null: the data that the checkpoint names
+    output: Path | None = None  # of the PNG; null: banding.png in the folder of run or weights
     count: int = 4  # show the middle slices of this many validation volumes
     slices: tuple[int, ...] = ()  # or these positions in the validation set
     window: float = 0.25  # white of the low-signal pictures, of the volume's largest target value
@@ -47,25 +51,27 @@ def show(settings: ShowSettings) -> Path:
         ConfigError: a slice does not exist, or the scanner undersampled all volumes.
     """
     path = find_checkpoint(settings.checkpoint)
-    checkpoint = load_checkpoint(path)
-    trained = saved_settings(path, checkpoint)
     device = choose_device(settings.device)
-    predictor = build_predictor(trained, device, checkpoint, path)
-    if settings.skip_bad_volumes:
-        trained = replace(trained, skip_bad_volumes=True)
-    _, validation = make_datasets(trained)
+    trained = load_trained(path, device, settings.predictors)
+    chosen = replace(
+        trained.settings,
+        data_path=settings.data_path or trained.settings.data_path,
+        skip_bad_volumes=settings.skip_bad_volumes or trained.settings.skip_bad_volumes,
+    )
+    _, validation = make_datasets(chosen)
     set_threads(validation.volumes)
     indices = _slices_to_show(settings, validation)
-    run = path.parent.parent
+    run = path.parent.parent if path.parent.name == FOLDER else path.parent
+    name = run.name if path.parent.name == FOLDER else path.name
     header = (
-        f"{run.name}, epoch {checkpoint.epoch}: the same slices, undersampled along x and along y. "
-        f"Low signal: white at {settings.window:.0%} of the volume's maximum. Texture: the image "
-        f"minus its blur, over the local noise level. Streaks: along x in the third column, along "
-        f"y in the fourth."
+        f"{name}, epoch {trained.checkpoint.epoch}: the same slices, undersampled along x and "
+        f"along y. Low signal: white at {settings.window:.0%} of the volume's maximum. Texture: "
+        f"the image minus its blur, over the local noise level. Streaks: along x in the third "
+        f"column, along y in the fourth."
     )
     pairs = [
         pair.to(torch.device("cpu"))
-        for pair in reconstruct_pairs(predictor, validation, indices, device)
+        for pair in reconstruct_pairs(trained.predictor, validation, indices, device)
     ]
     rows = [row for pair in pairs for row in _rows(pair, settings.window)]
     output = settings.output or run / "banding.png"

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from banding_removal.config.overrides import from_plain
 from banding_removal.config.settings import Settings
 from banding_removal.data.volume import VolumeError
 from banding_removal.processes.signals import Doing, Stopped
@@ -25,9 +24,10 @@ from banding_removal.reconstruction.plan import Job, dataset_of, make_plan, shar
 from banding_removal.reconstruction.preview import write_preview
 from banding_removal.reconstruction.settings import ReconstructSettings
 from banding_removal.reconstruction.volume import SliceImage, images_of_volume
-from banding_removal.runs.build import build_predictor, choose_device
-from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
+from banding_removal.runs.build import choose_device
+from banding_removal.runs.checkpoint import find_checkpoint
 from banding_removal.runs.folder import RunLock
+from banding_removal.runs.trained import load_trained
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,8 @@ def reconstruct(settings: ReconstructSettings, team: Team | None = None) -> Repo
         CheckpointError: there is no such checkpoint, or it is damaged.
         FileNotFoundError: there are no volumes.
         VolumeError: unusable files, all named, unless they are to be skipped.
-        ConfigError: a volume that the scanner undersampled cannot be transposed.
+        ConfigError: a volume that the scanner undersampled cannot be transposed, or the predictor
+            is other code that the settings do not name.
         FileExistsError: files would be overwritten that are not the same reconstructions.
         OSError: a file cannot be written, for instance on a full disk.
         StoppedAmongVolumes: a signal asked to stop.
@@ -94,10 +95,9 @@ def reconstruct(settings: ReconstructSettings, team: Team | None = None) -> Repo
     with team.naming_causes(), RunLock() as lock:
         device = choose_device(settings.device, team)
         path = team.from_first(lambda: find_checkpoint(settings.checkpoint))
-        checkpoint = load_checkpoint(path)
-        trained = from_plain(checkpoint.settings, path)
-        predictor = build_predictor(trained, device, checkpoint, path)
-        plan = team.from_first(lambda: make_plan(settings, path, checkpoint, trained, lock))
+        loaded = load_trained(path, device, settings.predictors)
+        trained, predictor = loaded.settings, loaded.predictor
+        plan = team.from_first(lambda: make_plan(settings, path, loaded.checkpoint, trained, lock))
         if team.is_first and plan.done:
             tqdm.write(
                 f"{plan.done} of {plan.done + len(plan.jobs)} reconstructions exist already, "

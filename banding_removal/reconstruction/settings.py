@@ -12,7 +12,10 @@ from banding_removal.errors import ConfigError
 class ReconstructSettings:
     """What to reconstruct, with which checkpoint, and where to write it."""
 
-    checkpoint: Path = REPOSITORY / "logs" / "run"  # a run's folder, or one of its checkpoints
+    # a run's folder, one of its checkpoints, or public weights
+    checkpoint: Path = REPOSITORY / "logs" / "run"
+    # package.module:Class of each checkpoint whose predictor is code of your own
+    predictors: tuple[str, ...] = ()
     volumes: Path = Path("/path/to/fastmri/knee/multicoil_test")  # a folder of *.h5, or one file
     output: Path | None = None  # folder; null: reconstructions/epochNNN/<volumes> in the run's
     # Phase encoding along x, as it was acquired, or along y, transposed; both: in folders x and y.

@@ -13,6 +13,7 @@ from banding_removal.data.batch import Batch, Example, collate
 from banding_removal.data.dataset import Draw, SliceDataset
 from banding_removal.data.operators import center_crop
 from banding_removal.data.volume import Volume
+from banding_removal.model.predictors import checked_image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +55,8 @@ def images_of_volume(
     volume. The predictor is switched to evaluation mode.
 
     Args:
-        predictor: maps masked k-space, mask and numbers of centre lines to images, as `Predictor`;
-            on `device`.
+        predictor: maps masked k-space, mask and numbers of centre lines to images, as
+            `UnrolledNetwork`; on `device`.
         dataset: masks are those of epoch 0, as in validation. If it was made with
             `require_target=False`, volumes may lack a target.
         volume_index: position in `dataset.volumes`; the slices are those in `dataset.places`.
@@ -104,7 +105,8 @@ def upright_image(predictor: nn.Module, batch: Batch) -> Tensor:
     Raises:
         FloatingPointError: the reconstruction is not finite; the file and slice are named.
     """
-    output: Tensor = predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
+    output = predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
+    output = checked_image(output, batch.masked_kspace)
     if not output.isfinite().all():
         raise FloatingPointError(f"the reconstruction of {batch.describe()} is not finite")
     image = output[0, 0]

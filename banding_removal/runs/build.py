@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import NO_CENTRE, SliceDataset
@@ -14,8 +15,8 @@ from banding_removal.data.index import index_folder
 from banding_removal.data.volume import Volume, VolumeError
 from banding_removal.errors import ConfigError
 from banding_removal.metrics.image_quality import WINDOW
+from banding_removal.model import predictors
 from banding_removal.model.classifiers import Ensemble, build_adversary
-from banding_removal.model.predictor import Predictor
 from banding_removal.processes.team import Team
 from banding_removal.runs.checkpoint import Checkpoint, load_weights
 
@@ -186,8 +187,12 @@ def build_predictor(
     device: torch.device,
     start: Checkpoint | None = None,
     start_path: Path | None = None,
-) -> Predictor:
+) -> nn.Module:
     """The predictor that the settings describe, with weights from a checkpoint if one is given.
+
+    It maps masked k-space, mask and numbers of centre lines to images, as `UnrolledNetwork.forward`
+    does. Settings from a checkpoint must have been through `saved_settings`, since the module of a
+    predictor package.module:Class is imported here.
 
     Args:
         settings: only those of the network are read.
@@ -197,15 +202,21 @@ def build_predictor(
 
     Raises:
         CheckpointError: the weights do not fit; the differing keys are listed.
+        ConfigError: the predictor cannot be imported or made.
     """
-    predictor = Predictor(
-        cascades=settings.cascades,
-        chans=settings.chans,
-        pools=settings.pools,
-        sens_chans=settings.sens_chans,
-        sens_identity=settings.sens_identity,
-        dropout=settings.dropout,
-    )
+    sizes = {
+        "cascades": settings.cascades,
+        "chans": settings.chans,
+        "pools": settings.pools,
+        "sens_chans": settings.sens_chans,
+        "sens_pools": settings.sens_pools,
+        "sens_identity": settings.sens_identity,
+        "dropout": settings.dropout,
+    }
+    try:
+        predictor = predictors.build(settings.predictor, sizes, settings.predictor_kwargs)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if start is not None and start_path is not None:
         load_weights(predictor, start.predictor, start_path)
     return predictor.to(device)

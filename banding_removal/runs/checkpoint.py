@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from banding_removal.errors import CheckpointError
 from banding_removal.files import atomic_write
 from banding_removal.runs.folder import in_latest
+from banding_removal.runs.public_weights import weights_in
 from banding_removal.runs.safe_load import RefusedError, fits, load_plain
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,15 @@ class Checkpoint:
     volumes: dict[str, list[str]]  # names of the training and of the validation volumes
     # Earlier reconstructions that the adversary sees again, of each process.
     replay: list[list[Tensor]] = field(default_factory=list)
+
+    @classmethod
+    def of_weights(cls, weights: dict[str, Tensor]) -> "Checkpoint":
+        """Weights alone: `settings` is empty."""
+        return cls(
+            **{"epoch": 0, "step": 0, "batches": 0, "sums": {}, "predictor": weights},
+            **{"optimizer": {}, "adversary": None, "adversary_optimizer": None},
+            **{"rng": [], "history": [], "start": {}, "events": [], "settings": {}, "volumes": {}},
+        )
 
 
 def random_state() -> dict[str, Any]:
@@ -143,10 +153,17 @@ def find_checkpoint(path: Path) -> Path:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint, on the CPU. Only tensors and plain data are read; no code in it is run.
 
+    A file of weights alone, as other software saves it, is a checkpoint without settings.
+
     Raises:
-        CheckpointError: damaged, not a checkpoint of this project, or holding Python objects.
+        CheckpointError: damaged, neither a checkpoint of this project nor a state dict, or holding
+            Python objects.
     """
     content = _load(path)
+    if isinstance(content, dict) and "format" not in content:
+        weights = weights_in(content)
+        if weights is not None:
+            return Checkpoint.of_weights(weights)
     hints = get_type_hints(Checkpoint)
     if (
         not isinstance(content, dict)
@@ -186,7 +203,7 @@ def load_weights(model: nn.Module, weights: dict[str, Any], path: Path) -> None:
     ]
     if problems:
         raise CheckpointError(
-            f"{path} does not fit the model (check cascades, chans, pools, sens_chans); "
+            f"{path} does not fit the model (check predictor, cascades, chans, pools, sens_chans); "
             f"{len(problems)} difference(s):\n" + "\n".join(problems)
         )
     model.load_state_dict(weights)

@@ -1,6 +1,7 @@
 """What a run begins from: a run to go on with, weights, or nothing; decided once, in one place."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from banding_removal.config.overrides import differences, from_plain, plain
 from banding_removal.config.renames import with_new_names
 from banding_removal.config.settings import Settings
 from banding_removal.errors import CheckpointError, ConfigError, RunInUseError
+from banding_removal.model.predictors import is_elsewhere
 from banding_removal.runs.checkpoint import (
     FOLDER,
     Checkpoint,
@@ -17,6 +19,7 @@ from banding_removal.runs.checkpoint import (
     load_checkpoint,
 )
 from banding_removal.runs.folder import PATIENCE_S, RunLock, in_latest, latest_run
+from banding_removal.runs.public_weights import NETWORK_SETTINGS, public_settings
 
 log = logging.getLogger(__name__)
 
@@ -159,6 +162,10 @@ def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def _is_path(init_from: str) -> bool:
+    return "/" in init_from or init_from.endswith(".pt")
+
+
 def _initial_checkpoint(init_from: str, logs: Path) -> Path:
     """The checkpoint with the weights that a new run begins from.
 
@@ -166,7 +173,7 @@ def _initial_checkpoint(init_from: str, logs: Path) -> Path:
         init_from: a path, if it has a slash in it or ends in .pt, or the plain name of a run.
         logs: where runs of that name are looked for.
     """
-    if "/" in init_from or init_from.endswith(".pt"):
+    if _is_path(init_from):
         return find_checkpoint(Path(init_from))
     # epoch000.pt has no training in it.
     newest = latest_run(logs, init_from, containing=f"{FOLDER}/*[1-9]*.pt")
@@ -179,15 +186,51 @@ def _initial_checkpoint(init_from: str, logs: Path) -> Path:
     return find_checkpoint(newest)
 
 
-def saved_settings(path: Path, checkpoint: Checkpoint) -> Settings:
+def saved_settings(path: Path, checkpoint: Checkpoint, named: Sequence[str] = ()) -> Settings:
     """The settings in a run's checkpoint, with `logs` where the run lies now.
 
-    It may have been moved, or be somebody else's: what belongs to it stays beside it.
+    It may have been moved, or be somebody else's: what belongs to it stays beside it. The settings
+    of weights alone are those of the public network that they are of.
+
+    Args:
+        path: of the checkpoint.
+        checkpoint: at `path`.
+        named: predictors package.module:Class that the user names. Building a predictor imports
+            its module, and a checkpoint must not choose what is imported.
 
     Raises:
-        ConfigError: they are not settings of this version or an earlier one.
+        ConfigError: they are not settings of this version or an earlier one, or their predictor is
+            other code that `named` does not have.
+        CheckpointError: weights alone, of no known network.
     """
-    return replace(from_plain(checkpoint.settings, path), logs=path.resolve().parent.parent.parent)
+    if not checkpoint.settings:
+        return public_settings(checkpoint.predictor, path)
+    settings = from_plain(checkpoint.settings, path)
+    if is_elsewhere(settings.predictor) and settings.predictor not in named:
+        raise ConfigError(
+            f"{path} was trained with predictor={settings.predictor}, which is not part of this "
+            "project. It is not imported because a file names it: if you trust this code, name it "
+            "on the command line, too"
+        )
+    return replace(settings, logs=path.resolve().parent.parent.parent)
+
+
+def with_public_network(settings: Settings) -> Settings:
+    """The settings; if `init_from` names weights alone, with the network that they are of.
+
+    Raises:
+        CheckpointError: they cannot be read, or are of no known network.
+    """
+    if settings.init_from is None or is_elsewhere(settings.predictor):
+        return settings
+    path = Path(settings.init_from)
+    if not _is_path(settings.init_from) or not path.is_file():
+        return settings
+    checkpoint = load_checkpoint(path)
+    if checkpoint.settings:
+        return settings
+    found = public_settings(checkpoint.predictor, path)
+    return replace(settings, **{key: getattr(found, key) for key in NETWORK_SETTINGS})
 
 
 def report_changes(

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from banding_removal.config.settings import Precision
 from banding_removal.errors import ConfigError
-from banding_removal.model.predictor import Predictor
+from banding_removal.model.predictors import recomputation
 
 
 def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
@@ -33,7 +34,7 @@ def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
 
 
 @contextmanager
-def out_of_memory_advice(predictor: Predictor) -> Iterator[None]:
+def out_of_memory_advice(predictor: nn.Module) -> Iterator[None]:
     """Turn a GPU's out-of-memory error into one that says which setting saves memory.
 
     Raises:
@@ -42,12 +43,12 @@ def out_of_memory_advice(predictor: Predictor) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        networks, recomputed = 1 + len(predictor.cascades), predictor.recomputed
+        recomputed, networks = recomputation(predictor)
         if recomputed < networks:
             advice = (
                 f"recompute={recomputed} can be raised up to {networks}. So many networks (the "
-                f"sensitivity net, then the cascades) then store nothing for the backward pass; "
-                f"each of them takes about a third more time"
+                f"sensitivity net, then the cascades; code of your own counts as one) then store "
+                f"nothing for the backward pass; each of them takes about a third more time"
             )
         else:
             advice = (

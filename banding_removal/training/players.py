@@ -11,7 +11,8 @@ from torch import nn
 from banding_removal.config.settings import Settings
 from banding_removal.errors import CheckpointError
 from banding_removal.losses.orientation import OrientationObjective
-from banding_removal.model.predictor import Predictor
+from banding_removal.model.predictor import UnrolledNetwork
+from banding_removal.model.predictors import with_recomputation
 from banding_removal.processes.team import Team
 from banding_removal.runs.build import build_adversary_of, build_predictor
 from banding_removal.runs.checkpoint import Checkpoint, load_optimizer, load_weights
@@ -24,7 +25,7 @@ from banding_removal.training.replay import PairStore
 class Players:
     """Networks and optimisers. Stage 1 has no adversary."""
 
-    predictor: Predictor
+    predictor: nn.Module
     shared_predictor: nn.Module  # the same; its gradients are averaged over all processes
     optimizer: torch.optim.Optimizer
     bfloat16: bool = False  # the networks run under bfloat16 autocast in training steps
@@ -95,13 +96,12 @@ def make_players(
     """The players of a run with fresh optimisers; the predictor has the weights of `start`."""
     team = team or Team()
     predictor = build_predictor(settings, device, start, start_path)
-    if settings.trained_cascades is not None:
+    if settings.trained_cascades is not None and isinstance(predictor, UnrolledNetwork):
         predictor.train_only(settings.trained_cascades)
-    predictor.recomputed = settings.recompute
     trained = [weight for weight in predictor.parameters() if weight.requires_grad]
     players = Players(
         predictor=predictor,
-        shared_predictor=team.data_parallel(predictor),
+        shared_predictor=team.data_parallel(with_recomputation(predictor, settings.recompute)),
         optimizer=_optimizer(settings, trained),
         bfloat16=uses_bfloat16(settings.precision, device),
     )

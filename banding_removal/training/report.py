@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from banding_removal.config.settings import Settings
+from banding_removal.model.predictors import is_elsewhere
 from banding_removal.pictures.curves import write_curves
 from banding_removal.pictures.validation_grid import write_validation_grid
 from banding_removal.runs.log import peak_memory_gb
@@ -92,7 +93,7 @@ def _grid_header(settings: Settings, folder: Path, history: History) -> list[str
     masks = settings.acs_fractions if settings.mask.endswith("_fraction") else settings.acs_lines
     return [
         f"{folder.name}, epoch {history[-1]['epoch']} of {settings.epochs}: "
-        f"{settings.cascades} cascades, {settings.chans} channels, {settings.pools} poolings; "
+        f"{_network(settings)}; "
         f"mask {settings.mask}, acceleration {settings.accelerations}, centre {masks}; "
         f"lr {history[-1]['lr']:.3g}, seed {settings.seed}{_adversary(settings)}",
         *(
@@ -100,6 +101,15 @@ def _grid_header(settings: Settings, folder: Path, history: History) -> list[str
             for row in [row for row in history if "val_loss" in row][-5:]
         ),
     ]
+
+
+def _network(settings: Settings) -> str:
+    if is_elsewhere(settings.predictor):
+        return f"{settings.predictor} {settings.predictor_kwargs or ''}".strip()
+    return (
+        f"predictor {settings.predictor}, {settings.cascades} cascades, {settings.chans} channels, "
+        f"{settings.pools} poolings"
+    )
 
 
 def _adversary(settings: Settings) -> str:

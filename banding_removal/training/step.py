@@ -26,6 +26,7 @@ from banding_removal.data.operators import crop_to_smaller
 from banding_removal.losses.orientation import AdversaryLosses, upright
 from banding_removal.losses.reconstruction import finite, reconstruction_loss
 from banding_removal.losses.streaks import streak_term
+from banding_removal.model.predictors import checked_image
 from banding_removal.training.players import Players
 from banding_removal.training.schedule import StepSettings
 
@@ -101,6 +102,7 @@ def predictor_step(
         with no_sync_if(players.shared_predictor, not average or number < len(batches)):
             with players.autocast():
                 output = players.shared_predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
+            output = checked_image(output, batch.masked_kspace)
             loss, image, metrics = _reconstruction_loss(output, batch, settings)
             losses = None
             if settings.uses_adversary and players.objective is not None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from banding_removal.data.batch import collate
@@ -21,7 +21,6 @@ from banding_removal.metrics.banding import BandingOfSlice, banding_of_slice
 from banding_removal.metrics.image_quality import Quality, VolumeQuality
 from banding_removal.metrics.slice_pair import SlicePair
 from banding_removal.metrics.statistics import summarize
-from banding_removal.model.predictor import Predictor
 from banding_removal.pictures.validation_grid import ValidatedSlice
 from banding_removal.processes.team import Team
 from banding_removal.reconstruction.pairs import pair_draws, reconstruct_pairs
@@ -123,7 +122,7 @@ class Validator:
         self._scales: dict[int, float] = {}
         self._zero_filled: dict[int, Tensor] = {}
 
-    def run(self, predictor: Predictor) -> ValidationResult | None:
+    def run(self, predictor: nn.Module) -> ValidationResult | None:
         """Reconstruct and measure every slice; all processes get the result of all.
 
         Returns:
@@ -139,7 +138,7 @@ class Validator:
         return None if any(share.stopped for share in shares) else self._result(shares)
 
     @torch.no_grad()
-    def _validate_share(self, predictor: Predictor) -> _Share:
+    def _validate_share(self, predictor: nn.Module) -> _Share:
         share = _Share()
         with tqdm(
             batches_of(self._loader, self.team.stop),

@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from banding_removal.model.unet import ComplexUNet
+from banding_removal.model.unet import ComplexUNet, UNet
 from benchmarks.cost_model import Problem, kept_bytes
 
 
 @pytest.mark.parametrize(("chans", "bfloat16"), [(18, False), (8, True)])
 def test_the_predicted_memory_of_a_unet_is_near_and_not_too_low(chans: int, bfloat16: bool) -> None:
     problem = Problem(coils=1, height=160, width=120, cascades=1, chans=chans)
-    unet = ComplexUNet(chans, problem.pools)
+    unet = ComplexUNet(UNet(chans, problem.pools))
     kept: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:

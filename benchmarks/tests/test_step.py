@@ -10,6 +10,7 @@ from banding_removal.config.settings import Settings
 from banding_removal.data.batch import Batch, Example, collate
 from banding_removal.data.masks import MaskSampler, seeded_by_name
 from banding_removal.errors import ConfigError
+from banding_removal.model.varnet import VarNet
 from banding_removal.training.players import Players, make_players
 from banding_removal.training.schedule import settings_of_step
 from banding_removal.training.step import adversary_step, predictor_step
@@ -265,6 +266,12 @@ def test_a_step_of_our_recipe_has_the_direct_term() -> None:
     assert isinstance(figures, dict) and "streaks" in figures
     with pytest.raises(UnavailableError, match="stage 2 only"):
         prepare("ours-streaks", "pretrain", SIZES["tiny"], torch.device("cpu"))
+
+
+def test_the_public_network_is_measured_with_our_code() -> None:
+    step, predictor = prepare("varnet", "pretrain", SIZES["tiny"], torch.device("cpu"))
+    assert isinstance(predictor, VarNet)
+    assert isinstance(step(), dict)
 
 
 def test_unknown_variants_are_refused() -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from banding_removal.data.mask_rules import RULES
 from banding_removal.data.masks import Mask, MaskSampler, seeded_by_draw, seeded_by_name
+from tests.support.parity.compare import load_json
 
 KINDS = list(RULES)
 WIDTHS = [64, 65, 71]
@@ -237,6 +238,7 @@ def test_all_offsets_below_the_acceleration_are_drawn() -> None:
         ("random_fraction", (4,), (16,), "fractions"),
         ("magic_fraction", (4,), (0.08, 1), "fractions"),
         ("equispaced_fraction", (4,), (-0.1,), "centre lines"),
+        ("fastmri_random_fraction", (4, 8), (0.08,), "as many centre fractions as accelerations"),
     ],
 )
 def test_bad_arguments_are_refused(
@@ -251,18 +253,57 @@ def test_bad_arguments_are_refused(
     [
         ("magic", 33, "33 centre lines do not fit into 32"),
         ("random", 33, "33 centre lines do not fit into 32"),
-        ("random", 8, "8 centre lines of 32"),
-        ("random", 16, "16 centre lines of 32"),
-        ("random", 32, "32 centre lines of 32"),
-        ("random_fraction", 0.5, "16 centre lines of 32"),
-        ("random_fraction", 0.99, "32 centre lines of 32"),
-        ("equispaced_fraction", 0.25, "8 centre lines of 32"),
-        ("magic_fraction", 0.5, "16 centre lines of 32"),
-        ("magic_fraction", 0.99, "32 centre lines of 32"),
     ],
 )
-def test_more_centre_lines_than_the_width_or_the_rate_allow_are_refused(
-    kind: str, acs: float, message: str
-) -> None:
+def test_more_centre_lines_than_columns_are_refused(kind: str, acs: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sampler(kind, 4, acs).draw(32, rng(), offset=None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "acs", "lines_of_centre", "warned"),
+    [
+        ("random", 8, 8, False),  # exactly the rate
+        ("random", 16, 16, True),
+        ("random", 32, 32, True),
+        ("random_fraction", 0.5, 16, True),
+        ("random_fraction", 0.99, 32, True),
+        ("fastmri_random_fraction", 0.5, 16, True),
+        ("fastmri_equispaced_fraction", 0.25, 8, False),
+        ("fastmri_equispaced_fraction", 0.5, 16, True),
+        ("equispaced_fraction", 0.25, 8, False),
+        ("equispaced_fraction", 0.5, 16, True),
+        ("magic_fraction", 0.5, 16, True),
+        ("magic_fraction", 0.99, 32, True),
+    ],
+)
+def test_a_centre_that_is_all_that_the_rate_allows_is_measured_alone(
+    kind: str, acs: float, lines_of_centre: int, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    for offset in (None, 1):
+        mask = sampler(kind, 4, acs).draw(32, rng(), offset=offset)
+        assert mask.acs_lines == lines_of_centre
+        first = (32 - lines_of_centre + 1) // 2
+        assert lines(mask) == list(range(first, first + lines_of_centre))
+    sampler(kind, 4, acs).check(32)
+    assert (f"{lines_of_centre} centre lines of 32 columns are more" in caplog.text) == warned
+
+
+def test_the_centre_of_48_random_columns_at_acceleration_8_is_measured_alone() -> None:
+    assert lines(sampler("random", 8, 16).draw(48, rng())) == list(range(16, 32))
+
+
+@pytest.mark.parametrize("kind", ["random", "equispaced_fraction"])
+def test_masks_of_a_file_are_column_by_column_those_of_the_public_package(kind: str) -> None:
+    rows = [row for row in load_json("varnet_masks") if row["kind"] == kind]
+    assert len({(row["name"], row["width"], row["acs_lines"]) for row in rows}) > 20
+    for row in rows:
+        ours = f"fastmri_{kind.removesuffix('_fraction')}_fraction"
+        masks = MaskSampler(
+            kind=ours, accelerations=tuple(row["accelerations"]), acs=tuple(row["fractions"])
+        )
+        # The package takes no start from the data.
+        mask = masks.draw(row["width"], seeded_by_name(row["name"]), offset=3)
+        assert mask.acs_lines == row["acs_lines"]
+        columns = f"{int(row['columns'], 16):0{row['width']}b}"
+        assert "".join("01"[int(column)] for column in mask.columns) == columns

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from banding_removal.data.operators import expand, reduce
 from banding_removal.losses.reconstruction import reconstruction_loss
 from banding_removal.model.predictor import Predictor
-from banding_removal.model.unet import ComplexUNet
+from banding_removal.model.unet import ComplexUNet, UNet
 from tests.support.parity.compare import (
     Parity,
     complex_tensor,
@@ -132,7 +132,7 @@ def padding_parity() -> Iterator[Parity]:
         image, padded = (
             torch.tensor(golden[f"pad16_{kind}{j}"]).double() for kind in ("in", "inner")
         )
-        unet = ComplexUNet(chans=2, pools=1)
+        unet = ComplexUNet(UNet(chans=2, pools=1))
         double = _Double()
         unet.register_module("unet", double)
         result = unet(torch.complex(image[:, 0], image[:, 1]))

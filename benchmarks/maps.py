@@ -21,7 +21,7 @@ from banding_removal.config.overrides import from_plain, from_words
 from banding_removal.data.hdf5 import open_file, own_dataset
 from banding_removal.data.operators import reduce, rss, to_image
 from banding_removal.errors import ConfigError
-from banding_removal.model.predictor import center_columns
+from banding_removal.model.predictor import Predictor, center_columns
 from banding_removal.runs.build import build_predictor, make_datasets
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
 
@@ -47,6 +47,7 @@ def shares_outside(run: Path, data_path: Path | None = None) -> tuple[float, flo
     settings = from_plain(checkpoint.settings, path)
     settings = replace(settings, data_path=data_path or settings.data_path)
     predictor = build_predictor(settings, torch.device("cpu"), checkpoint, path).eval()
+    assert isinstance(predictor, Predictor), "other predictors need not have sensitivity maps"
     dataset = make_datasets(settings)[1]
     learnt, plain = [], []
     for number, (volume, slice_index) in enumerate(dataset.places):

@@ -38,6 +38,7 @@ class ProbeRegions:
     slices: tuple[int | None, int | None] = (None, None)
     logs: Path = REPOSITORY / "logs"
     steps: int = 300  # optimiser steps of each classifier
+    skip_bad_volumes: bool = False  # leave out unreadable files with a warning
     view: View = "image"  # what a classifier sees of an image
     device: str = "auto"
     seed: int = 0

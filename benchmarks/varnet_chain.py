@@ -16,6 +16,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, RandomSampler
@@ -115,7 +116,10 @@ def stage_2(chain: Chain, public: Path, name: str, *words: str) -> Path:
 def main(chain: Chain) -> None:
     """Train the public network if it is not there, then both stages 2, and print the table."""
     data, public = chain.folder / "data", chain.folder / PUBLIC
-    counts = {"train_volumes": chain.train_volumes, "val_volumes": chain.val_volumes}
+    counts: dict[str, Any] = {
+        "train_volumes": chain.train_volumes,
+        "val_volumes": chain.val_volumes,
+    }
     write_dataset(data, DEMO, **counts, seed=chain.seed)
     if not public.exists():
         train_public(chain, public)

@@ -70,8 +70,8 @@ def shape_of_file(path: Path) -> tuple[int, ...]:
                     f"{KEY} is {found.dtype} {found.shape}; expected real [slice, h, w]"
                 )
             check_stored(found)
-            slices, height, width = found.shape[0], *found.shape[-2:]
-            return int(slices), int(height), int(width)
+            height, width = found.shape[-2:]
+            return int(found.shape[0]), int(height), int(width)
     except READ_ERRORS as error:
         raise VolumeError(f"{path}: {error}") from error
 

@@ -20,6 +20,7 @@ class MakeSettings:
     # name: a run's folder or checkpoint, or a folder with reconstructions (x/*.h5, y/*.h5)
     sets: dict[str, Path] = field(default_factory=dict)
     volumes: Path = REPOSITORY / "datasets" / "phantom" / "multicoil_val"  # files with targets
+    skip_bad_volumes: bool = False  # leave out unreadable files with a warning
     filter: VolumeFilter = field(default_factory=VolumeFilter)
     slices: tuple[int | None, int | None] = (None, None)  # of each volume, [first, stop)
     cases: int = bounded(60, at_least=1)  # different slices; the repeated ones come on top

@@ -108,6 +108,8 @@ class Settings:
     adversary_target: Target = "uncertain"  # the predictor aims at 1/2; flipped: at the wrong label
     adversary_changes: Change = "everything"  # by its gradient; streaks: no texture across them
     adversary_view: View = "image"  # its input; low_signal: dark texture at equal contrast
+    # Weight of background in the term, where low-signal anatomy has 1; null: all cells alike.
+    adversary_background: float | None = bounded(None, at_least=0)
     adversary_lr: float = bounded(1e-4, above=0)
     adversary_betas: tuple[float, float] = bounded((0.9, 0.999), at_least=0, below=1)  # of Adam
     adversary_from_epoch: int = 1  # first epoch in which the adversary is trained

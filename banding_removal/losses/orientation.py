@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from banding_removal.losses.cells import cell_weights
 from banding_removal.metrics.low_signal_view import low_signal_view
 
 Target = Literal["uncertain", "flipped"]
@@ -135,6 +136,8 @@ class OrientationObjective:
         changes: what the adversary's gradient may change in the image: `everything`, or only
             `streaks` (`only_streaks`).
         view: what the adversary sees of an image (`adversary_input`).
+        background: weight of background in the predictor's term, where anatomy has 1
+            (`cell_weights`); None: all cells count alike, as published.
     """
 
     def __init__(
@@ -145,12 +148,14 @@ class OrientationObjective:
         reg_param: float = 0.1,
         changes: Change = "everything",
         view: View = "image",
+        background: float | None = None,
     ) -> None:
         self.adversary = adversary
         self.target = target
         self.reg_param = reg_param
         self.changes = changes
         self.view = view
+        self.background = background
 
     def predictor_term(self, image: Tensor, rotated: Tensor) -> Tensor:
         """BCE(adversary(image), target), a scalar: the mean over batch, members and cells.
@@ -171,7 +176,7 @@ class OrientationObjective:
         finally:
             for weight in trainable:
                 weight.requires_grad_(True)
-        return F.binary_cross_entropy_with_logits(logits, self._wanted(logits, rotated))
+        return self._predictor_term(logits, image, rotated)
 
     def adversary_loss(self, image: Tensor, rotated: Tensor) -> AdversaryLosses:
         """BCE(adversary(image), rotated) + reg_param * mean over the batch of |d sum(logit)/dx|^2.
@@ -213,10 +218,9 @@ class OrientationObjective:
         constant = x.detach().requires_grad_()
         logits = _float32(self.adversary(constant))
         losses, gradient = self._losses(constant, logits, rotated, penalty_weight)
-        wanted = self._wanted(logits, rotated)
-        term = F.binary_cross_entropy_with_logits(logits, wanted)
+        term = self._predictor_term(logits, image, rotated)
         if gradient is not None and logits[0].numel() == 1:
-            by_logit = (torch.sigmoid(logits) - wanted).detach() / len(logits)
+            (by_logit,) = torch.autograd.grad(term, logits, retain_graph=True)
             gradient = by_logit.view(-1, 1, 1, 1) * gradient.detach()
         else:
             (gradient,) = torch.autograd.grad(term, constant, retain_graph=True)
@@ -228,11 +232,19 @@ class OrientationObjective:
         changed = only_streaks(image) if self.changes == "streaks" else image
         return adversary_input(changed, rotated, self.view)
 
-    def _wanted(self, logits: Tensor, rotated: Tensor) -> Tensor:
-        """The probabilities that the predictor aims at, in the shape of the logits."""
+    def _predictor_term(self, logits: Tensor, image: Tensor, rotated: Tensor) -> Tensor:
+        """BCE of the logits of an image, with the probabilities that the predictor aims at."""
         if self.target == "uncertain":
-            return torch.full_like(logits, 0.5)
-        return _label(1 - rotated, logits)
+            wanted = torch.full_like(logits, 0.5)
+        else:
+            wanted = _label(1 - rotated, logits)
+        weights = None
+        if self.background is not None:
+            rows, columns = logits.shape[2:] if logits.ndim == 4 else (1, 1)
+            seen = upright(image.detach(), rotated)
+            weights = cell_weights(seen, rows, columns, background=self.background).to(logits)
+            weights = weights.view(len(logits), 1, *logits.shape[2:])
+        return F.binary_cross_entropy_with_logits(logits, wanted, weight=weights)
 
     def _losses(
         self, x: Tensor, logits: Tensor, rotated: Tensor, penalty_weight: float

@@ -114,6 +114,7 @@ def make_players(
             reg_param=settings.reg_param,
             changes=settings.adversary_changes,
             view=settings.adversary_view,
+            background=settings.adversary_background,
         )
         players.adversary_optimizer = torch.optim.Adam(
             adversary.parameters(),

@@ -96,12 +96,18 @@ def test_the_predictor_wants_indecision_or_the_wrong_label() -> None:
 
 @pytest.mark.parametrize("penalty", [0.0, 0.3])
 @pytest.mark.parametrize(("architecture", "members"), [("simple", 1), ("simple", 2), ("patch", 1)])
-@pytest.mark.parametrize("changes", ["everything", "streaks"])
+@pytest.mark.parametrize(("changes", "background"), [("everything", None), ("streaks", 0.5)])
 def test_one_forward_pass_serves_both_acts(
-    architecture: Architecture, members: int, changes: Change, penalty: float
+    architecture: Architecture,
+    members: int,
+    changes: Change,
+    background: float | None,
+    penalty: float,
 ) -> None:
     adversary = build_adversary(architecture, members=members, chans=4).double()
-    objective = OrientationObjective(adversary, reg_param=penalty, changes=changes)
+    objective = OrientationObjective(
+        adversary, reg_param=penalty, changes=changes, background=background
+    )
     rotated = torch.tensor([0.0, 1.0])
 
     def gradients(*, together: bool) -> list[Tensor]:

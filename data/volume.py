@@ -7,6 +7,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from banding_removal.data.hdf5 import (
     READ_ERRORS,
@@ -193,13 +194,18 @@ def _data_range(target: h5py.Dataset, stored: float | None) -> tuple[float, list
     Values that are not finite are left to the reading of slices, which names the slice.
     """
     key = target.name.lstrip("/")
-    largest = float(max(np.max(image, initial=0, where=np.isfinite(image)) for image in target))
+    largest = max(map(_largest, target))
     if not largest > 0:
         said = "" if stored is None else f", the attribute max is {stored:g}"
         raise ValueError(f"the largest value of {key} is {largest:g}{said}")
     if stored is not None and not abs(stored - largest) <= MAX_TOLERANCE * largest:
         return largest, [("wrong_max", f"max is {stored:g}, the largest value {largest:g}")]
     return largest, []
+
+
+def _largest(image: NDArray[Any]) -> float:
+    largest = float(np.max(image))
+    return largest if np.isfinite(largest) else float(np.max(image[np.isfinite(image)], initial=0))
 
 
 def _header(file: h5py.File) -> tuple[ScanHeader, list[Note]]:

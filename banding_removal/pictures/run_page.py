@@ -134,7 +134,8 @@ def write_run_page(path: Path, shown: Sequence[ShownRun]) -> None:
     names = [run.folder.name for run in shown]
     if len({*names}) < len(names):
         names = [f"{run.folder.parent.name}/{run.folder.name}" for run in shown]
-    runs, blocks = [], []
+    runs: list[dict[str, Any]] = []
+    blocks: list[bytes] = []
     for number, (name, one) in enumerate(zip(names, shown, strict=True)):
         kept = read_slices(one.folder)
         blocks += _blocks(f"{number}/0", kept.targets)

@@ -39,7 +39,10 @@ def test_the_page_holds_everything_and_asks_no_host(tmp_path: Path) -> None:
 
 
 def test_curves_have_a_value_or_a_gap_for_each_epoch() -> None:
-    rows = [{"epoch": 1, "val_ssim": 0.123456789, "volumes": {}}, {"epoch": 3, "lr": float("inf")}]
+    rows: list[dict[str, Any]] = [
+        {"epoch": 1, "val_ssim": 0.123456789, "volumes": {}},
+        {"epoch": 3, "lr": float("inf")},
+    ]
     assert curves(rows) == {
         "epochs": [1, 3],
         "series": {"val_ssim": [0.123457, None], "lr": [None, None]},

@@ -231,7 +231,7 @@ def _pictures(
     }
     limit = MOST_ERROR * (first.data_range or 1.0)
     labels = (f"-{MOST_ERROR:.0%} of maximum", "0", f"+{MOST_ERROR:.0%} of maximum")
-    error = {"error": colour_bar(*labels), **zoom}
+    error = {"error": colour_bar(*labels, column=along_x["target"]), **zoom}
     for name, pair in pairs.items():
         along_x[f"{name}, x"] = grey(pair.along_x[part], 0, white)
         if pair.along_y is not None:

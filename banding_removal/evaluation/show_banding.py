@@ -115,9 +115,9 @@ def _rows(pair: SlicePair, window: float) -> list[Row]:
         "phase encode along x, low signal": grey(pair.along_x, 0, white),
         "phase encode along y, low signal": grey(pair.along_y, 0, white),
     }
-    bar = colour_bar(f"-{MOST_TEXTURE:g} noise levels", "0", f"{MOST_TEXTURE:g} noise levels")
+    labels = (f"-{MOST_TEXTURE:g} noise levels", "0", f"{MOST_TEXTURE:g} noise levels")
     textures = {
-        "texture": bar,
+        "texture": colour_bar(*labels, column=pictures["target"]),
         "target, texture": texture(pair.target),
         "phase encode along x, texture": texture(pair.along_x),
         "phase encode along y, texture": texture(pair.along_y),

@@ -69,12 +69,16 @@ def texture(image: Tensor) -> Pixels:
     return grey(low_signal_view(image[None, None])[0, 0], -MOST_TEXTURE, 2 * MOST_TEXTURE)
 
 
-def colour_bar(low: str, middle: str, high: str, side: int = MIN_SIDE) -> Pixels:
-    """A grey scale from black, at the bottom, to white, with labels; (side, side)."""
-    bar = Image.new("L", (side, side), PAPER)
+def colour_bar(low: str, middle: str, high: str, column: Pixels) -> Pixels:
+    """A grey scale from black, at the bottom, to white, with labels.
+
+    It is as large as the picture `column` on the page, so that rows above and below are aligned.
+    """
+    side, page_width = _enlarged(column, smooth=False).shape
+    bar = Image.new("L", (page_width, side), PAPER)
     draw = ImageDraw.Draw(bar)
     font = _font()
-    top, bottom, width = LINE_HEIGHT, side - LINE_HEIGHT, side // 8
+    top, bottom, width = LINE_HEIGHT, side - LINE_HEIGHT, page_width // 8
     for y in range(top, bottom):
         draw.line((0, y, width, y), fill=round(255 * (bottom - 1 - y) / (bottom - 1 - top)))
     draw.rectangle((0, top, width, bottom - 1), outline=INK)

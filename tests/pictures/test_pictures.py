@@ -153,7 +153,8 @@ def test_zooms_are_interpolated_where_a_row_says_so(tmp_path: Path) -> None:
 
 
 def test_a_colour_bar_goes_from_black_to_white_upwards() -> None:
-    bar = colour_bar("-10 %", "0", "+10 %")
+    bar = colour_bar("-10 %", "0", "+10 %", column=np.zeros((96, 80), np.uint8))
+    assert bar.shape == (288, 240)  # as the picture is shown
     column = bar[LINE_HEIGHT + 1 : -LINE_HEIGHT - 1, 10].astype(int)
     assert column[0] > 250 and column[-1] < 5 and (np.diff(column) <= 0).all()
     assert (bar[:, 240 // 8 + 2 :] == 0).any()  # labels

@@ -42,7 +42,7 @@ function seriesOf(keys) {
     keys
       .filter((key) => run.curves.series[key])
       .map((key) => ({
-        label: several ? `${run.name}: ${key}` : key,
+        label: several ? `${run.name}: ${key}${keys.indexOf(key) ? " (dashed)" : ""}` : key,
         values: new Map(run.curves.epochs.map((epoch, i) => [epoch, run.curves.series[key][i]])),
         stroke: COLORS[(several ? number : keys.indexOf(key)) % COLORS.length],
         dash: several && keys.indexOf(key) > 0 ? [6, 4] : undefined,
@@ -58,13 +58,15 @@ function plotPanel([title, keys], epochs) {
   $("plots").append(box);
   const values = series.flatMap((s) => [...s.values.values()]).filter((v) => v != null);
   const log = title === "learning rate" && values.every((v) => v > 0);
+  const powers = (_, ticks) => ticks.map((v) => (v == null ? "" : v.toExponential(0)));
+  const labels = log ? { values: powers, grid: { show: false }, ticks: { show: false } } : {};
   const options = {
     title,
     width: box.clientWidth - 14,
     height: 210,
     cursor: { sync: { key: "epochs" } },
     scales: { x: { time: false }, y: { distr: log ? 3 : 1 } },
-    axes: [{ ...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500] }, { ...axis, size: 62, grid: { ...axis.grid, show: !log } }],
+    axes: [{ ...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500] }, { ...axis, size: 62, ...labels }],
     series: [
       { label: "epoch", value: (_, v) => v ?? "–" },
       ...series.map(({ label, stroke, dash }) => ({

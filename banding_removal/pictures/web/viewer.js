@@ -15,7 +15,7 @@ const labelOf = (s) => `${s.volume} slice ${s.slice_index} ${s.acquisition}`;
 const SLICES = [...new Set(PAGE.runs.flatMap((run) => run.slices.map(labelOf)))];
 
 const state = {
-  slice: Math.min(1, SLICES.length - 1), // position in SLICES; the first one shows no anatomy
+  slice: Math.floor(SLICES.length / 2), // position in SLICES; old epochs keep this and the first
   epoch: Infinity, // the newest one
   image: "x",
   texture: false,

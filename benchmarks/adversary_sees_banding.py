@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from banding_removal.command_line import user_errors
 from banding_removal.config.overrides import from_words
@@ -21,7 +21,6 @@ from banding_removal.config.settings import REPOSITORY
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.losses.orientation import OrientationObjective
 from banding_removal.model.classifiers import Architecture, build_adversary
-from banding_removal.model.predictor import Predictor
 from banding_removal.reconstruction.pairs import reconstruct_pairs
 from banding_removal.runs.build import build_predictor, choose_device, make_datasets
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
@@ -46,7 +45,7 @@ class SightSettings:
 
 
 def reconstructions(
-    predictor: Predictor, dataset: SliceDataset, count: int, device: torch.device
+    predictor: nn.Module, dataset: SliceDataset, count: int, device: torch.device
 ) -> Tensor:
     """Upright reconstructions (2, slice, 1, h, w): phase encoding along x, along y."""
     step = max(1, len(dataset) // count)

@@ -50,9 +50,20 @@ class Checkpoint:
     def of_weights(cls, weights: dict[str, Tensor]) -> "Checkpoint":
         """Weights alone: `settings` is empty."""
         return cls(
-            **{"epoch": 0, "step": 0, "batches": 0, "sums": {}, "predictor": weights},
-            **{"optimizer": {}, "adversary": None, "adversary_optimizer": None},
-            **{"rng": [], "history": [], "start": {}, "events": [], "settings": {}, "volumes": {}},
+            epoch=0,
+            step=0,
+            batches=0,
+            sums={},
+            predictor=weights,
+            optimizer={},
+            adversary=None,
+            adversary_optimizer=None,
+            rng=[],
+            history=[],
+            start={},
+            events=[],
+            settings={},
+            volumes={},
         )
 
 

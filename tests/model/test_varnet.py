@@ -3,6 +3,8 @@
 The numbers are made by benchmarks/make_varnet_golden.py.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from banding_removal.model.predictor import UnrolledNetwork
 from banding_removal.model.varnet import VarNet, VarNetUNet
 from tests.support.parity.compare import load
 
-NETWORK = {"cascades": 2, "chans": 2, "pools": 2, "sens_chans": 2, "sens_pools": 3}
+NETWORK: dict[str, Any] = {"cascades": 2, "chans": 2, "pools": 2, "sens_chans": 2, "sens_pools": 3}
 CASES = ["odd_4", "odd_8_padded", "even_8_given", "batch_4_8_padded"]
 DIRECTION_SEED, DIRECTIONS = 5, 3
 

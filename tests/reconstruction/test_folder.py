@@ -86,7 +86,7 @@ def settings(tmp_path: Path) -> ReconstructSettings:
     )
 
 
-def predictor_of(settings: ReconstructSettings) -> Predictor:
+def predictor_of(settings: ReconstructSettings) -> nn.Module:
     path = settings.checkpoint / "checkpoints" / "epoch003.pt"
     return build_predictor(TRAINED, CPU, load_checkpoint(path), path).eval()
 

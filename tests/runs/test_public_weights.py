@@ -2,6 +2,7 @@ import sys
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from tests.support.checkpoints import Exploit
 from tests.support.runs import weights_of
 
 CPU = torch.device("cpu")
-SIZES = {"cascades": 3, "chans": 4, "pools": 1, "sens_chans": 2, "sens_pools": 2}
+SIZES: dict[str, Any] = {"cascades": 3, "chans": 4, "pools": 1, "sens_chans": 2, "sens_pools": 2}
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def public_settings(weights: dict[str, Any], path: Path) -> Settings:
     cascades = {key.split(".")[1] for key in weights if key.startswith("cascades.")}
     chans, pools = _unet_size(weights, "cascades.0.model.unet.")
     sens_chans, sens_pools = _unet_size(weights, "sens_net.norm_unet.unet.")
-    sizes = {
+    sizes: dict[str, Any] = {
         "cascades": max(len(cascades), 1),
         "chans": chans,
         "pools": pools,

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from banding_removal.command_line import user_errors
-from banding_removal.config.overrides import from_plain, from_words
+from banding_removal.config.overrides import from_words
 from banding_removal.data.hdf5 import open_file, own_dataset
 from banding_removal.data.operators import reduce, rss, to_image
 from banding_removal.errors import ConfigError
-from banding_removal.model.predictor import Predictor, center_columns
+from banding_removal.model.predictor import UnrolledNetwork, center_columns
 from banding_removal.runs.build import build_predictor, make_datasets
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
+from banding_removal.runs.resume import saved_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +41,16 @@ def shares_outside(run: Path, data_path: Path | None = None) -> tuple[float, flo
 
     Raises:
         CheckpointError: of the run.
+        ConfigError: its predictor has no sensitivity maps.
         VolumeError: of its validation set.
     """
     path = find_checkpoint(run)
     checkpoint = load_checkpoint(path)
-    settings = from_plain(checkpoint.settings, path)
+    settings = saved_settings(path, checkpoint)
     settings = replace(settings, data_path=data_path or settings.data_path)
     predictor = build_predictor(settings, torch.device("cpu"), checkpoint, path).eval()
-    assert isinstance(predictor, Predictor), "other predictors need not have sensitivity maps"
+    if not isinstance(predictor, UnrolledNetwork):
+        raise ConfigError(f"{path}: {settings.predictor} has no sensitivity maps to compare")
     dataset = make_datasets(settings)[1]
     learnt, plain = [], []
     for number, (volume, slice_index) in enumerate(dataset.places):

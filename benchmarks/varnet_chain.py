@@ -53,6 +53,7 @@ class Chain:
     lr: float = bounded(1e-3, above=0)  # of its Adam
     epochs: int = bounded(5, above=0)  # of stage 2
     epoch_fraction: float = bounded(0.25, above=0, at_most=1)
+    words: tuple[str, ...] = ()  # more settings of stage 2, such as lr=5e-3
     seed: int = bounded(0, at_least=0)
     device: str = "auto"
 
@@ -104,7 +105,7 @@ def stage_2(chain: Chain, public: Path, name: str, *words: str) -> Path:
         *(f"device={chain.device}", "workers=0", f"epochs={chain.epochs}", f"seed={chain.seed}"),
         *(f"epoch_fraction={chain.epoch_fraction}", f"validate_every={chain.epochs}"),
         *("mask=fastmri_equispaced_fraction", "acs_fractions=[0.1]", "train_filter.magnet=null"),
-        *("val_filter.magnet=null", *words),
+        *("val_filter.magnet=null", *words, *chain.words),
     ]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     subprocess.run(command, check=True, env=environment)

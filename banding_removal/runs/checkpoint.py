@@ -50,13 +50,22 @@ class Checkpoint:
     @classmethod
     def of_weights(cls, weights: dict[str, Tensor]) -> "Checkpoint":
         """Weights alone: `settings` is empty."""
-        rest: dict[str, Any] = {
-            **dict.fromkeys(("epoch", "step", "batches"), 0),
-            **dict.fromkeys(("adversary", "adversary_optimizer")),
-            **{key: {} for key in ("sums", "optimizer", "start", "settings", "volumes")},
-            **{key: [] for key in ("rng", "history", "events")},
-        }
-        return cls(predictor=weights, **rest)
+        return cls(
+            epoch=0,
+            step=0,
+            batches=0,
+            sums={},
+            predictor=weights,
+            optimizer={},
+            adversary=None,
+            adversary_optimizer=None,
+            rng=[],
+            history=[],
+            start={},
+            events=[],
+            settings={},
+            volumes={},
+        )
 
 
 def random_state() -> dict[str, Any]:

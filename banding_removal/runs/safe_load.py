@@ -36,7 +36,9 @@ def load_plain(stored: bytes) -> Any:
         RefusedError: the file is damaged, not such an archive, or holds anything else.
     """
     if not stored.startswith(_ZIP):
-        raise RefusedError("is damaged, or is not a zip archive written by torch.save")
+        raise RefusedError(
+            "is damaged, or is not a zip archive written by torch.save (of PyTorch 1.6 or later)"
+        )
     try:
         pickled = _pickle_in(stored)
         _check_names(pickled)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from banding_removal.config.demo import PRETRAINING, STAGE_2
-from banding_removal.config.recipes import ADVERSARY, DIRECT, PAPER
+from banding_removal.config.recipes import ADVERSARY, PAPER
 from banding_removal.config.settings import Settings
 from banding_removal.data.filters import VolumeFilter
 from banding_removal.data.phantom.spec import DEMO, MEDIUM, REAL_SIZE, PhantomSpec
@@ -65,8 +65,8 @@ ONE_CORE: dict[str, Any] = {
 _ADAM: dict[str, Any] = {"optimizer": "adam", "lr": 3e-4}
 STAGE_1 = replace(PRETRAINING, name="stage_1", **ONE_CORE)
 _OURS = replace(STAGE_2, **ONE_CORE)
-_STREAKS_ALONE: dict[str, Any] = {"adversary_strength": 0.1, "adversary_changes": "streaks"}
 _PAIRS: dict[str, Any] = {"epoch_fraction": 0.5}  # two orientations a step, half the steps
+_VIEW = {"adversary_view": "low_signal", "adversary_strength": 0.03}
 FROM_SCRATCH = ("bfloat16",)  # these are stage 1 once more, in another way
 RECIPES = {
     "control": replace(_OURS, streak_weight=0.0),
@@ -77,13 +77,15 @@ RECIPES = {
     "even": replace(_OURS, streak_background=0.5),
     "adam": replace(_OURS, optimizer="adam", lr=2e-3),
     "paper": replace(_OURS, **PAPER, **_ADAM),
-    "adversary": replace(_OURS, **ADVERSARY, **_ADAM, **_PAIRS),
-    "streaks": replace(_OURS, **ADVERSARY | _STREAKS_ALONE, **_PAIRS),
-    "both": replace(
-        _OURS,
-        **ADVERSARY | _STREAKS_ALONE | {"streak_weight": DIRECT["streak_weight"]},
-        **_PAIRS,
-    ),
+    # The published recipe, with as little as possible changed.
+    "paper_view": replace(_OURS, **PAPER | _VIEW),
+    "paper_view_pretrained": replace(_OURS, **PAPER | _VIEW | {"adversary_pretrain_steps": 200}),
+    "adversary": replace(_OURS, **ADVERSARY, **_PAIRS),
+    # That without one of its parts.
+    "adversary_alone": replace(_OURS, **ADVERSARY | {"streak_weight": 0.0}, **_PAIRS),
+    "all_cells": replace(_OURS, **ADVERSARY | {"adversary_background": None}, **_PAIRS),
+    "whole_image": replace(_OURS, **ADVERSARY | {"adversary_view": "image"}, **_PAIRS),
+    "everything": replace(_OURS, **ADVERSARY | {"adversary_changes": "everything"}, **_PAIRS),
     "bfloat16": replace(STAGE_1, precision="bfloat16"),
 }
 

@@ -52,7 +52,14 @@ FAILURES: dict[str, tuple[dict[str, Any], str | None]] = {
         "streaks run across the phase-encode axis",
     ),
     "texture": (
-        {**ADVERSARY, **_ADAM, "adversary_strength": 5.0},
+        {
+            **ADVERSARY,
+            **_ADAM,
+            "adversary_strength": 5.0,
+            "adversary_view": "image",
+            "adversary_changes": "everything",
+            "adversary_background": None,
+        },
         "texture is added across the streaks",
     ),
     "detail lost": ({**DIRECT, "streak_weight": 0.3}, "SSIM has fallen"),

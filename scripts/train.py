@@ -3,7 +3,7 @@
     ipython scripts/train.py
     ipython scripts/train.py data_path=/data/knee init_from=logs/pretrain_2 streak_weight=0.02
     ipython scripts/train.py recipe=paper          # the published orientation adversary
-    ipython scripts/train.py recipe=adversary      # an adversary that learns faster
+    ipython scripts/train.py recipe=adversary      # an adversary that learns within minutes
     ipython scripts/train.py init_from=/path/knee_leaderboard_state_dict.pt    # fastMRI's VarNet
     ipython scripts/train.py resume=logs/train
 
@@ -39,4 +39,4 @@ SETTINGS = Settings(
 )
 
 if __name__ == "__main__":
-    run(SETTINGS, paper=PUBLISHED, adversary=PUBLISHED)
+    run(SETTINGS, paper=PUBLISHED, adversary={"epoch_fraction": 0.1})

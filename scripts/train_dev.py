@@ -36,4 +36,4 @@ SETTINGS = Settings(
 )
 
 if __name__ == "__main__":
-    run(SETTINGS, paper=PUBLISHED, adversary=PUBLISHED)
+    run(SETTINGS, paper=PUBLISHED, adversary={"epoch_fraction": 0.1})

@@ -11,7 +11,7 @@ from banding_removal.errors import ConfigError
 from banding_removal.evaluation.comparison import CompareSettings
 from scripts import demo, pretrain, train, train_dev
 
-SCHEDULES = {"paper": PUBLISHED, "adversary": PUBLISHED}
+SCHEDULES = {"paper": PUBLISHED, "adversary": {"epoch_fraction": 0.1}}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -52,7 +52,7 @@ def test_the_paper_s_recipe_is_what_was_published() -> None:
 
 
 @pytest.mark.parametrize("script", [train, train_dev])
-def test_scripts_train_with_the_direct_loss_and_adversaries_at_the_published_rates(
+def test_scripts_train_with_the_direct_loss_and_the_paper_at_its_own_rates(
     script: ModuleType,
 ) -> None:
     direct = settings_of(script.SETTINGS, ["lr=1e-5"], SCHEDULES)
@@ -61,10 +61,14 @@ def test_scripts_train_with_the_direct_loss_and_adversaries_at_the_published_rat
     for key in ("optimizer", "lr_decay", "lr_drop_every", "clip_grad_norm"):  # as in the results
         assert getattr(direct, key) == getattr(STAGE_2, key)
     assert direct == settings_of(script.SETTINGS, ["recipe=direct", "lr=1e-5"], SCHEDULES)
-    for recipe in ("paper", "adversary"):
-        other = settings_of(script.SETTINGS, [f"recipe={recipe}", "epochs=2"], SCHEDULES)
-        assert (other.optimizer, other.lr, other.epochs) == ("adam", 1e-4, 2)
-        assert other.adversary is not None and other.streak_weight == 0
+    paper = settings_of(script.SETTINGS, ["recipe=paper", "epochs=2"], SCHEDULES)
+    assert (paper.optimizer, paper.lr, paper.epochs) == ("adam", 1e-4, 2)
+    assert paper.adversary == "shallow" and paper.streak_weight == 0
+    pairs = settings_of(script.SETTINGS, ["recipe=adversary"], SCHEDULES)
+    assert pairs.adversary == "patch" and 0 < pairs.streak_weight < direct.streak_weight
+    # of twice as many orientations in a step
+    assert pairs.lr == script.SETTINGS.lr
+    assert 2 * pairs.epochs * pairs.epoch_fraction == direct.epochs * direct.epoch_fraction
 
 
 def test_all_recipes_set_the_same_settings() -> None:
@@ -115,7 +119,7 @@ def test_words_of_the_demo_reach_the_stages_that_they_are_for(
     assert (first.stage, first.recipe, first.streak_weight) == ("pretrain", "none", 0)
     assert (second.stage, second.recipe, second.streak_weight) == ("train", "adversary", 0.1)
     assert second.init_from == str(tmp_path)
-    assert (second.lr, second.epoch_fraction) == (3e-4, 0.5)
+    assert (second.lr, second.epoch_fraction) == (first.lr, 0.5)
     assert first.epochs == second.epochs == 3
     with pytest.raises(ConfigError, match="the demo sets"):
         demo.main(["init_from=logs/pretrain"])

@@ -30,7 +30,7 @@ class PhantomSettings:
     train_volumes: int = bounded(24, at_least=0)
     val_volumes: int = bounded(8, at_least=0)
     slices: int | None = None  # per volume; null: the number that goes with the size
-    # training volumes of other sizes, coils, noise, contrast, and every other one of random shapes
+    # training volumes of other coils, noise, contrast, field of view; every other one: random shapes
     vary: bool = False
     seed: int = bounded(0, at_least=0)  # of the whole data set
 

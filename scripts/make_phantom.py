@@ -30,7 +30,8 @@ class PhantomSettings:
     train_volumes: int = bounded(24, at_least=0)
     val_volumes: int = bounded(8, at_least=0)
     slices: int | None = None  # per volume; null: the number that goes with the size
-    # training volumes of other coils, noise, contrast, field of view; every other one: random shapes
+    # Training volumes of many coils, noise levels, contrasts and fields of view; half of them are
+    # not knees, but random shapes.
     vary: bool = False
     seed: int = bounded(0, at_least=0)  # of the whole data set
 

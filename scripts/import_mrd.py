@@ -7,12 +7,10 @@
 becomes a volume. Needs the package ismrmrd. Patient information in the header is left out.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from banding_removal.command_line import user_errors
-from banding_removal.config.overrides import from_words
+from banding_removal.command_line import typed_settings, user_errors
 from banding_removal.config.settings import REPOSITORY
 from banding_removal.data.mrd_import import ImportedScan, import_scan
 from banding_removal.data.volume import SUFFIX, VolumeError
@@ -73,4 +71,4 @@ def report(path: Path, imported: ImportedScan) -> str:
 
 if __name__ == "__main__":
     with user_errors():
-        main(from_words(ImportSettings(), sys.argv[1:]))
+        main(typed_settings(ImportSettings()))

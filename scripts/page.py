@@ -7,12 +7,9 @@ Training keeps the page of its own run, `index.html` in its folder; this script 
 of earlier versions, too. With several runs, slice, epoch, zoom and window are linked.
 """
 
-import sys
-
-from banding_removal.command_line import user_errors
-from banding_removal.config.overrides import from_words
+from banding_removal.command_line import typed_settings, user_errors
 from banding_removal.pictures.run_page import PageSettings, page_of_runs
 
 if __name__ == "__main__":
     with user_errors():
-        print(f"the page is {page_of_runs(from_words(PageSettings(), sys.argv[1:]))}")
+        print(f"the page is {page_of_runs(typed_settings(PageSettings()))}")

@@ -10,9 +10,7 @@ the images, and send back the file that the page saves at the end. `score` write
 picture to the folder `results` of the study.
 """
 
-import sys
-
-from banding_removal.command_line import user_errors
+from banding_removal.command_line import typed_words, user_errors
 from banding_removal.config.overrides import from_words
 from banding_removal.errors import ConfigError
 from banding_removal.reader_study.make import make_study
@@ -37,4 +35,4 @@ def main(words: list[str]) -> None:
 
 if __name__ == "__main__":
     with user_errors():
-        main(sys.argv[1:])
+        main(typed_words(MakeSettings()))

@@ -228,11 +228,11 @@ def test_filters_that_leave_nothing_say_which(settings: Settings) -> None:
 def test_bad_volumes_are_all_named_before_anything_starts(settings: Settings) -> None:
     folder = settings.data_path / "multicoil_train"
     (folder / "text.h5").write_text("not HDF5")
-    write_volume(folder / "headerless.h5", drop=("ismrmrd_header",))
+    write_volume(folder / "empty.h5", drop=("kspace",))
     with pytest.raises(VolumeError) as caught:
         train(settings)
     assert "text.h5" in str(caught.value)
-    assert "headerless.h5" in str(caught.value)
+    assert "empty.h5" in str(caught.value)
     assert not (settings.logs / "toy").exists()
     train_set, _ = make_datasets(replace(settings, skip_bad_volumes=True))
     assert len(train_set.volumes) == 3

@@ -107,9 +107,8 @@ def parse_header(xml: bytes) -> ScanHeader:
         return None if x is None or y is None or min(x, y) < 1 else (x, y)
 
     encoded_y = whole("encoding/encodedSpace/matrixSize/y")
-    limits = "encoding/encodingLimits/kspace_encoding_step_1"
+    limits, acquired = "encoding/encodingLimits/kspace_encoding_step_1", None
     center, maximum = (whole(f"{limits}/{name}") for name in ("center", "maximum"))
-    acquired = None
     if encoded_y is not None and center is not None and maximum is not None:
         left = encoded_y // 2 - center
         acquired = (left, left + maximum + 1)

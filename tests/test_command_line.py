@@ -19,13 +19,13 @@ def type_in(monkeypatch: pytest.MonkeyPatch, typed: list[str], argv: list[str]) 
     monkeypatch.setattr(sys, "argv", argv)
 
 
-@pytest.mark.parametrize("script", ["scripts/train.py", "/work/scripts/train.py", "train.py"])
+@pytest.mark.parametrize("script", ["scripts/train.py", "/home/me/scripts/train.py", "train.py"])
 @pytest.mark.parametrize("option", ["--lr=1e-3", "-lr=1e-3", "--resume=logs/x", "--help"])
 def test_an_option_that_ipython_took_is_refused_whatever_the_path_of_the_script(
     monkeypatch: pytest.MonkeyPatch, script: str, option: str
 ) -> None:
     typed = [*IPYTHON, script, "epochs=2", option]
-    type_in(monkeypatch, typed, ["/work/scripts/train.py", "epochs=2"])
+    type_in(monkeypatch, typed, ["/home/me/scripts/train.py", "epochs=2"])
     with pytest.raises(ConfigError) as caught:
         typed_settings(Settings())
     assert f"write settings without dashes: {option.lstrip('-')}\n" in str(caught.value)
@@ -35,7 +35,7 @@ def test_an_option_that_ipython_took_is_refused_whatever_the_path_of_the_script(
 def test_a_setting_before_the_script_is_refused_and_options_of_ipython_are_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    argv = ["/work/scripts/train.py", "epochs=2"]
+    argv = ["/home/me/scripts/train.py", "epochs=2"]
     type_in(monkeypatch, [*IPYTHON, "--matplotlib=agg", "scripts/train.py", "epochs=2"], argv)
     assert typed_words(Settings()) == ["epochs=2"]
     option = "--train_filter.magnet=3"
@@ -48,7 +48,7 @@ def test_two_dashes_alone_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     type_in(monkeypatch, typed, typed[1:])
     assert typed_settings(Settings()).lr == 1e-3
     # IPython drops them.
-    type_in(monkeypatch, [*IPYTHON, *typed[1:]], ["/work/scripts/train.py", *typed[3:]])
+    type_in(monkeypatch, [*IPYTHON, *typed[1:]], ["/home/me/scripts/train.py", *typed[3:]])
     assert typed_settings(Settings()).epochs == 2
 
 

@@ -4,7 +4,7 @@
     ipython scripts/demo.py epochs=2
     ipython scripts/demo.py recipe=adversary      # recipe: of stage 2; other words: of both stages
 
-About 17 minutes on two CPU cores. With another data_path, no phantom is made. After an
+About 20 minutes on two CPU cores. With another data_path, no phantom is made. After an
 interruption, the same command continues.
 """
 

@@ -173,6 +173,10 @@ class Settings:
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
+    def splits_pairs(self, processes: int) -> bool:
+        """Whether each process takes one orientation of a pair; a single process takes both."""
+        return self.split_pairs and processes > 1
+
     def mask_sampler(self) -> MaskSampler:
         """The sampler that the undersampling settings describe."""
         fraction = self.mask.endswith("_fraction")

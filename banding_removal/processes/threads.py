@@ -7,8 +7,9 @@ import torch
 
 from banding_removal.data.volume import Volume
 
-# Up to this many pixels of k-space (H x W), a second thread gains little if nothing else runs. If
-# something does, every operation waits for the thread that has no core (benchmarks/processes.py).
+# Up to this many pixels of k-space (H x W), one thread: at 128 x 128, a second one gains little. If
+# anything else runs, every operation waits for the thread that has no core. 192 lies between that
+# size and the paper's, where threads pay, and was not measured itself (benchmarks/processes.py).
 SMALL_IMAGE = 192 * 192
 
 

@@ -103,7 +103,7 @@ def _make_prefetcher(run: Run) -> Prefetcher:
         ranks=team.size,
         accumulate=settings.accumulate,
         paired=settings.paired,
-        split_pairs=run.splits_pairs,
+        split_pairs=settings.splits_pairs(team.size),
     )
     return Prefetcher(run.train_set, sampler, settings.workers, run.device, team.stop)
 

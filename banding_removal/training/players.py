@@ -123,8 +123,7 @@ def make_players(
             fused=True,
         )
         if settings.adversary_replay > 0:
-            shares = settings.split_pairs and team.size > 1
-            orientations = (team.rank % 2,) if shares else (0, 1)
+            orientations = (team.rank % 2,) if settings.splits_pairs(team.size) else (0, 1)
             players.replay = PairStore(settings.adversary_replay, orientations)
     return players
 

@@ -47,7 +47,7 @@ def prepare(settings: Settings, team: Team, lock: RunLock) -> Run:
     device = choose_device(settings.device, team)
     volumes = [*train_set.volumes, *val_set.volumes]
     set_threads(volumes, count=settings.threads, processes=team.local_size)
-    if settings.split_pairs and team.size > 1 and team.size % 2:
+    if settings.splits_pairs(team.size) and team.size % 2:
         raise ConfigError(f"split_pairs=true needs an even number of processes, not {team.size}")
     start = team.from_first(lambda: decide_start(settings, lock))
 

@@ -91,14 +91,9 @@ class Run:
         return self.progress.batches // self.batches_per_step
 
     @property
-    def splits_pairs(self) -> bool:
-        """Whether each process takes one orientation of a pair; one process takes both."""
-        return self.settings.split_pairs and self.team.size > 1
-
-    @property
     def batches_per_step(self) -> int:
         """Batches (pairs) of all processes."""
-        sharing = 2 if self.splits_pairs else 1
+        sharing = 2 if self.settings.splits_pairs(self.team.size) else 1
         return self.settings.accumulate * self.team.size // sharing
 
     def step_settings(self) -> StepSettings:

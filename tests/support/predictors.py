@@ -1,5 +1,6 @@
 """A run's folder with the checkpoint of an untrained predictor."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,21 +14,7 @@ from banding_removal.runs.checkpoint import Checkpoint, save_checkpoint
 def save_predictor(folder: Path, trained: Settings, seed: int = 0) -> Path:
     """A run's folder with a checkpoint of an untrained predictor."""
     torch.manual_seed(seed)
-    checkpoint = Checkpoint(
-        epoch=3,
-        step=70,
-        batches=0,
-        sums={},
-        predictor=build_predictor(trained, torch.device("cpu")).state_dict(),
-        optimizer={},
-        adversary=None,
-        adversary_optimizer=None,
-        rng=[],
-        history=[],
-        start={},
-        events=[],
-        settings=plain(trained),
-        volumes={},
-    )
+    weights = build_predictor(trained, torch.device("cpu")).state_dict()
+    checkpoint = replace(Checkpoint.of_weights(weights), epoch=3, step=70, settings=plain(trained))
     save_checkpoint(folder, checkpoint, keep=0)
     return folder

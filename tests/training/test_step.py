@@ -145,6 +145,7 @@ def test_the_orientation_term_counts_with_its_weight(
     stage_2: Settings, train_set: SliceDataset
 ) -> None:
     step = settings_of_step(stage_2, epochs=0, step=1)
+    torch.manual_seed(1)  # with some weights, the term's gradient is lost in the others' rounding
     players = make_players(stage_2, torch.device("cpu"))
     gradients = []
     for weight in (0.0, 1.0, 3.0):

@@ -41,8 +41,8 @@ from benchmarks.brain import write_brains
 from benchmarks.efficacy_recipes import FROM_SCRATCH, RECIPES, SIZES, stage_1, stage_2
 
 BEFORE = "stage 1"
-# Of the phantom: for training, to choose recipes by, and for the metrics that are reported.
-SEEDS = {"training": 0, "chosen": 1000, "final": 6000}
+# Of volumes for training (of stage 1 and stage 2), to choose recipes by, and for reported metrics.
+SEEDS = {"phantom": 0, "varied": 100, "chosen": 1000, "final": 6000}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,7 @@ class Efficacy:
     size: str = "96"
     seeds: tuple[int, ...] = (0,)
     recipes: tuple[str, ...] = ("control", "ours")
+    varied: bool = True  # stage 2 on twice as many volumes that vary, for the same number of steps
     volumes: Literal["chosen", "final"] = "chosen"
     volume_count: int = 8  # to measure on
     probe: bool = True
@@ -67,6 +68,8 @@ class Efficacy:
             raise ConfigError(f"{', '.join(unknown)}: none of {', '.join(RECIPES)}")
         if self.size not in SIZES:
             raise ConfigError(f"size {self.size}: none of {', '.join(SIZES)}")
+        if self.varied and SIZES[self.size].brain:
+            raise ConfigError("size=brain needs varied=false: only the phantom varies")
         if min(self.jobs, self.volume_count, len(self.seeds)) < 1:
             raise ConfigError("jobs, volume_count and the number of seeds must be positive")
 
@@ -77,26 +80,21 @@ def run_seed(settings: Efficacy, seed: int) -> None:
     rows = settings.folder / "rows" / f"{settings.size}-{seed}.jsonl"
     rows.parent.mkdir(parents=True, exist_ok=True)
     logs = settings.folder / f"{settings.size}-{seed}"
-    data_path = settings.folder / f"phantom-{settings.size}"
-
     workers = 0 if settings.device == "cpu" else 4
-    where: dict[str, Any] = {
-        "logs": logs,
-        "data_path": data_path,
-        "device": settings.device,
-        "workers": workers,
-    }
+    where: dict[str, Any] = {"logs": logs, "device": settings.device, "workers": workers}
+    same, varied = (settings.folder / f"{name}-{settings.size}" for name in ("phantom", "varied"))
 
-    before = _trained(replace(stage_1(settings.size, seed), **where))
+    before = _trained(replace(stage_1(settings.size, seed), **where, data_path=same))
     runs = {BEFORE: before}
     for recipe in settings.recipes:
         _judge(settings, seed, runs, rows)
-        of_recipe = replace(
-            stage_2(recipe, settings.size, seed),
-            name=recipe,
-            **where,
-            init_from=None if recipe in FROM_SCRATCH else str(before),
-        )
+        of_recipe = stage_2(recipe, settings.size, seed)
+        of_recipe = replace(of_recipe, name=recipe, **where, data_path=same)
+        if recipe not in FROM_SCRATCH:
+            of_recipe = replace(of_recipe, init_from=str(before))
+            if settings.varied:
+                share = of_recipe.epoch_fraction / 2
+                of_recipe = replace(of_recipe, data_path=varied, epoch_fraction=share)
         runs[recipe] = _trained(of_recipe)
     _judge(settings, seed, runs, rows)
 
@@ -115,6 +113,7 @@ def _judge(settings: Efficacy, seed: int, runs: dict[str, Path], rows: Path) -> 
             "size": settings.size,
             "seed": seed,
             "recipe": recipe,
+            "varied": settings.varied,
             "run": run.name,
             "volumes": settings.volumes,
             "volumes_seed": SEEDS[settings.volumes],
@@ -168,14 +167,15 @@ def main(words: list[str]) -> None:
         return
     size = SIZES[settings.size]
     for name, seed in SEEDS.items():
-        train_volumes, val_volumes = (
-            (size.train_volumes, 2) if name == "training" else (0, settings.volume_count)
-        )
-        folder = settings.folder / (
-            f"phantom-{settings.size}" if name == "training" else f"{name}-{settings.size}"
-        )
-        counts: dict[str, Any] = {"train_volumes": train_volumes, "val_volumes": val_volumes}
-        if not size.brain:
+        folder = settings.folder / f"{name}-{settings.size}"
+        counts: dict[str, Any] = {"train_volumes": 0, "val_volumes": settings.volume_count}
+        if name == "phantom":
+            counts = {"train_volumes": size.train_volumes, "val_volumes": 2}
+        if name == "varied":
+            if settings.varied:
+                counts = {"train_volumes": 2 * size.train_volumes, "val_volumes": 2}
+                write_dataset(folder, size.phantom, **counts, seed=seed, vary=True)
+        elif not size.brain:
             write_dataset(folder, size.phantom, **counts, seed=seed)
         elif settings.template is None:
             raise ConfigError("size=brain needs template=...: see benchmarks/brain.py")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from banding_removal.config.demo import PRETRAINING, STAGE_2
-from banding_removal.config.recipes import ADVERSARY, PAPER
+from banding_removal.config.recipes import ADVERSARY, DIRECT, PAPER
 from banding_removal.config.settings import Settings
 from banding_removal.data.filters import VolumeFilter
 from banding_removal.data.phantom.spec import DEMO, MEDIUM, REAL_SIZE, PhantomSpec
@@ -63,8 +63,8 @@ ONE_CORE: dict[str, Any] = {
     "log_every": 10,
 }
 _ADAM: dict[str, Any] = {"optimizer": "adam", "lr": 3e-4}
-STAGE_1 = replace(PRETRAINING, name="stage_1", **ONE_CORE)
-_OURS = replace(STAGE_2, **ONE_CORE)
+STAGE_1 = replace(PRETRAINING, name="stage_1", epochs=12, **ONE_CORE)
+_OURS = replace(STAGE_2, **DIRECT, **ONE_CORE, epochs=10, epoch_fraction=1.0)
 _PAIRS: dict[str, Any] = {"epoch_fraction": 0.5}  # two orientations a step, half the steps
 _VIEW = {"adversary_view": "low_signal", "adversary_strength": 0.03}
 FROM_SCRATCH = ("bfloat16",)  # these are stage 1 once more, in another way

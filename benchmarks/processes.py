@@ -25,6 +25,7 @@ from banding_removal.config.overrides import from_words
 from banding_removal.config.settings import REPOSITORY
 from banding_removal.data.phantom.files import write_dataset
 from banding_removal.data.phantom.spec import DEMO, MEDIUM, REAL_SIZE
+from banding_removal.errors import ConfigError
 
 SPECS = {"demo": DEMO, "medium": MEDIUM, "real": REAL_SIZE}
 ACS_LINES = {"demo": 10, "medium": 12, "real": 16}
@@ -35,7 +36,7 @@ CASES = {
 }
 STAGES = {
     "stage 1": (),
-    "stage 2": ("stage=train", "adversary=patch", "adversary_chans=12", "adversary_replay=8"),
+    "stage 2": ("stage=train", "recipe=adversary", "adversary_pretrain_steps=0"),
 }
 
 
@@ -49,6 +50,15 @@ class Timing:
     repeats: int = 2  # of each case, in turn with the others
     busy: tuple[int, ...] = (0, 1, 2)  # programs beside it
     stages: tuple[str, ...] = tuple(STAGES)
+
+    def __post_init__(self) -> None:
+        if not 2 < self.slices <= 2 * self.slices_per_volume:
+            raise ConfigError(f"slices must be from 3 to {2 * self.slices_per_volume}")
+
+    @property
+    def slices_per_volume(self) -> int:
+        """Of the phantom; it has two volumes for training."""
+        return SPECS[self.size].slices
 
 
 @contextmanager
@@ -65,7 +75,6 @@ def busy_loops(count: int) -> Iterator[None]:
 
 def step_ms(settings: Timing, stage: str, case: dict[str, int]) -> list[float]:
     """Milliseconds of each step, but for the first two."""
-    count = REAL_SIZE.slices if settings.size == "real" else DEMO.slices
     with tempfile.TemporaryDirectory() as logs:
         words = [
             *(f"data_path={settings.folder / settings.size}", f"logs={logs}", "device=cpu"),
@@ -74,10 +83,14 @@ def step_ms(settings: Timing, stage: str, case: dict[str, int]) -> list[float]:
             *("val_slices=[0,1]", "optimizer=muon", "paired=true", *STAGES[stage]),
             *(f"acs_lines=[{ACS_LINES[settings.size]}]", f"split_pairs={case['nproc'] > 1}"),
             *(f"nproc={case['nproc']}", f"threads={case['threads']}"),
-            f"epoch_fraction={settings.slices / (2 * count)}",
+            f"epoch_fraction={settings.slices / (2 * settings.slices_per_volume)}",
         ]
         script = REPOSITORY / "scripts" / "pretrain_dev.py"
-        subprocess.run([sys.executable, str(script), *words], check=True, capture_output=True)
+        done = subprocess.run(
+            [sys.executable, str(script), *words], check=False, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise RuntimeError(f"the run has failed ({done.returncode}): {done.stderr[-2000:]}")
         lines = (Path(logs) / "run" / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     return [row["step_ms"] for row in rows if row["kind"] == "train"][2:]

@@ -2,7 +2,7 @@
 
     make demo
     ipython scripts/demo.py epochs=2
-    ipython scripts/demo.py recipe=adversary      # recipe: of stage 2; other words: of both stages
+    ipython scripts/demo.py recipe=direct      # recipe: of stage 2; other words: of both stages
 
 20 to 25 minutes on two CPU cores. With another data_path, no phantom is made. After an
 interruption, the same command continues.
@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from banding_removal.command_line import settings_of, typed_words, user_errors
-from banding_removal.config.demo import PHANTOM, PRETRAINING, SCHEDULES, STAGE_2
-from banding_removal.config.recipes import DIRECT
+from banding_removal.config.demo import PHANTOM, PRETRAINING, SCHEDULES, STAGE_2, VARIED_PHANTOM
+from banding_removal.config.recipes import ADVERSARY
 from banding_removal.config.settings import Settings
 from banding_removal.data.phantom.files import write_dataset
 from banding_removal.data.phantom.spec import DEMO
@@ -29,7 +29,7 @@ from banding_removal.runs.resume import completed_run
 from banding_removal.training.loop import train
 
 # Words with these keys are for stage 2; all others are for both stages.
-STAGE_2_KEYS = DIRECT.keys() - {"paired"}
+STAGE_2_KEYS = ADVERSARY.keys() - {"paired"}
 
 
 def main(words: list[str]) -> None:
@@ -44,6 +44,8 @@ def main(words: list[str]) -> None:
         raise ConfigError("the demo makes two runs, which cannot have the same name")
     if pretraining.data_path == PHANTOM:
         write_dataset(PHANTOM, DEMO, train_volumes=24, val_volumes=8, seed=0)
+    if stage_2.data_path == VARIED_PHANTOM:  # the same validation volumes
+        write_dataset(VARIED_PHANTOM, DEMO, train_volumes=48, val_volumes=8, seed=0, vary=True)
     before = _run(pretraining)
     after = _run(replace(stage_2, init_from=str(before)))
 

@@ -11,7 +11,7 @@ from banding_removal.errors import ConfigError
 from banding_removal.evaluation.comparison import CompareSettings
 from scripts import demo, pretrain, train, train_dev
 
-SCHEDULES = {"paper": PUBLISHED, "adversary": {"epoch_fraction": 0.1}}
+SCHEDULES = {"direct": {"epoch_fraction": 0.2}, "paper": PUBLISHED}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -27,8 +27,9 @@ def test_a_recipe_is_a_word_that_others_may_change(name: Recipe) -> None:
 
 
 def test_a_word_is_checked_against_the_recipe_and_not_against_the_script() -> None:
-    assert not train.SETTINGS.paired  # which adversary_replay needs
-    settings = settings_of(train.SETTINGS, ["adversary_replay=20", "recipe=adversary"])
+    assert not pretrain.SETTINGS.paired  # which adversary_replay needs
+    words = ["stage=train", "adversary_replay=20", "recipe=adversary"]
+    settings = settings_of(pretrain.SETTINGS, words)
     assert settings.adversary_replay == 20
 
 
@@ -52,22 +53,21 @@ def test_the_paper_s_recipe_is_what_was_published() -> None:
 
 
 @pytest.mark.parametrize("script", [train, train_dev])
-def test_scripts_train_with_the_direct_loss_and_the_paper_at_its_own_rates(
+def test_scripts_train_with_an_adversary_and_the_paper_at_its_own_rates(
     script: ModuleType,
 ) -> None:
-    direct = settings_of(script.SETTINGS, ["lr=1e-5"], SCHEDULES)
-    assert direct.lr == 1e-5
-    assert direct.recipe == "direct" and direct.adversary is None and direct.streak_weight > 0
-    for key in ("optimizer", "lr_decay", "lr_drop_every", "clip_grad_norm"):  # as in the results
-        assert getattr(direct, key) == getattr(STAGE_2, key)
-    assert direct == settings_of(script.SETTINGS, ["recipe=direct", "lr=1e-5"], SCHEDULES)
+    pairs = settings_of(script.SETTINGS, ["lr=1e-5"], SCHEDULES)
+    assert pairs.lr == 1e-5
+    for key in (*RECIPES["adversary"], "optimizer", "lr_decay", "lr_drop_every", "clip_grad_norm"):
+        assert getattr(pairs, key) == getattr(STAGE_2, key)  # as in the results
+    assert pairs == settings_of(script.SETTINGS, ["recipe=adversary", "lr=1e-5"], SCHEDULES)
     paper = settings_of(script.SETTINGS, ["recipe=paper", "epochs=2"], SCHEDULES)
     assert (paper.optimizer, paper.lr, paper.epochs) == ("adam", 1e-4, 2)
     assert paper.adversary == "shallow" and paper.streak_weight == 0
-    pairs = settings_of(script.SETTINGS, ["recipe=adversary"], SCHEDULES)
-    assert pairs.adversary == "patch" and 0 < pairs.streak_weight < direct.streak_weight
-    # of twice as many orientations in a step
-    assert pairs.lr == script.SETTINGS.lr
+    direct = settings_of(script.SETTINGS, ["recipe=direct"], SCHEDULES)
+    assert direct.adversary is None and 0 < pairs.streak_weight < direct.streak_weight
+    assert direct.lr == script.SETTINGS.lr
+    # half as many orientations in a step
     assert 2 * pairs.epochs * pairs.epoch_fraction == direct.epochs * direct.epoch_fraction
 
 
@@ -112,14 +112,14 @@ def test_words_of_the_demo_reach_the_stages_that_they_are_for(
 
     monkeypatch.setattr(demo, "_run", noted)
     monkeypatch.setattr(demo, "compare", enough)
-    words = [f"data_path={tmp_path}", "recipe=adversary", "streak_weight=0.1", "epochs=3"]
+    words = [f"data_path={tmp_path}", "recipe=direct", "streak_weight=0.1", "epochs=3"]
     with pytest.raises(KeyboardInterrupt):
         demo.main(words)
     first, second = trained
     assert (first.stage, first.recipe, first.streak_weight) == ("pretrain", "none", 0)
-    assert (second.stage, second.recipe, second.streak_weight) == ("train", "adversary", 0.1)
+    assert (second.stage, second.recipe, second.streak_weight) == ("train", "direct", 0.1)
     assert second.init_from == str(tmp_path)
-    assert (second.lr, second.epoch_fraction) == (first.lr, 0.5)
+    assert (second.lr, second.epoch_fraction) == (first.lr, 1.0)
     assert first.epochs == second.epochs == 3
     with pytest.raises(ConfigError, match="the demo sets"):
         demo.main(["init_from=logs/pretrain"])

@@ -2,14 +2,15 @@
 
     python -m benchmarks.step size=paper out=step.jsonl
     python -m benchmarks.step size=medium 'variants=[plain,ours]' 'stages=[pretrain]' repeats=1
-    python -m benchmarks.step size=paper device=cuda steps=10
+    python -m benchmarks.step size=paper device=cuda steps=10 slices=4
 
 `ours` is the project's own code in float32, with or without recomputation and bfloat16; `plain` the
-formulation in benchmarks/plain.py; `fastmri` the public VarNet with as many cascades, channels and
-poolings (its U-Nets have a level more, of twice the width: the table gives the weights), and
-`varnet` the project's own code for that network. Every run is a process of its own, one unmeasured
-step and then the timed ones, and the variants take turns. The share of each group of operators is
-measured apart from that. With `out` a benchmark that was stopped goes on where it was. For Linux.
+formulation in benchmarks/plain.py, also in bfloat16, with channels last, or with its predictor
+compiled; `fastmri` the public VarNet with as many cascades, channels and poolings (its U-Nets have
+a level more, of twice the width: the table gives the weights), and `varnet` the project's own code
+for that network. Every run is a process of its own, one unmeasured step and then the timed ones,
+and the variants take turns. The share of each group of operators is measured apart from that. With
+`out` a benchmark that was stopped goes on where it was. For Linux.
 """
 
 import contextlib
@@ -52,6 +53,7 @@ class Benchmark:
     repeats: int = 3  # runs of each variant and stage, in turn with the others
     steps: int | None = None  # timed in each run; null: 2 of the paper's size, more of smaller ones
     threads: int = 2  # of PyTorch on the CPU
+    slices: int = 1  # in a step; inference takes as many at once
     device: str = "auto"
     breakdown: bool = True  # also profile a step of each
     out: Path | None = None  # JSON lines, one for each run; what is in there is not run again
@@ -62,8 +64,9 @@ class Benchmark:
             unknown = [name for name in given if name not in get_args(known)]
             if unknown:
                 raise ConfigError(f"{', '.join(unknown)}: none of {', '.join(get_args(known))}")
-        if min(self.repeats, self.threads, 1 if self.steps is None else self.steps) < 1:
-            raise ConfigError("repeats, threads and steps must be positive")
+        counts = (self.repeats, self.threads, self.slices, 1 if self.steps is None else self.steps)
+        if min(counts) < 1:
+            raise ConfigError("repeats, threads, slices and steps must be positive")
 
 
 def measure(benchmark: Benchmark) -> Row:
@@ -74,7 +77,8 @@ def measure(benchmark: Benchmark) -> Row:
     """
     torch.set_num_threads(benchmark.threads)
     device, size = torch.device(benchmark.device), SIZES[benchmark.size]
-    step, predictor = prepare(benchmark.variants[0], benchmark.stages[0], size, device)
+    variant, stage, slices = benchmark.variants[0], benchmark.stages[0], benchmark.slices
+    step, predictor = prepare(variant, stage, size, device, slices)
     parameters = sum(weight.numel() for weight in predictor.parameters())
     before = _reset_peak(device)
     seconds = []
@@ -129,7 +133,7 @@ def run_child(job: Benchmark) -> Row:
     words = [
         *(f"size={job.size}", f"variants=[{job.variants[0]}]", f"stages=[{job.stages[0]}]"),
         *(f"steps={job.steps}", f"threads={job.threads}", f"device={job.device}"),
-        f"child={job.child}",
+        *(f"slices={job.slices}", f"child={job.child}"),
     ]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.step", *words],
@@ -170,6 +174,7 @@ def jobs_of(benchmark: Benchmark) -> Iterator[tuple[Benchmark, Row]]:
                 {
                     **{"kind": kind, "size": job.size, "stage": stage, "variant": variant},
                     **{"repeat": repeat, "steps": steps, "threads": job.threads},
+                    "slices": job.slices,
                     **{
                         "device": job.device,
                         "machine": _machine(device),
@@ -224,9 +229,10 @@ def print_tables(rows: list[Row]) -> None:
         return
     first = rows[0]
     print(
-        f"\n{first['size']} size on {first['machine']} ({first['device']}, {first['threads']} "
-        f"threads), PyTorch {first['torch']}\nmedian over all steps; memory above that before the "
-        f"first step, and of the process; ratios to plain, of varnet to fastmri"
+        f"\n{first['size']} size, slices in a step: {first['slices']}, on {first['machine']} "
+        f"({first['device']}, {first['threads']} threads), PyTorch {first['torch']}\n"
+        "median over all steps; memory above that before the first step, and of the process; "
+        "ratios to plain, of varnet to fastmri"
     )
     print(
         f"{'stage':12} {'variant':20} {'weights':>9} {'s':>8} {'min - max':>17} {'ratio':>6} "

@@ -24,6 +24,10 @@ from benchmarks import plain
 Variant = Literal[
     "plain",
     "plain-bf16",
+    "plain-channels-last",
+    "plain-bf16-channels-last",
+    "plain-compile",  # the predictor by torch.compile
+    "plain-bf16-compile",
     "ours",
     "ours-recompute",
     "ours-bf16",
@@ -32,6 +36,7 @@ Variant = Literal[
     "varnet",  # predictor=varnet: what fastmri computes
     "varnet-recompute",
     "fastmri",
+    "fastmri-bf16",
 ]
 Stage = Literal["pretrain", "adversarial", "inference"]
 
@@ -91,47 +96,60 @@ class UnavailableError(Exception):
     """The variant cannot run here."""
 
 
-def make_batch(size: Size) -> Batch:
-    """A slice of the phantom that shows anatomy, undersampled as in training."""
-    volume = make_volume(replace(size.phantom, slices=3), seed=0)
-    kspace, target = (torch.from_numpy(values[1]) for values in (volume.kspace, volume.target))
+def make_batch(size: Size, count: int = 1) -> Batch:
+    """So many slices of the phantom that show anatomy, undersampled as in training, by one mask."""
+    volume = make_volume(replace(size.phantom, slices=count + 2), seed=0)
     left, right = size.phantom.acquired
     sampler = MaskSampler(kind="magic", accelerations=(4,), acs=(size.acs_lines,))
-    width = kspace.shape[-1]
+    width = volume.kspace.shape[-1]
     mask = sampler.draw(width, np.random.RandomState(0), offset=left, acquired=(left, right))
-    example = Example(
-        measured=kspace[..., mask.columns],
-        mask=torch.from_numpy(mask.columns)[None, None],
-        acs_lines=mask.acs_lines,
-        target=target[None].contiguous(),
-        data_range=float(volume.target.max()),
-        rotated=False,
-        name="phantom",
-        slice_index=1,
-    )
-    return collate([example])
+    examples = [
+        Example(
+            measured=torch.from_numpy(volume.kspace[index])[..., mask.columns],
+            mask=torch.from_numpy(mask.columns)[None, None],
+            acs_lines=mask.acs_lines,
+            target=torch.from_numpy(volume.target[index])[None].contiguous(),
+            data_range=float(volume.target.max()),
+            rotated=False,
+            name="phantom",
+            slice_index=index,
+        )
+        for index in range(1, count + 1)
+    ]
+    return collate(examples)
 
 
 def prepare(
-    variant: str, stage: str, size: Size, device: torch.device
+    variant: str, stage: str, size: Size, device: torch.device, slices: int = 1
 ) -> tuple[Callable[[], object], nn.Module]:
     """A function that runs one step of the variant in that stage, and the predictor it runs.
+
+    Args:
+        variant: see `Variant`.
+        stage: see `Stage`.
+        size: of data and networks.
+        device: to run on.
+        slices: in a step.
 
     Raises:
         UnavailableError: the variant cannot run here or does not have this stage.
     """
     torch.manual_seed(0)
-    batch = make_batch(size).to(device)
+    batch = make_batch(size, slices).to(device)
     if variant.startswith(("ours", "varnet")):
         return _ours(variant, stage, size, batch)
-    if variant == "fastmri" and stage == "adversarial":
+    public = variant.startswith("fastmri")
+    if public and stage == "adversarial":
         raise UnavailableError("it has no adversary")
-    predictor = (_fastmri(size) if variant == "fastmri" else _plain(size)).to(device)
+    predictor = (_fastmri(size) if public else _plain(size)).to(device)
     adversary = plain.ShallowAdversary(size.adversary_chans).to(device)
+    if "channels-last" in variant:
+        predictor = predictor.to(memory_format=torch.channels_last)
+        adversary = adversary.to(memory_format=torch.channels_last)
+    if "compile" in variant:
+        predictor.compile()
     players = plain.PlainPlayers.of(
-        predictor,
-        adversary if stage == "adversarial" else None,
-        bfloat16=variant.endswith("bf16"),
+        predictor, adversary if stage == "adversarial" else None, bfloat16="bf16" in variant
     )
     if stage == "inference":
         predictor.eval()

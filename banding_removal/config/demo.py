@@ -11,8 +11,8 @@ PHANTOM = REPOSITORY / "datasets" / "phantom"
 # For stage 2: a network that has seen only knees of one kind removes the same amount of banding
 # from every image, however much is there (docs/results.md).
 VARIED_PHANTOM = REPOSITORY / "datasets" / "phantom_varied"
-# Stage 1 shows every slice in both orientations. It is long: as long as it has not converged, more
-# of it improves the image more than any recipe against banding costs.
+# Stage 1 shows every slice in both orientations. It has not converged after these epochs, which fit
+# into a few minutes: benchmarks/efficacy_recipes.py trains longer.
 PRETRAINING = Settings(
     name="demo",
     data_path=PHANTOM,
@@ -21,7 +21,7 @@ PRETRAINING = Settings(
     pools=2,
     sens_chans=4,
     acs_lines=(10,),
-    epochs=12,
+    epochs=8,
     paired=True,
     optimizer="muon",
     lr=2e-2,
@@ -39,7 +39,7 @@ STAGE_2 = replace(
     stage="train",
     name="demo_stage_2",
     data_path=VARIED_PHANTOM,
-    epochs=5,
+    epochs=4,
     epoch_fraction=0.5,
 )
 SCHEDULES: dict[str, dict[str, Any]] = {

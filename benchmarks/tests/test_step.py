@@ -268,6 +268,20 @@ def test_a_step_of_our_recipe_has_the_direct_term() -> None:
         prepare("ours-streaks", "pretrain", SIZES["tiny"], torch.device("cpu"))
 
 
+@pytest.mark.parametrize("slices", [1, 2])
+def test_plain_steps_compute_the_same_in_every_memory_layout(slices: int) -> None:
+    losses = []
+    for variant in ("plain", "plain-channels-last"):
+        step, predictor = prepare(variant, "pretrain", SIZES["tiny"], CPU, slices)
+        weights = [weight for weight in predictor.parameters() if weight.ndim == 4]
+        assert all(weight.is_contiguous() for weight in weights) is (variant == "plain")
+        found = step()
+        assert isinstance(found, dict)
+        losses.append(found["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert make_batch(SIZES["tiny"], slices).masked_kspace.shape[0] == slices
+
+
 def test_the_public_network_is_measured_with_our_code() -> None:
     step, predictor = prepare("varnet", "pretrain", SIZES["tiny"], torch.device("cpu"))
     assert isinstance(predictor, VarNet)

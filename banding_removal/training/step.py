@@ -79,7 +79,7 @@ def train_step(
 def predictor_step(
     players: Players, group: Sequence[Batch], settings: StepSettings, *, average: bool = True
 ) -> tuple[list[Reconstruction], dict[str, Tensor]]:
-    """Act 1: (1 - SSIM) + w L1 + w_s streaks + s BCE(A(x), 1/2); the adversary A is held fixed.
+    """Act 1 (see the formula above): the adversary A is held fixed.
 
     The two batches of a pair go through the predictor together or, if their k-space is not square,
     one after the other. The gradients are added to the predictor's.
@@ -103,7 +103,7 @@ def predictor_step(
             with players.autocast():
                 output = players.shared_predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
             output = checked_image(output, batch.masked_kspace)
-            loss, image, metrics = _reconstruction_loss(output, batch, settings)
+            loss, image, metrics = _predictor_loss(output, batch, settings)
             losses = None
             if settings.uses_adversary and players.objective is not None:
                 with no_sync_if(players.objective.adversary, not average):
@@ -119,7 +119,7 @@ def predictor_step(
     return reconstructions, means
 
 
-def _reconstruction_loss(
+def _predictor_loss(
     output: Tensor, batch: Batch, settings: StepSettings
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The loss of act 1 without the adversary, the image as large as the target, and the metrics.

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-STEPS = 8192  # in the volume's maximum
-ZLIB_LEVEL = 1  # noise does not get much smaller
+STEPS = 4096  # in the volume's maximum
+ZLIB_LEVEL = 6  # 5 % smaller than with 1; noise does not get much smaller
 
 
 def encode(image: Tensor, step: float) -> bytes:

@@ -16,7 +16,7 @@ PANELS: Panels = (
     ("SSIM", ("train_ssim", "val_ssim")),
     ("NMSE", ("val_nmse",)),
     ("PSNR (dB)", ("val_psnr",)),
-    ("learning rate", ("lr",)),
+    ("learning rate", ("lr", "adversary_lr")),
     ("ms per step", ("step_ms", "wait_ms")),
     ("banding (dB)", ("val_banding",)),
     ("banding, signed excess (% of q)", ("val_banding_signed_excess",)),
@@ -26,6 +26,14 @@ ADVERSARY_PANELS: Panels = (
     ("orientation loss", ("predictor_orientation", "adversary_orientation")),
     ("adversary's accuracy", ("accuracy",)),
     ("adversary's penalty and bias", ("penalty", "bias")),
+)
+# Of single steps, with the keys of metrics.jsonl.
+STEP_PANELS: Panels = (
+    ("loss of single steps", ("loss",)),
+    ("SSIM of single steps", ("ssim",)),
+    ("orientation loss of single steps", ("predictor_orientation", "adversary_orientation")),
+    ("adversary's accuracy, running mean", ("accuracy_running",)),
+    ("gradient norm of single steps", ("grad_norm", "adversary_grad_norm")),
 )
 COLUMNS = 3
 

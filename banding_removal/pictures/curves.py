@@ -53,14 +53,15 @@ def write_curves(path: Path, history: Sequence[dict[str, Any]], title: str) -> N
     figure = Figure(figsize=(13, 3.25 * rows), layout="constrained")
     epochs = [row["epoch"] for row in history]
     for axis, (name, keys) in zip(figure.subplots(rows, COLUMNS).flat, panels, strict=True):
-        for key in keys:
+        known = [key for key in keys if any(key in row for row in history)]
+        for key in known:
             values = [row.get(key, float("nan")) for row in history]
             axis.plot(epochs, values, marker="o", markersize=3, label=key)
         axis.set_title(name)
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        if len(keys) > 1:
+        if len(known) > 1:
             axis.legend()
         if name == "learning rate":
             axis.set_yscale("log")

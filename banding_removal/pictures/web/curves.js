@@ -3,6 +3,7 @@
 
 const COLORS = ["#7fb3e6", "#e3b15f", "#7fb78f", "#d58fb5", "#b3a2e8", "#e07a6b"];
 const EVENT_COLORS = { rollback: "#e3b15f", stop: "#e07a6b" };
+const EPOCHS = [1, 2, 5, 10, 20, 50, 100, 200, 500]; // between labels
 const plots = [];
 let marked = null; // the epoch that the slices show
 
@@ -74,7 +75,7 @@ function plotPanel(kind, [title, keys], epochs) {
     height: 210,
     cursor: { sync: { key: "epochs" } },
     scales: { x: { time: false }, y: { distr: log ? 3 : 1 } },
-    axes: [{ ...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500] }, { ...axis, size: 62, ...ofY }],
+    axes: [{ ...axis, incrs: kind === "steps" ? [0.1, 0.2, 0.5, ...EPOCHS] : EPOCHS }, { ...axis, size: 62, ...ofY }],
     series: [
       { label: "epoch", value: (_, v) => v ?? "–" },
       ...series.map(({ label, stroke, dash }) => ({

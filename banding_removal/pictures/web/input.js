@@ -30,7 +30,7 @@ function update(changes = {}) {
   $("epoch").setAttribute("aria-valuetext", name);
   $("epoch-text").textContent = name;
   if (Array.from($("other"), (option) => option.value).join() !== epochs.join()) {
-    $("other").replaceChildren(...epochs.map((epoch) => new Option(epoch)));
+    $("other").replaceChildren(...epochs.map((epoch) => new Option(epoch || "before", epoch)));
   }
   $("other").value = nearest(epochs, state.other ?? epochs[0]);
   const [low, high] = state.windows[scaleNow()];

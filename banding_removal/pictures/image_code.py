@@ -1,8 +1,8 @@
 """Images as few bytes of 16-bit counts, which the run page decodes in JavaScript (`images.js`).
 
-An image is counts of a step, 1/4096 of its volume's maximum: a window of 10 % of the maximum has 410
-of them, and 16 times the maximum still fits. Prediction from the neighbours and zlib about halve
-its size.
+An image is counts of a step, 1/4096 of its volume's maximum: a window of 10 % of the maximum has
+410 of them, and 16 times the maximum still fits. Prediction from the neighbours and zlib about
+halve its size.
 """
 
 import zlib

@@ -126,13 +126,13 @@ def test_titles_say_how_much_banding_a_slice_has(folder: Path, tmp_path: Path) -
         rows=1,
         remedies=False,
     )
-    with patch.object(comparison, "write_page") as write_page:
+    with patch.object(comparison, "write_page", wraps=comparison.write_page) as write_page:
         compare(settings)
     along_x, along_y, textures, error = write_page.call_args.args[1]
     assert list(along_x.pictures) == ["target", "target, zoom", "streaky, x"]
-    assert re.fullmatch(r"streaky, y: B \d\.\d\d dB", list(along_y.pictures)[-1])
-    assert list(textures.pictures)[-1] == "streaky, texture"
-    assert list(error.pictures)[0] == "error"
+    assert re.fullmatch(r"streaky, y: B \d\.\d\d dB", [*along_y.pictures][-1])
+    assert [*textures.pictures][-1] == "streaky, texture"
+    assert [*error.pictures][-1] == "streaky, error"
     assert all(row.smooth for row in (along_x, along_y, textures, error))
     assert _of_slice(None) == "B not measurable"
 

@@ -18,10 +18,10 @@ from banding_removal.evaluation.settings import choose_volumes
 from banding_removal.evaluation.summary import Metric
 from banding_removal.evaluation.table import markdown
 from banding_removal.files import atomic_write
+from banding_removal.metrics.banding import BandingOfSlice
 from banding_removal.metrics.low_signal import low_signal_regions
 from banding_removal.metrics.slice_pair import SlicePair
 from banding_removal.pictures.page import Pixels, Row, colour_bar, grey, texture, write_page
-from banding_removal.pictures.validation_grid import banding_caption
 from banding_removal.pictures.zoom import low_signal_part
 from banding_removal.processes.threads import set_threads
 from banding_removal.runs.build import choose_device
@@ -198,25 +198,33 @@ def _rows(
     for index in _slices_to_show(sets[0], settings.rows):
         pairs = {name: slices[index] for name, slices in zip(names, sets, strict=True)}
         first = sets[0][index]
-        captions = [
-            f"{name}: {banding_caption(banding[first.name, first.slice_index])}"
+        contributions = {
+            name: _of_slice(banding[first.name, first.slice_index])
             for name, banding in zip(names, bandings, strict=True)
-        ]
-        along_x, along_y, textures, error = _pictures(pairs, first, settings.window)
+        }
+        along_x, along_y, textures, error = _pictures(pairs, contributions, settings.window)
         title = f"{first.name} slice {first.slice_index}"
         rows += [
             Row(along_x, f"{title}: phase encode along x", smooth=True),
-            Row(along_y, "phase encode along y.   " + "   |   ".join(captions), smooth=True),
+            Row(along_y, f"{title}: phase encode along y", smooth=True),
             Row(textures, f"{title}: texture, phase encode along x", smooth=True),
             Row(error, f"{title}: reconstruction - target, phase encode along x", smooth=True),
         ]
     return rows
 
 
+def _of_slice(banding: BandingOfSlice | None) -> str:
+    """B of a slice, for a title."""
+    if banding is None or banding.low_signal.reason:
+        return "B not measurable"
+    return f"B {banding.low_signal.contribution:.2f} dB"
+
+
 def _pictures(
-    pairs: dict[str, SlicePair], first: SlicePair, window: float
+    pairs: dict[str, SlicePair], contributions: dict[str, str], window: float
 ) -> tuple[dict[str, Pixels], ...]:
     """A slice of all sets, low signal enlarged: along x, along y, texture and error of along x."""
+    first = next(iter(pairs.values()))
     target = first.target
     part = low_signal_part(target, first.scale)
     white = first.data_range * window
@@ -235,7 +243,7 @@ def _pictures(
     for name, pair in pairs.items():
         along_x[f"{name}, x"] = grey(pair.along_x[part], 0, white)
         if pair.along_y is not None:
-            along_y[f"{name}, y"] = grey(pair.along_y[part], 0, white)
+            along_y[f"{name}, y: {contributions[name]}"] = grey(pair.along_y[part], 0, white)
         textures[f"{name}, texture"] = texture(pair.along_x)[part]
         error[f"{name}, error"] = grey((pair.along_x - target)[part], -limit, 2 * limit)
     return along_x, along_y, textures, error

@@ -16,7 +16,7 @@ PANELS: Panels = (
     ("SSIM", ("train_ssim", "val_ssim")),
     ("NMSE", ("val_nmse",)),
     ("PSNR (dB)", ("val_psnr",)),
-    ("learning rate", ("lr",)),
+    ("learning rate", ("lr", "adversary_lr")),
     ("ms per step", ("step_ms", "wait_ms")),
     ("banding (dB)", ("val_banding",)),
     ("banding, signed excess (% of q)", ("val_banding_signed_excess",)),
@@ -26,6 +26,14 @@ ADVERSARY_PANELS: Panels = (
     ("orientation loss", ("predictor_orientation", "adversary_orientation")),
     ("adversary's accuracy", ("accuracy",)),
     ("adversary's penalty and bias", ("penalty", "bias")),
+)
+# Of single steps, with the keys of metrics.jsonl.
+STEP_PANELS: Panels = (
+    ("loss of single steps", ("loss",)),
+    ("SSIM of single steps", ("ssim",)),
+    ("orientation loss of single steps", ("predictor_orientation", "adversary_orientation")),
+    ("adversary's accuracy, running mean", ("accuracy_running",)),
+    ("gradient norm of single steps", ("grad_norm", "adversary_grad_norm")),
 )
 COLUMNS = 3
 
@@ -45,14 +53,15 @@ def write_curves(path: Path, history: Sequence[dict[str, Any]], title: str) -> N
     figure = Figure(figsize=(13, 3.25 * rows), layout="constrained")
     epochs = [row["epoch"] for row in history]
     for axis, (name, keys) in zip(figure.subplots(rows, COLUMNS).flat, panels, strict=True):
-        for key in keys:
+        known = [key for key in keys if any(key in row for row in history)]
+        for key in known:
             values = [row.get(key, float("nan")) for row in history]
             axis.plot(epochs, values, marker="o", markersize=3, label=key)
         axis.set_title(name)
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        if len(keys) > 1:
+        if len(known) > 1:
             axis.legend()
         if name == "learning rate":
             axis.set_yscale("log")

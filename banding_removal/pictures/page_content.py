@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from banding_removal.pictures.curves import ADVERSARY_PANELS, PANELS
+from banding_removal.pictures.curves import ADVERSARY_PANELS, PANELS, STEP_PANELS, Panels
 from banding_removal.runs.log import ending_of
 
 History = Sequence[Mapping[str, Any]]  # a row per epoch, as in a checkpoint
@@ -14,13 +14,32 @@ _EPOCH = re.compile(r"(?:resumed after )?epoch (\d+)[/,]")
 
 def curves(history: History) -> dict[str, Any]:
     """`epochs`, and for each metric of a panel a list of as many values; None: no value."""
-    keys = [key for _, keys in (*PANELS, *ADVERSARY_PANELS) for key in keys]
+    return _curves([row["epoch"] for row in history], history, (*PANELS, *ADVERSARY_PANELS))
+
+
+def with_start(history: History, start: Mapping[str, float]) -> History:
+    """The history with the validation before stage 2, if there was one, as epoch 0."""
+    if not start:
+        return history
+    return [{"epoch": 0, **{f"val_{key}": value for key, value in start.items()}}, *history]
+
+
+def step_curves(rows: History, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of single steps, rows of metrics.jsonl; their epochs are fractions."""
+    steps = [row for row in rows if row["kind"] == "train" and row.get("total_steps")]
+    epochs = settings.get("epochs", 1)
+    at = [round(row["step"] * epochs / row["total_steps"], 4) for row in steps]
+    return _curves(at, steps, STEP_PANELS)
+
+
+def _curves(epochs: Sequence[float], rows: History, panels: Panels) -> dict[str, Any]:
+    keys = [key for _, keys in panels for key in keys]
     return {
-        "epochs": [row["epoch"] for row in history],
+        "epochs": list(epochs),
         "series": {
-            key: [_rounded(row.get(key)) for row in history]
+            key: [_rounded(row.get(key)) for row in rows]
             for key in keys
-            if any(key in row for row in history)
+            if any(key in row for row in rows)
         },
     }
 

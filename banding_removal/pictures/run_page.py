@@ -1,9 +1,9 @@
 """The run page: `index.html` in a run's folder, and the same page of several runs side by side.
 
 One file that opens from a disk, without network: slices by epoch in 16 bits (`kept_slices`),
-curves, events and log (log.txt), settings. All that draws is in `web/`. The curves are the history,
-whose values are those of metrics.jsonl with the training metrics averaged over each epoch: the many
-rows of a long run need not be read after every validation.
+curves, events and log (log.txt), settings. All that draws is in `web/`. Curves by epoch are the
+history, those of single steps a sample of metrics.jsonl: the many rows of a long run need not be
+read after every validation.
 """
 
 import base64
@@ -22,13 +22,18 @@ from banding_removal.config.settings import REPOSITORY, Settings
 from banding_removal.errors import ConfigError
 from banding_removal.files import atomic_write
 from banding_removal.metrics import low_signal, low_signal_view
-from banding_removal.pictures.curves import ADVERSARY_PANELS, PANELS
-from banding_removal.pictures.image_code import STEPS
+from banding_removal.pictures.curves import ADVERSARY_PANELS, PANELS, STEP_PANELS, Panels
 from banding_removal.pictures.kept_slices import Images, keep_slices, read_slices
-from banding_removal.pictures.page_content import History, curves, events
+from banding_removal.pictures.page_content import (
+    History,
+    curves,
+    events,
+    step_curves,
+    with_start,
+)
 from banding_removal.pictures.validation_grid import ValidatedSlice
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
-from banding_removal.runs.log import ending_of, read_records
+from banding_removal.runs.log import METRICS, ending_of, read_records, spread_rows
 from banding_removal.runs.status import is_locked
 
 log = logging.getLogger(__name__)
@@ -36,6 +41,7 @@ log = logging.getLogger(__name__)
 NAME = "index.html"
 MOST_EVENTS = 200
 LOG_TAIL = 60  # records
+MOST_STEPS = 600  # in curves of single steps
 SCRIPTS = ("uPlot.iife.min.js", "images.js", "texture.js", "viewer.js", "input.js", "curves.js")
 STYLES = ("uPlot.min.css", "page.css")
 
@@ -57,7 +63,7 @@ class ShownRun(NamedTuple):
 
     folder: Path
     settings: Mapping[str, Any]  # as plain data
-    history: History
+    history: History  # the validation before stage 2 is epoch 0
     running: bool  # a process writes to it
 
 
@@ -72,19 +78,32 @@ class PageWriter:
         self.settings = plain(settings)
         self._failed = False
 
-    def add_epoch(self, history: History, slices: Sequence[ValidatedSlice]) -> None:
-        """Keep the slices of the newest epoch's validation and write the page."""
+    def add_epoch(
+        self,
+        epoch: int,
+        slices: Sequence[ValidatedSlice],
+        history: History,
+        start: Mapping[str, float],
+    ) -> None:
+        """Keep the slices of an epoch's validation and write the page.
+
+        Args:
+            epoch: 0: before stage 2.
+            slices: to show.
+            history: a row per epoch.
+            start: metrics of the validation before stage 2.
+        """
         try:
             if slices:
-                keep_slices(self.folder, history[-1]["epoch"], slices)
+                keep_slices(self.folder, epoch, slices)
         except OSError as error:
             self._warn(error)
         else:
-            self.write(history)
+            self.write(history, start)
 
-    def write(self, history: History) -> None:
+    def write(self, history: History, start: Mapping[str, float]) -> None:
         """Write the page from the history and the files in the run's folder."""
-        run = ShownRun(self.folder, self.settings, history, running=True)
+        run = ShownRun(self.folder, self.settings, with_start(history, start), running=True)
         try:
             write_run_page(self.folder / NAME, [run])
         except OSError as error:
@@ -114,9 +133,8 @@ def page_of_runs(settings: PageSettings) -> Path:
     runs = []
     for folder in folders:
         checkpoint = load_checkpoint(find_checkpoint(folder))
-        runs.append(
-            ShownRun(folder, checkpoint.settings, checkpoint.history, running=is_locked(folder))
-        )
+        history = with_start(checkpoint.history, checkpoint.start)
+        runs.append(ShownRun(folder, checkpoint.settings, history, running=is_locked(folder)))
     output = settings.output
     if output is None:
         output = folders[0] / NAME if len(folders) == 1 else REPOSITORY / "logs" / "page.html"
@@ -149,6 +167,7 @@ def write_run_page(path: Path, shown: Sequence[ShownRun]) -> None:
             "settings": _flat(one.settings),
             "window": one.settings.get("grid_window") or 0.25,
             "curves": curves(one.history),
+            "steps": step_curves(spread_rows(one.folder / METRICS, MOST_STEPS), one.settings),
             "events": events(records)[-MOST_EVENTS:],
             "log": [" ".join(record) for record in records[-LOG_TAIL:]],
             "slices": [asdict(info) for info in kept.slices],
@@ -164,18 +183,20 @@ def write_run_page(path: Path, shown: Sequence[ShownRun]) -> None:
     page = {
         "runs": runs,
         "defaults": _flat(plain(Settings())),
-        "panels": _panels(runs),
+        "panels": {
+            "curves": _panels(runs, "curves", (*PANELS, *ADVERSARY_PANELS)),
+            "steps": _panels(runs, "steps", STEP_PANELS),
+        },
         "written": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "steps": STEPS,
         "texture": _texture_constants(),
     }
     atomic_write(path, _filled(", ".join(names), page, blocks))
 
 
-def _panels(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, tuple[str, ...]]]:
+def _panels(runs: Sequence[Mapping[str, Any]], kind: str, panels: Panels) -> Panels:
     """The panels for which a run has values."""
-    known = {name for run in runs for name in run["curves"]["series"]}
-    return [(title, keys) for title, keys in (*PANELS, *ADVERSARY_PANELS) if known & {*keys}]
+    known = {name for run in runs for name in run[kind]["series"]}
+    return tuple((title, keys) for title, keys in panels if known & {*keys})
 
 
 def _texture_constants() -> dict[str, float]:

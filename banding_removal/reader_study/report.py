@@ -76,7 +76,8 @@ def _mean_tables(result: StudyResult) -> Iterator[str]:
     criteria = result.key.criteria
     for kind in dict.fromkeys(item.slices for item in result.means):
         means = [item for item in result.means if item.slices == kind]
-        cells = [[f"{kind} ({means[0].cases} cases)", *criteria]]
+        count = means[0].cases
+        cells = [[f"{kind} ({count} case{'s' if count > 1 else ''})", *criteria]]
         for name in result.key.sets:
             row = {item.criterion: item for item in means if item.set == name}
             cells.append([escaped(name), *(_estimate(row[c].rank) for c in criteria)])

@@ -24,6 +24,7 @@ from banding_removal.processes.signals import Stopped
 log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
+_USUAL_LINE = 400  # bytes
 _RECORD = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ (\w+) (.*)")
 # How the last record of a log begins, unless the run was killed.
 _ENDINGS = ("the run is complete", "the run ended", "the run was interrupted", "stopped by ")
@@ -78,6 +79,29 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     return [row for line in lines if (row := _row(line)) is not None]
+
+
+def spread_rows(path: Path, most: int) -> list[dict[str, Any]]:
+    """About `most` rows, spread evenly over a metrics.jsonl; all of a short one.
+
+    However long the file is, only the lines that are returned are read.
+    """
+    if not path.exists():
+        return []
+    size = path.stat().st_size
+    if size <= most * _USUAL_LINE:
+        return read_rows(path)
+    found: dict[int, dict[str, Any]] = {}
+    with path.open("rb") as file:
+        for part in range(most):
+            file.seek(part * size // most)
+            if part:
+                file.readline()  # the rest of a line
+            start = file.tell()
+            row = _row(file.readline().decode(errors="replace"))
+            if row is not None:
+                found[start] = row
+    return list(found.values())
 
 
 def _row(line: str) -> dict[str, Any] | None:

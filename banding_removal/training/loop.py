@@ -58,7 +58,9 @@ def train(settings: Settings, team: Team | None = None) -> Path:
                 log.info("look at %s", run.folder / PAGE)
         finally:
             if lock.held:  # in the first process, unless another run has taken the folder
-                run.page.write(run.progress.history)  # with how the run has ended
+                run.page.write(
+                    run.progress.history, run.progress.start
+                )  # with how the run has ended
     return run.folder
 
 

@@ -45,6 +45,15 @@ class Players:
             for group in [] if optimizer is None else optimizer.param_groups:
                 group["lr"] = rate
 
+    def learning_rates(self) -> dict[str, float]:
+        """The present rates, by the names of a row of the history."""
+        optimizers = {"lr": self.optimizer, "adversary_lr": self.adversary_optimizer}
+        return {
+            name: optimizer.param_groups[0]["lr"]
+            for name, optimizer in optimizers.items()
+            if optimizer is not None
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """The state of this process, under the names of `Checkpoint`; tensors are not copied."""
         parts: dict[str, nn.Module | torch.optim.Optimizer | None] = {

@@ -193,6 +193,8 @@ class Run:
         result = self._run_validator(validator)
         self.progress.start.update(result.metrics)
         log.info("before stage 2: validation %s", validation_in_words(history_row(result)))
+        if self.metrics is not None:
+            self.page.add_epoch(0, result.display, self.progress.history, self.progress.start)
 
     def _run_validator(self, validator: Validator) -> ValidationResult:
         result = validator.run(self.players.predictor)
@@ -209,7 +211,7 @@ class Run:
         progress, epoch = self.progress, self.progress.epoch + 1
         row = {
             "epoch": epoch,
-            "lr": self.players.optimizer.param_groups[0]["lr"],
+            **self.players.learning_rates(),
             **progress.mean_metrics(),
             **({} if result is None else history_row(result)),
         }
@@ -222,7 +224,7 @@ class Run:
                 self.metrics.write("val", step=progress.step, epoch=epoch, values=result.metrics)
             write_pictures(self.folder, self.settings, progress.history, result)
             if result is not None:
-                self.page.add_epoch(progress.history, result.display)
+                self.page.add_epoch(epoch, result.display, progress.history, progress.start)
         self.save(row["train_loss"], validated=result is not None)
 
     # --- failing ---

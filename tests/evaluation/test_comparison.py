@@ -1,6 +1,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import h5py
 import numpy as np
@@ -11,7 +12,14 @@ from PIL import Image
 from banding_removal.data.phantom.files import write_dataset
 from banding_removal.data.phantom.spec import MEDIUM
 from banding_removal.errors import ConfigError
-from banding_removal.evaluation.comparison import CompareSettings, _in_words, _table, compare
+from banding_removal.evaluation import comparison
+from banding_removal.evaluation.comparison import (
+    CompareSettings,
+    _in_words,
+    _of_slice,
+    _table,
+    compare,
+)
 from banding_removal.evaluation.remedies import blurred_across, dithered
 from banding_removal.evaluation.summary import Metric
 
@@ -107,6 +115,26 @@ def test_sets_and_remedies_are_compared_in_a_picture_and_a_table(
     fewer = compare(replace(settings, remedies=False, most_volumes=2, slices=(1, 3)))
     assert [result.name for result in fewer.evaluation.sets] == names[:2]
     assert fewer.evaluation.sets[0].overall.slices == 4
+
+
+def test_titles_say_how_much_banding_a_slice_has(folder: Path, tmp_path: Path) -> None:
+    settings = CompareSettings(
+        sets={"streaky": folder / "streaky"},
+        volumes=folder / "multicoil_val",
+        output=tmp_path / "out",
+        logs=tmp_path / "logs",
+        rows=1,
+        remedies=False,
+    )
+    with patch.object(comparison, "write_page", wraps=comparison.write_page) as write_page:
+        compare(settings)
+    along_x, along_y, textures, error = write_page.call_args.args[1]
+    assert list(along_x.pictures) == ["target", "target, zoom", "streaky, x"]
+    assert re.fullmatch(r"streaky, y: B \d\.\d\d dB", [*along_y.pictures][-1])
+    assert [*textures.pictures][-1] == "streaky, texture"
+    assert [*error.pictures][-1] == "streaky, error"
+    assert all(row.smooth for row in (along_x, along_y, textures, error))
+    assert _of_slice(None) == "B not measurable"
 
 
 def test_a_table_has_no_empty_intervals() -> None:

@@ -61,14 +61,34 @@ def test_a_long_run_stays_below_its_budget_and_keeps_both_ends(tmp_path: Path) -
         assert size_of(folder) <= budget
     kept = read_slices(folder)
     epochs = [*kept.epochs]
-    assert epochs[0] == 1 and epochs[-2:] == [119, 120] and len(epochs) >= 7
+    assert epochs[0] == 1 and epochs[-2:] == [119, 120] and len(epochs) >= 20
     gaps = np.diff(epochs)
     assert gaps[0] > gaps[-3]  # old epochs lie farther apart
     assert gaps.max() < 60
     slices = {number: {i for _, i in found.images} for number, found in kept.epochs.items()}
     for number in epochs:
-        expected = {*range(6)} if number in (1, 119, 120) else {0, 3}
-        assert slices[number] == expected
+        assert slices[number] == ({*range(6)} if number in (1, 120) else {3})
+
+
+def test_a_run_that_nearly_fits_keeps_two_slices_of_old_epochs(tmp_path: Path) -> None:
+    one = write_run(tmp_path / "one", epochs=[1], slices=6)
+    for epoch in range(1, 9):
+        items = [banded_slice(i, epoch) for i in range(6)]
+        keep_slices(tmp_path, epoch, items, budget=4 * size_of(one))
+    kept = read_slices(tmp_path)
+    numbers = [len({i for _, i in found.images}) for found in kept.epochs.values()]
+    assert numbers[0] == numbers[-1] == 6 and {*numbers[1:-1]} <= {2, 6} and 2 in numbers
+
+
+def test_a_damaged_file_is_removed_when_epochs_are_thinned_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_run(tmp_path / "run", epochs=[1, 2, 3, 4, 5])
+    damaged = folder / FOLDER / "epoch002.npz"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    keep_slices(folder, 6, [banded_slice(i, 6) for i in range(3)], budget=size_of(folder))
+    assert f"{damaged} is damaged and removed" in caplog.text
+    assert [*read_slices(folder).epochs] == [1, 3, 4, 5, 6]
 
 
 def test_as_many_slices_are_kept_as_fit(tmp_path: Path) -> None:

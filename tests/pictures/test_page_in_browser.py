@@ -16,7 +16,7 @@ from selenium.webdriver.common.keys import Keys
 
 from banding_removal.config.settings import Settings
 from banding_removal.metrics.low_signal_view import low_signal_view
-from banding_removal.pictures.image_code import decode
+from banding_removal.pictures.image_code import STEPS, decode
 from banding_removal.pictures.kept_slices import read_slices
 from banding_removal.pictures.run_page import NAME, PageWriter, ShownRun, write_run_page
 from tests.support.pages import HISTORY, write_run
@@ -32,7 +32,7 @@ Browser = webdriver.Chrome
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_run(tmp_path_factory.mktemp("page") / "a run")
-    PageWriter(folder, Settings(lr=0.5)).write(HISTORY)
+    PageWriter(folder, Settings(lr=0.5)).write(HISTORY, {})
     return folder
 
 
@@ -141,13 +141,13 @@ def test_the_slider_and_the_keys_go_through_the_epochs(page: Browser) -> None:
 def test_the_image_has_the_numbers_of_the_run(page: Browser, folder: Path) -> None:
     kept = read_slices(folder)
     press(page, Keys.ARROW_DOWN, "1")
-    target = torch.from_numpy(decode(kept.targets["target", 2], (48, 48)) / 8192)
+    target = torch.from_numpy(decode(kept.targets["target", 2], (48, 48)) / STEPS)
     torch.testing.assert_close(shown_values(page), target.double(), atol=1e-7, rtol=1e-6)
     press(page, "3")
-    along_y = torch.from_numpy(decode(kept.epochs[3].images["y", 2], (48, 48)) / 8192)
+    along_y = torch.from_numpy(decode(kept.epochs[3].images["y", 2], (48, 48)) / STEPS)
     torch.testing.assert_close(shown_values(page), along_y.double(), atol=1e-7, rtol=1e-6)
     press(page, "4")
-    along_x = torch.from_numpy(decode(kept.epochs[3].images["x", 2], (48, 48)) / 8192)
+    along_x = torch.from_numpy(decode(kept.epochs[3].images["x", 2], (48, 48)) / STEPS)
     torch.testing.assert_close(shown_values(page), along_x - target, atol=1e-6, rtol=1e-5)
 
 
@@ -300,6 +300,60 @@ def test_curves_have_hover_values_and_events(page: Browser) -> None:
     settings = page.find_element(By.ID, "settings").text
     assert "lr 0.5 0.0003" in settings and "cascades" not in settings  # as by default: folded
     assert "</script>" in page.find_element(By.TAG_NAME, "pre").text
+
+
+def test_single_steps_have_curves_of_their_own(page: Browser) -> None:
+    titles = [one.text for one in page.find_elements(By.CLASS_NAME, "u-title")]
+    place = titles.index("loss of single steps")
+    plot = page.find_elements(By.CSS_SELECTOR, ".plot .u-over")[place]
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", plot)
+    ActionChains(page).move_to_element_with_offset(plot, 2 - plot.size["width"] // 2, 0).perform()
+    legend = page.find_elements(By.CSS_SELECTOR, ".plot .u-legend")[place]
+    until(lambda: "0.1" in legend.text and "0.49" in legend.text)  # step 10 of 100 an epoch
+
+
+def test_labels_of_an_axis_differ(page: Browser) -> None:
+    ticks = [[0.0144, 0.0146, 0.0148], [0.0575, 0.058, 0.0585], [-5, 0, 5], [0.25, 0.5], [1]]
+    for values in ticks:
+        found = page.execute_script("return labels(null, arguments[0])", values)
+        assert [float(text) for text in found] == values
+
+
+def test_the_error_says_what_its_greys_mean(page: Browser) -> None:
+    press(page, "4")
+    assert "black -10 %, white +10 % of the volume's maximum" in captions(page)[0]
+    press(page, "[")
+    assert "black -8.7 %, white +8.7 %" in captions(page)[0]
+
+
+def test_the_images_before_stage_2_are_the_first(chromium: Browser, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", epochs=[0, 2], slices=2)
+    PageWriter(folder, Settings()).write(HISTORY, {"banding": 2.5})
+    open_page(chromium, folder / NAME)
+    press(chromium, Keys.HOME)
+    assert captions(chromium)[0].startswith("before stage 2 · phase encode along x")
+    assert chromium.find_element(By.ID, "epoch-text").text == "before stage 2"
+    press(chromium, "b")
+    press(chromium, "e", "b")
+    assert "before stage 2" in captions(chromium)[0]
+    assert chromium.get_log("browser") == []
+
+
+def test_a_run_without_slices_has_a_page_without_their_controls(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    folder = write_run(tmp_path / "run", epochs=[])
+    older = {"lr": 0.5}  # without the other settings
+    write_run_page(folder / NAME, [ShownRun(folder, older, HISTORY, False)])
+    chromium.get((folder / NAME).as_uri())
+    chromium.get_log("browser")
+    assert "No slices are kept" in chromium.find_element(By.ID, "viewer").text
+    assert not chromium.find_element(By.ID, "play").is_displayed()
+    press(chromium, Keys.ARROW_LEFT, "t", "b", " ")
+    assert chromium.find_elements(By.CLASS_NAME, "plot")
+    changed = chromium.find_element(By.CSS_SELECTOR, "#settings tbody").text
+    assert changed.split() == ["lr", "0.5", "0.0003"]
+    assert chromium.get_log("browser") == []
 
 
 def test_a_phones_width_shows_everything(chromium: Browser, folder: Path) -> None:

@@ -51,6 +51,7 @@ def test_ratings_are_unblinded_and_scored(study: Path, tmp_path: Path) -> None:
     assert "2 of 2 readers: reader 1 1 min, reader 2 1 min" in table
     row = next(line for line in table.splitlines() if line.startswith("| banding   | pretrained"))
     assert "1.00 [1.00, 1.00]" in row and "0.00 [0.00, 0.00]" in row
+    assert "| all (5 cases)" in table and "| mostly air (1 case) " in table
     assert "| noise" in table and "| n/a" in table  # alpha of ratings that are all equal
     with (tmp_path / "results" / "means.csv").open() as file:
         means = list(csv.DictReader(file))

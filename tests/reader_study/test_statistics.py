@@ -1,5 +1,6 @@
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -52,6 +53,41 @@ def key_of(sets: int, cases: int, volumes: int, criteria: int = 4, readers: int 
 
 def test_alpha_equals_krippendorffs_own_example() -> None:
     assert ordinal_alpha(KRIPPENDORFF) == pytest.approx(0.815, abs=5e-4)
+
+
+# en.wikipedia.org/wiki/Krippendorff's_alpha: three coders, fifteen units.
+WIKIPEDIA = np.array(
+    [
+        [NAN, NAN, NAN, NAN, NAN, 3, 4, 1, 2, 1, 1, 3, 3, NAN, 3],
+        [1, NAN, 2, 1, 3, 3, 4, 3, NAN, NAN, NAN, NAN, NAN, NAN, NAN],
+        [NAN, NAN, 2, 1, 3, 4, 4, NAN, 2, 1, 1, 3, 3, NAN, 4],
+    ]
+)
+
+
+def alpha_by_pairs(values: np.ndarray, distance: Callable[[float, float], float]) -> float:
+    """1 - observed / expected disagreement, pair by pair, as Hayes and Krippendorff define it."""
+    units = [unit[~np.isnan(unit)] for unit in values.T]
+    units = [unit for unit in units if len(unit) > 1]
+    pairs = [(distance(a, b), len(u) - 1) for u in units for a, b in itertools.permutations(u, 2)]
+    everything = np.concatenate(units)
+    observed = sum(d / n for d, n in pairs) / len(everything)
+    expected = np.mean([distance(a, b) for a, b in itertools.permutations(everything, 2)])
+    return float(1 - observed / expected)
+
+
+def test_alpha_equals_its_definition_which_gives_the_published_values() -> None:
+    assert alpha_by_pairs(WIKIPEDIA, lambda a, b: a != b) == pytest.approx(0.691, abs=5e-4)
+    assert alpha_by_pairs(WIKIPEDIA, lambda a, b: (a - b) ** 2) == pytest.approx(0.811, abs=5e-4)
+    paired = WIKIPEDIA[:, (~np.isnan(WIKIPEDIA)).sum(axis=0) > 1]
+
+    def ordinal(a: float, b: float) -> float:
+        low, high = min(a, b), max(a, b)
+        ends = (paired == low).sum() + (paired == high).sum()
+        return float(((paired >= low) & (paired <= high)).sum() - ends / 2) ** 2
+
+    expected = alpha_by_pairs(WIKIPEDIA, lambda a, b: 0.0 if a == b else ordinal(a, b))
+    assert ordinal_alpha(WIKIPEDIA) == pytest.approx(expected)
 
 
 def test_alpha_is_one_for_equal_ratings_and_unknown_without_a_difference() -> None:

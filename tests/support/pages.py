@@ -1,5 +1,6 @@
 """A run's folder with slices, for tests of its page."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from banding_removal.metrics.image_quality import Quality
 from banding_removal.metrics.slice_pair import SlicePair
 from banding_removal.pictures.kept_slices import keep_slices
 from banding_removal.pictures.validation_grid import ValidatedSlice
+from banding_removal.runs.log import METRICS
 
 UNIT = 3e-4  # of the targets' maximum, as in fastMRI's files
 LOG = """\
@@ -47,7 +49,7 @@ def banded_slice(position: int, epoch: int, size: int = 48) -> ValidatedSlice:
     """A slice whose streaks get weaker from epoch to epoch; its unit is UNIT."""
     target = knee(size)
     generator = torch.Generator().manual_seed(100 * epoch + position)
-    streaks = 0.02 / epoch * torch.randn(size, 1, generator=generator)
+    streaks = 0.02 / max(epoch, 0.5) * torch.randn(size, 1, generator=generator)
     pair = SlicePair(
         name=f"file{position}.h5",
         slice_index=position,
@@ -65,6 +67,12 @@ def banded_slice(position: int, epoch: int, size: int = 48) -> ValidatedSlice:
 def write_run(folder: Path, epochs: Sequence[int] = (1, 2, 3), slices: int = 3) -> Path:
     folder.mkdir(parents=True)
     (folder / "log.txt").write_text(LOG)
+    steps = [
+        {"kind": "train", "epoch": 1 + step // 100, "step": step, "total_steps": 1e4}
+        | {"loss": 0.5 - step / 1000, "grad_norm": 1.0}
+        for step in range(10, 300, 10)
+    ]
+    (folder / METRICS).write_text("".join(json.dumps(row) + "\n" for row in steps))
     for epoch in epochs:
         keep_slices(folder, epoch, [banded_slice(i, epoch) for i in range(slices)])
     return folder

@@ -1,5 +1,7 @@
 """Stage 2 with an adversary, from its settings to its log."""
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.data.sampler import EpochSampler
 from banding_removal.errors import CheckpointError, ConfigError
+from banding_removal.pictures.kept_slices import read_slices
 from banding_removal.processes.team import Team
 from banding_removal.reconstruction.pairs import reconstruct_pairs
 from banding_removal.runs.build import make_datasets
@@ -62,6 +65,21 @@ def test_pairs_need_volumes_that_the_scanner_sampled_fully(
 def stage_2(settings: Settings) -> Settings:
     """Settings of the second stage on the toy data of stage 1."""
     return replace(settings, name="stage2", stage="train", adversary="simple", adversary_chans=8)
+
+
+def test_the_page_begins_with_the_images_before_stage_2(stage_2: Settings) -> None:
+    folder = train(replace(stage_2, epochs=1, validate_every=1))
+    assert [*read_slices(folder).epochs] == [0, 1]
+    found = re.search(r'id="page">(.*?)</script>', (folder / "index.html").read_text(), re.DOTALL)
+    assert found
+    (run,) = json.loads(found[1])["runs"]
+    checkpoint = load_checkpoint(find_checkpoint(folder))
+    expected = [checkpoint.start["ssim"], checkpoint.history[0]["val_ssim"]]
+    assert run["curves"]["epochs"] == [0, 1]
+    assert run["curves"]["series"]["val_ssim"] == pytest.approx(expected, rel=1e-5)
+    for name in ("lr", "adversary_lr"):
+        rate = checkpoint.history[0][name]
+        assert rate > 0 and run["curves"]["series"][name] == [None, pytest.approx(rate)]
 
 
 def test_two_epochs_and_two_after_a_resume_equal_four_with_an_adversary(stage_2: Settings) -> None:

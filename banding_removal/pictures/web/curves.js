@@ -3,6 +3,7 @@
 
 const COLORS = ["#7fb3e6", "#e3b15f", "#7fb78f", "#d58fb5", "#b3a2e8", "#e07a6b"];
 const EVENT_COLORS = { rollback: "#e3b15f", stop: "#e07a6b" };
+const EPOCHS = [1, 2, 5, 10, 20, 50, 100, 200, 500]; // between labels
 const plots = [];
 let marked = null; // the epoch that the slices show
 
@@ -36,37 +37,45 @@ function drawMarks(plot) {
   ctx.restore();
 }
 
-function seriesOf(keys) {
+// The lines of a panel; `kind` is curves (by epoch) or steps (single ones).
+function seriesOf(kind, keys) {
   const several = PAGE.runs.length > 1;
   return PAGE.runs.flatMap((run, number) =>
     keys
-      .filter((key) => run.curves.series[key])
+      .filter((key) => run[kind].series[key])
       .map((key) => ({
         label: several ? `${run.name}: ${key}${keys.indexOf(key) ? " (dashed)" : ""}` : key,
-        values: new Map(run.curves.epochs.map((epoch, i) => [epoch, run.curves.series[key][i]])),
+        values: new Map(run[kind].epochs.map((epoch, i) => [epoch, run[kind].series[key][i]])),
         stroke: COLORS[(several ? number : keys.indexOf(key)) % COLORS.length],
         dash: several && keys.indexOf(key) > 0 ? [6, 4] : undefined,
       })),
   );
 }
 
-function plotPanel([title, keys], epochs) {
+// Labels of an axis with as many decimals as tell them apart.
+function labels(_, ticks) {
+  const step = Math.abs(ticks[1] - ticks[0]) || 1;
+  const decimals = clamp(Math.ceil(-Math.log10(step)) + 1, 0, 10);
+  return ticks.map((value) => Number(value.toFixed(decimals)).toString());
+}
+
+function plotPanel(kind, [title, keys], epochs) {
   const axis = { stroke: "#8b939d", grid: { stroke: "#232830" }, ticks: { stroke: "#232830" } };
   const digits = (value) => (value == null ? "–" : Number(value.toPrecision(5)).toString());
-  const series = seriesOf(keys);
+  const series = seriesOf(kind, keys);
   const box = element("div", "", "plot");
   $("plots").append(box);
   const values = series.flatMap((s) => [...s.values.values()]).filter((v) => v != null);
   const log = title === "learning rate" && values.every((v) => v > 0);
   const powers = (_, ticks) => ticks.map((v) => (v == null ? "" : v.toExponential(0)));
-  const labels = log ? { values: powers, grid: { show: false }, ticks: { show: false } } : {};
+  const ofY = log ? { values: powers, grid: { show: false }, ticks: { show: false } } : { values: labels };
   const options = {
     title,
     width: box.clientWidth - 14,
     height: 210,
     cursor: { sync: { key: "epochs" } },
     scales: { x: { time: false }, y: { distr: log ? 3 : 1 } },
-    axes: [{ ...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500] }, { ...axis, size: 62, ...labels }],
+    axes: [{ ...axis, incrs: kind === "steps" ? [0.1, 0.2, 0.5, ...EPOCHS] : EPOCHS }, { ...axis, size: 62, ...ofY }],
     series: [
       { label: "epoch", value: (_, v) => v ?? "–" },
       ...series.map(({ label, stroke, dash }) => ({
@@ -81,9 +90,11 @@ function plotPanel([title, keys], epochs) {
 }
 
 function plotAll() {
-  const epochs = [...new Set(PAGE.runs.flatMap((run) => run.curves.epochs))].sort((a, b) => a - b);
-  if (!epochs.length) $("plots").append(element("p", "No metrics yet.", "empty"));
-  else for (const panel of PAGE.panels) plotPanel(panel, epochs);
+  for (const kind of ["curves", "steps"]) {
+    const epochs = [...new Set(PAGE.runs.flatMap((run) => run[kind].epochs))].sort((a, b) => a - b);
+    for (const panel of PAGE.panels[kind]) plotPanel(kind, panel, epochs);
+  }
+  if (!plots.length) $("plots").append(element("p", "No metrics yet.", "empty"));
 }
 
 function table(head, rows) {
@@ -118,10 +129,10 @@ function listSettings() {
   const section = $("settings");
   const keys = [...new Set([...Object.keys(PAGE.defaults), ...PAGE.runs.flatMap((r) => Object.keys(r.settings))])];
   const rowOf = (key) => {
-    const usual = PAGE.defaults[key] ?? "";
-    const values = PAGE.runs.map((run) => run.settings[key] ?? "");
-    const changed = values.some((value) => value !== usual);
-    const cells = values.map((value) => [value, value === usual ? "default" : "differs"]);
+    const usual = PAGE.defaults[key] ?? "–";
+    const values = PAGE.runs.map((run) => run.settings[key]); // undefined: the run is older
+    const changed = values.some((value) => value !== undefined && value !== usual);
+    const cells = values.map((value) => [value ?? "–", [usual, undefined].includes(value) ? "default" : "differs"]);
     return { changed, row: [[key], ...cells, [usual, "default"]] };
   };
   const rows = keys.map(rowOf);
@@ -148,7 +159,7 @@ function begin() {
     lines.scrollTop = lines.scrollHeight;
   }
   if (!SLICES.length) {
-    stage.append(element("p", "No slices are kept yet.", "empty"));
+    stage.append(element("p", "No slices are kept: a run keeps them from its first validation on.", "empty"));
     $("controls").hidden = true;
     return;
   }

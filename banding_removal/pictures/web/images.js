@@ -29,9 +29,9 @@ const Images = (() => {
     return out;
   }
 
-  async function decode(id, [height, width]) {
+  async function decode(id, { shape: [height, width], step, data_range: range }) {
     const planes = await inflate(document.getElementById(id).textContent);
-    const values = Float32Array.from(counts(planes, height, width), (n) => n / PAGE.steps);
+    const values = Float32Array.from(counts(planes, height, width), (n) => (n * step) / (range || 1));
     return { width, height, values }; // in the unit of the volume's maximum
   }
 
@@ -58,7 +58,7 @@ const Images = (() => {
     const stored = ["target", "x", "y"].includes(kind);
     const found =
       cache.get(id) ??
-      (stored ? decode(id, PAGE.runs[run].slices[slice].shape) : derived(run, epoch, kind, slice));
+      (stored ? decode(id, PAGE.runs[run].slices[slice]) : derived(run, epoch, kind, slice));
     cache.delete(id);
     cache.set(id, found);
     if (cache.size > MOST) cache.delete(cache.keys().next().value);

@@ -26,10 +26,11 @@ function update(changes = {}) {
   $("slice").value = state.slice;
   $("epoch").max = Math.max(0, epochs.length - 1);
   $("epoch").value = epochs.indexOf(state.epoch);
-  $("epoch").setAttribute("aria-valuetext", `epoch ${state.epoch}`);
-  $("epoch-text").textContent = epochs.length ? `epoch ${state.epoch}` : "";
+  const name = epochs.length ? epochName(state.epoch) : "";
+  $("epoch").setAttribute("aria-valuetext", name);
+  $("epoch-text").textContent = name;
   if (Array.from($("other"), (option) => option.value).join() !== epochs.join()) {
-    $("other").replaceChildren(...epochs.map((epoch) => new Option(epoch)));
+    $("other").replaceChildren(...epochs.map((epoch) => new Option(epoch || "before", epoch)));
   }
   $("other").value = nearest(epochs, state.other ?? epochs[0]);
   const [low, high] = state.windows[scaleNow()];
@@ -157,7 +158,7 @@ function show(image) {
 }
 
 addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (!SLICES.length || event.ctrlKey || event.metaKey || event.altKey) return;
   const { tagName } = event.target;
   const arrows = event.key.startsWith("Arrow") || event.key === "Home" || event.key === "End";
   if (tagName === "SELECT" || (tagName === "INPUT" && arrows)) return; // they use these keys

@@ -48,6 +48,8 @@ function allEpochs() {
   return [...new Set(PAGE.runs.flatMap(epochsOf))].sort((a, b) => a - b);
 }
 
+const epochName = (epoch) => (epoch === 0 ? "before stage 2" : `epoch ${epoch}`);
+
 // The newest of some epochs that is not after the given one, or the first.
 function nearest(epochs, epoch) {
   return epochs.filter((e) => e <= epoch).at(-1) ?? epochs[0];
@@ -96,17 +98,23 @@ function panes() {
 function caption(pane) {
   const parts = [];
   if (PAGE.runs.length > 1) parts.push(PAGE.runs[pane.number].name);
-  if (pane.image !== "target" && pane.epoch) parts.push(`epoch ${pane.epoch}`);
+  if (pane.image !== "target" && pane.epoch >= 0) parts.push(epochName(pane.epoch));
   parts.push(NAMES[pane.image] + (pane.scale === "texture" ? ", texture" : ""));
   const show = (name, key, digits, unit = "") => {
     const value = pane.metrics?.[key];
     return value == null ? "" : `${name} ${value.toFixed(digits)}${unit}`;
   };
   const banding = show("B", "banding", 2, " dB"); // of the pair; the others, of the image along x
-  const metrics = { x: [show("SSIM", "ssim", 4), show("NMSE", "nmse", 4), banding], y: [banding] };
+  const metrics = { target: [], x: [show("SSIM", "ssim", 4), show("NMSE", "nmse", 4), banding], y: [banding] };
   const bold = element("b", parts.join(" · "));
-  const rest = pane.missing ? [pane.missing] : (metrics[pane.image] ?? []);
+  const rest = pane.missing ? [pane.missing] : (metrics[pane.image] ?? [errorScale()]);
   return [bold, ...rest.filter(Boolean).map((text) => element("span", text))];
+}
+
+// What black and white mean in an error.
+function errorScale() {
+  const [low, high] = state.windows.error.map((v) => `${v > 0 ? "+" : ""}${Number((100 * v).toPrecision(3))} %`);
+  return `black ${low}, white ${high} of the volume's maximum`;
 }
 
 // --- drawing ---

@@ -1,7 +1,8 @@
 """Training curves as one PNG."""
 
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ PANELS: Panels = (
     ("banding (dB)", ("val_banding",)),
     ("banding, signed excess (% of q)", ("val_banding_signed_excess",)),
     ("streaks over the target's (dB)", ("val_banding_along", "val_banding_across")),
-)
-ADVERSARY_PANELS: Panels = (
+    ("streak term", ("streaks",)),
     ("orientation loss", ("predictor_orientation", "adversary_orientation")),
     ("adversary's accuracy", ("accuracy",)),
     ("adversary's penalty and bias", ("penalty", "bias")),
@@ -38,30 +38,35 @@ STEP_PANELS: Panels = (
 COLUMNS = 3
 
 
+def panels_with_values(panels: Panels, known: Set[str]) -> Panels:
+    """The panels of which at least one key is known."""
+    return tuple(panel for panel in panels if not known.isdisjoint(panel[1]))
+
+
 def write_curves(path: Path, history: Sequence[dict[str, Any]], title: str) -> None:
-    """Plot the history, one panel per group of metrics, and write it whole or not at all.
+    """Plot the history, a panel for each group that has values; written whole or not at all.
 
     Args:
         path: of the PNG.
         history: a row per epoch, with its number at "epoch"; missing metrics leave gaps.
         title: above the panels.
     """
-    panels = PANELS
-    if any("accuracy" in row for row in history):
-        panels += ADVERSARY_PANELS
-    rows = len(panels) // COLUMNS
+    known = {key for row in history for key in row}
+    panels = panels_with_values(PANELS, known)
+    rows = math.ceil(len(panels) / COLUMNS)
     figure = Figure(figsize=(13, 3.25 * rows), layout="constrained")
     epochs = [row["epoch"] for row in history]
-    for axis, (name, keys) in zip(figure.subplots(rows, COLUMNS).flat, panels, strict=True):
-        known = [key for key in keys if any(key in row for row in history)]
-        for key in known:
+    for place, (name, keys) in enumerate(panels, start=1):
+        axis = figure.add_subplot(rows, COLUMNS, place)
+        shown = [key for key in keys if key in known]
+        for key in shown:
             values = [row.get(key, float("nan")) for row in history]
             axis.plot(epochs, values, marker="o", markersize=3, label=key)
         axis.set_title(name)
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        if len(known) > 1:
+        axis.locator_params(axis="x", integer=True)
+        if len(shown) > 1:
             axis.legend()
         if name == "learning rate":
             axis.set_yscale("log")

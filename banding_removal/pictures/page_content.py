@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from banding_removal.pictures.curves import ADVERSARY_PANELS, PANELS, STEP_PANELS, Panels
+from banding_removal.pictures.curves import PANELS, STEP_PANELS, Panels
 from banding_removal.runs.log import ending_of
 
 History = Sequence[Mapping[str, Any]]  # a row per epoch, as in a checkpoint
@@ -14,7 +14,7 @@ _EPOCH = re.compile(r"(?:resumed after )?epoch (\d+)[/,]")
 
 def curves(history: History) -> dict[str, Any]:
     """`epochs`, and for each metric of a panel a list of as many values; None: no value."""
-    return _curves([row["epoch"] for row in history], history, (*PANELS, *ADVERSARY_PANELS))
+    return _curves([row["epoch"] for row in history], history, PANELS)
 
 
 def with_start(history: History, start: Mapping[str, float]) -> History:

@@ -22,7 +22,7 @@ from banding_removal.config.settings import REPOSITORY, Settings
 from banding_removal.errors import ConfigError
 from banding_removal.files import atomic_write
 from banding_removal.metrics import low_signal, low_signal_view
-from banding_removal.pictures.curves import ADVERSARY_PANELS, PANELS, STEP_PANELS, Panels
+from banding_removal.pictures.curves import PANELS, STEP_PANELS, Panels, panels_with_values
 from banding_removal.pictures.kept_slices import Images, keep_slices, read_slices
 from banding_removal.pictures.page_content import (
     History,
@@ -184,7 +184,7 @@ def write_run_page(path: Path, shown: Sequence[ShownRun]) -> None:
         "runs": runs,
         "defaults": _flat(plain(Settings())),
         "panels": {
-            "curves": _panels(runs, "curves", (*PANELS, *ADVERSARY_PANELS)),
+            "curves": _panels(runs, "curves", PANELS),
             "steps": _panels(runs, "steps", STEP_PANELS),
         },
         "written": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -196,7 +196,7 @@ def write_run_page(path: Path, shown: Sequence[ShownRun]) -> None:
 def _panels(runs: Sequence[Mapping[str, Any]], kind: str, panels: Panels) -> Panels:
     """The panels for which a run has values."""
     known = {name for run in runs for name in run[kind]["series"]}
-    return tuple((title, keys) for title, keys in panels if known & {*keys})
+    return panels_with_values(panels, known)
 
 
 def _texture_constants() -> dict[str, float]:

@@ -131,6 +131,15 @@ def test_curves_are_drawn_from_the_first_epoch_on(tmp_path: Path) -> None:
     assert not np.array_equal(one, read(tmp_path / "curves.png"))
 
 
+def test_curves_have_a_panel_for_each_group_with_values(tmp_path: Path) -> None:
+    row = {"epoch": 1, "train_loss": 0.5, "train_ssim": 0.7, "lr": 1e-3}
+    heights = []
+    for extra in ({}, {"streaks": 0.1}, {"streaks": 0.1, "val_nmse": 0.1}):
+        write_curves(tmp_path / "curves.png", [{**row, **extra}], "")
+        heights.append(read(tmp_path / "curves.png").shape[0])
+    assert heights[0] < heights[1] == heights[2]
+
+
 def test_a_table_stands_below_the_pictures(tmp_path: Path) -> None:
     row = Row({"a picture": np.full((300, 300), 128, np.uint8)})
     write_page(tmp_path / "without.png", [row], ["header"])

@@ -21,10 +21,12 @@ MAX_COILS = 128  # more in one array are not built
 
 # Energy of a line of k-space that holds data, over that of the strongest line. In noise it is above
 # 1e-6 in any scan, and rounding errors of single precision are at 1e-14.
-HOLDS_DATA = 1e-12
+HOLDS_DATA = 1e-10
 MIN_CENTRE_ENERGY = 0.25  # part in the central half of an axis: noise 0.5, images 0.8 to 1.0
 MAX_ZEROS = 0.35  # part of acquired k-space; a corner that is cut off takes 0.21
 MIN_SIZE_OF_CENTRE_CHECK = 8  # samples
+MAX_OFFSET = 8  # columns between the middle and the strongest one
+STANDS_OUT = 30.0  # strongest column over the median one
 
 # Correlation of a target with the image of its k-space, means removed, best of small shifts. On
 # phantoms of usual and of three times that noise (means of blocks in brackets, which noise does
@@ -41,6 +43,7 @@ MIN_SIZE_OF_CENTRE_CHECK = 8  # samples
 # Both must be low before a volume is refused. Undersampled k-space has 0.48 to 0.93 (0.78 to 0.97).
 SAME_IMAGE = 0.99
 TURNED_IMAGE = 0.9
+ALIASED = 0.9999  # of undersampled k-space
 MIN_SIMILARITY = 0.6
 MIN_SIMILARITY_UNDERSAMPLED = 0.3
 MAX_SHIFT = 4  # pixels
@@ -64,18 +67,23 @@ def check_shape(shape: Sequence[int], header: ScanHeader, target_size: Size | No
     encoded = header.encoded_size
     notes: list[Note] = []
     if coil_axis:
-        image_axes = (coil_axis[0], height)  # if coils come last
-        of_header = encoded == image_axes != (height, width)
-        of_target = _fits(target_size, image_axes) and not _fits(target_size, (height, width))
-        if of_header or of_target or (coil_axis[0] > MAX_COILS and width < coil_axis[0]):
+        coils = coil_axis[0]
+        # Which two axes are the image's, if others than the last.
+        others = [(shape[a], shape[b]) for a, b in ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3))]
+        of_header = encoded is not None and encoded != (height, width) and encoded in others
+        of_target = not _fits(target_size, (height, width)) and any(
+            _fits(target_size, other) for other in others[3:]
+        )
+        many = coils > MAX_COILS and min(height, width) < coils
+        if of_header or of_target or many:
             raise ValueError(
-                f"kspace has shape {tuple(shape)}: coils seem to come last; expected {expected}, W "
-                "along phase encode"
+                f"kspace has shape {tuple(shape)}: the axes are in another order, coils seem to "
+                f"come last or between; expected {expected}, W along phase encode"
             )
         channels = header.receiver_channels
-        if channels == slices != coil_axis[0]:
-            detail = f"kspace has shape {tuple(shape)}, the header {channels} receiver channels"
-            notes.append(("swapped_coils", detail))
+        if channels == slices != coils or min(height, width) < coils:
+            said = "" if channels is None else f", the header gives {channels} receiver channels"
+            notes.append(("swapped_coils", f"kspace has shape {tuple(shape)}{said}"))
     if encoded is not None:
         x, y = encoded
         # Oversampling of readout is often removed.
@@ -144,6 +152,22 @@ def columns_with_data(energy: NDArray[np.float32], header: ScanHeader) -> BoolAr
     return found
 
 
+def check_centre(energy: NDArray[np.float32]) -> list[Note]:
+    """Whether the strongest column of k-space is near the middle, where masks have their centre.
+
+    Args:
+        energy: (H, W), of `energy_of`.
+    """
+    columns = energy.sum(0, np.float64)
+    width = len(columns)
+    strongest = int(np.argmax(columns))
+    # In noise alone, any column may be the strongest.
+    stands_out = columns[strongest] > STANDS_OUT * np.median(columns[columns > 0])
+    if not stands_out or abs(strongest - width // 2) <= max(MAX_OFFSET, width // 16):
+        return []
+    return [("off_centre", f"column {strongest} of {width}")]
+
+
 def compare_images(
     kspace: NDArray[np.complex64], target: NDArray[np.float32], *, undersampled: bool
 ) -> list[Note]:
@@ -161,10 +185,14 @@ def compare_images(
     size = (min(height, target.shape[0]), min(width, target.shape[1]))
     target = _center(target, size)
     image = _rss_image(kspace, size)
-    if min(size) <= 2 * MAX_SHIFT or not (np.ptp(target) > 0 and np.ptp(image) > 0):
+    if min(size) <= 2 * MAX_SHIFT or not np.ptp(image) > 0:
         return []  # too small, or empty
+    if not np.ptp(target) > 0:
+        return [("other_target", f"it is {target[0, 0]:g} everywhere")]
     full, shift = _correlation(image, target)
     notes: list[Note] = []
+    if undersampled and full > ALIASED:
+        notes.append(("aliased_target", f"correlation {full:.4f}"))
     if full < SAME_IMAGE:
         turned = None if undersampled else _turned(image, target, full)
         if turned is not None:
@@ -177,7 +205,7 @@ def compare_images(
                 "middle, or the target from another scan"
             )
         if not undersampled:
-            notes.append(("other_target", f"correlation {similarity:.2f}"))
+            notes.append(("other_target", f"correlation {full:.2f}"))
     elif shift != (0, 0):
         notes.append(("shifted_target", f"by {shift[0]} x {shift[1]} pixels"))
     factor = np.sum(image * target, dtype=np.float64) / np.sum(image * image, dtype=np.float64)

@@ -3,9 +3,9 @@
     python -m tests.faults.field folder=/data/cases
     python -m tests.faults.field folder=/data/cases 'only=[mask_of_ones,stale_max]'
 
-A case is what it holds: a data set (multicoil_train and multicoil_val) is trained on for an epoch;
-a folder of k-space is reconstructed; a folder of reconstructions is evaluated against `healthy`,
-the data set of that name; `*.sh` is run with DATA (`healthy`) and LOGS set. If the volume filters of
+What a case holds says what is done: a data set (multicoil_train and multicoil_val) is trained on
+for an epoch; a folder of k-space is reconstructed; a folder of reconstructions is evaluated against
+the data set `healthy`; `*.sh` is run with DATA (`healthy`) and LOGS set. If the volume filters of
 the script remove everything, the case is tried again without them, and both ends are shown.
 """
 
@@ -31,8 +31,8 @@ FILTERS = ("magnet=null", "square_target=false")
 OF_HEADER = ("header_fractional_size", "no_header")
 # What every run says: settings, progress, where it is.
 USUAL = re.compile(
-    r" {2}[a-z_]+(\.\w+)?: .* = |epoch \d|settings:|run folder |training on |look at |.*(it|slice)/s\]"
-    r"|the run is complete"
+    r" {2}[a-z0-9_]+(\.\w+)?: .* = |epoch \d|settings:|run folder |training on |look at "
+    r"|.*(it|slice)/s\]|the run is complete"
 )
 
 

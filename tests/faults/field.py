@@ -73,7 +73,7 @@ def run(words: list[str], logs: Path, cases: Path) -> End:
         return End(status=124, said=(f"not ended after {PATIENCE_S} s",))
     lines = [line.rstrip() for line in done.stdout.splitlines()]
     said = [line.strip() for line in lines if line and not USUAL.match(line)]
-    return End(status=done.returncode, said=tuple(dict.fromkeys(said)))
+    return End(status=done.returncode, said=tuple(said))
 
 
 def ends_of(case: Path, cases: Path, checkpoint: list[Path]) -> Iterator[tuple[str, End]]:

@@ -22,23 +22,10 @@ from banding_removal.data.hdf5 import (
     read_text,
 )
 from banding_removal.data.ismrmrd import ScanHeader, parse_header
-from banding_removal.data.mask_rules import BoolArray
-from banding_removal.data.masks import Mask
 from banding_removal.data.notes import Note, unique
-from banding_removal.data.plausibility import (
-    HOLDS_DATA,
-    check_centre,
-    check_shape,
-    columns_with_data,
-    compare_images,
-    energy_of,
-)
-from banding_removal.data.stored_mask import (
-    MIN_CENTRE_LINES,
-    StoredMask,
-    measured_columns,
-    read_mask,
-)
+from banding_removal.data.one_slice import check_slice
+from banding_removal.data.plausibility import check_shape
+from banding_removal.data.stored_mask import read_mask
 
 T = TypeVar("T")
 
@@ -144,9 +131,8 @@ def _read_fields(file: h5py.File) -> dict[str, Any]:
     if target is not None:
         data_range, found = _data_range(target, _attribute(number_attribute, file, "max", notes))
         notes += found
-    measured, found = _check_slice(
-        kspace, target, header, read_mask(file, slices * height, width), slices
-    )
+    mask = read_mask(file, slices * height, width)
+    measured, found = check_slice(kspace, target, header, mask)
     notes += found
     return {
         "slices": slices,
@@ -255,75 +241,6 @@ def _acquired(
         found = (round(left), round(right))
     # What is still None, `SliceDataset` reports where it is needed.
     return found if found is not None and 0 <= found[0] < found[1] <= width else None
-
-
-def _check_slice(
-    kspace: h5py.Dataset,
-    target: h5py.Dataset | None,
-    header: ScanHeader,
-    mask: StoredMask | None,
-    slices: int,
-) -> tuple[BoolArray | None, list[Note]]:
-    """Which columns were measured, and whether a slice's target is the image of its k-space.
-
-    The slice is one that is not empty.
-
-    Raises:
-        ValueError: they are not; axes are in another order; slices were undersampled differently.
-    """
-    # Not in the middle: there, slices in reverse order would not show.
-    first = max(0, slices - 1) // 3
-    for index in dict.fromkeys((first, slices // 2, 2 * slices // 3, 0, slices - 1)):
-        values = _slice_of(kspace, index)
-        energy = energy_of(values)
-        if energy is not None:
-            break
-    holding = None if energy is None else columns_with_data(energy, header)
-    measured, notes = measured_columns(mask, holding)
-    if energy is not None:
-        notes += check_centre(energy)
-    if measured is not None:
-        lines = Mask.of_scanner(measured).acs_lines
-        if lines < MIN_CENTRE_LINES and measured[len(measured) // 2]:
-            notes.append(("few_centre_lines", str(lines)))
-        _check_same_columns(kspace, measured)
-    if energy is not None and target is not None:
-        image = target[index].astype(np.float32).reshape(target.shape[-2:])
-        if np.isfinite(image).all():
-            undersampled = measured is not None
-            found = compare_images(values, image, undersampled=undersampled)
-            # Slices and coils that are swapped have the right shape if there are equally many.
-            if found and kspace.ndim == 4 and kspace.shape[0] == kspace.shape[1]:
-                swapped = kspace[:, index].astype(np.complex64)
-                if not compare_images(swapped, image, undersampled=undersampled):
-                    raise ValueError("slices and coils are swapped; expected [slice, coil, H, W]")
-            notes += found
-    return measured, notes
-
-
-def _slice_of(kspace: h5py.Dataset, index: int) -> NDArray[np.complex64]:
-    """A slice of k-space, (coil, H, W)."""
-    values = np.empty(kspace.shape[1:], np.complex64)
-    kspace.read_direct(values, np.s_[index])
-    return values.reshape(-1, *kspace.shape[-2:])
-
-
-def _check_same_columns(kspace: h5py.Dataset, measured: BoolArray) -> None:
-    """Check the first and the last slice of a volume that was undersampled.
-
-    Raises:
-        ValueError: they hold data in other columns.
-    """
-    for index in {0, kspace.shape[0] - 1}:
-        energy = energy_of(_slice_of(kspace, index))
-        if energy is None:
-            continue
-        lines = energy.sum(0, np.float64)
-        if (lines[~measured] > HOLDS_DATA * lines.max()).any():
-            raise ValueError(
-                f"slice {index} of kspace holds data in columns that other slices or the mask "
-                "leave out: all slices must be undersampled in the same columns"
-            )
 
 
 def _acquisition(file: h5py.File, notes: list[Note]) -> str:

@@ -398,6 +398,15 @@ def test_empty_slices_and_slices_of_noise_are_not_judged(tmp_path: Path) -> None
         assert read(tmp_path, kspace=kspace, target=target).notes == ()
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1e20, 3e21])
+def test_the_unit_of_a_file_does_not_matter_up_to_the_limits_of_single_precision(
+    tmp_path: Path, scale: float
+) -> None:
+    kspace = (SQUARE * np.float32(scale)).astype(np.complex64)
+    target = (TARGET * np.float64(scale)).astype(np.float32)
+    assert read(tmp_path, kspace=kspace, target=target).notes == ()
+
+
 def test_a_unit_in_which_the_l1_term_dominates_gets_a_warning(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:

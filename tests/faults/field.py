@@ -65,8 +65,12 @@ def run(words: list[str], logs: Path, cases: Path) -> End:
     try:
         done = subprocess.run(
             words,
-            **{"cwd": REPOSITORY, "env": environment, "timeout": PATIENCE_S},
-            **{"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT},
+            cwd=REPOSITORY,
+            env=environment,
+            timeout=PATIENCE_S,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             check=False,
         )
     except subprocess.TimeoutExpired:

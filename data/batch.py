@@ -17,6 +17,8 @@ from torch.utils.data import get_worker_info
 
 log = logging.getLogger(__name__)
 
+PROBLEM = "problem"  # in what a worker sends, beside the fields: why there is no shared memory
+
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
@@ -78,15 +80,22 @@ class Batch:
     def __getstate__(self) -> dict[str, Any]:
         # A worker process sends each tensor through shared memory, which takes a third of a
         # millisecond however small it is; arrays travel inside the message.
-        through_memory = {"measured"} if get_worker_info() and _share(self.measured) else set()
-        return {
+        in_worker = get_worker_info() is not None
+        problem = _share(self.measured) if in_worker else None
+        through_memory = {"measured"} if in_worker and problem is None else set()
+        state = {
             key: value.numpy() if isinstance(value, Tensor) and key not in through_memory else value
             for key, value in self._fields().items()
         }
+        return state | {PROBLEM: problem}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for key, value in state.items():
-            vars(self)[key] = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+            if key != PROBLEM:
+                array = isinstance(value, np.ndarray)
+                vars(self)[key] = torch.from_numpy(value) if array else value
+        if state[PROBLEM] is not None:
+            _warn_of_shared_memory(state[PROBLEM])
 
     def describe(self) -> str:
         """Where the examples come from, for messages."""
@@ -98,17 +107,17 @@ class Batch:
         )
 
 
-def _share(tensor: Tensor) -> bool:
-    """Move a tensor to shared memory; False: there is too little of it."""
+def _share(tensor: Tensor) -> str | None:
+    """Move a tensor to shared memory; why not, if there is too little of it."""
     try:
         tensor.share_memory_()
     except RuntimeError as error:  # torch's only kind, here from shm_open or fallocate
-        _warn_of_shared_memory(str(error).splitlines()[0])
-        return False
-    return True
+        # without the name of the file, which differs from one process to the next
+        return str(error).splitlines()[0].rpartition(": ")[2]
+    return None
 
 
-@cache  # once in every worker
+@cache  # once in the process that gets the batches
 def _warn_of_shared_memory(reason: str) -> None:
     log.warning(
         "shared memory is too small (%s): batches go through a pipe, which is slower. A container "

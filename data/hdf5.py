@@ -89,20 +89,30 @@ def check_stored(dataset: h5py.Dataset) -> None:
         )
 
 
+class NotTextError(ValueError):
+    """A dataset is not one string."""
+
+
 def read_text(file: h5py.File, key: str) -> bytes:
-    """The content of a dataset that is one string, or none.
+    """The content of a dataset that is one string, a row of bytes, or nothing.
 
     Raises:
-        ValueError: it is something else, or longer than `MAX_TEXT`.
+        NotTextError: it is something else.
+        ValueError: it is longer than `MAX_TEXT`, or not in the file itself.
     """
     dataset = own_dataset(file, key)
-    if h5py.check_string_dtype(dataset.dtype) is not None and not dataset.size:
+    is_string = h5py.check_string_dtype(dataset.dtype) is not None
+    if is_string and not dataset.size:
         return b""  # without elements
-    if h5py.check_string_dtype(dataset.dtype) is None or dataset.size != 1:
-        raise ValueError(f"{key} is {dataset.dtype} {dataset.shape}, not a byte string")
+    is_row = dataset.ndim == 1 and dataset.dtype.kind in "iu" and dataset.dtype.itemsize == 1
+    if not is_row and not (is_string and dataset.size == 1):
+        raise NotTextError(f"{key} is {dataset.dtype} {dataset.shape}, not a byte string")
     check_stored(dataset)
-    if dataset.dtype.itemsize > MAX_TEXT:
-        raise ValueError(f"{key} has {dataset.dtype.itemsize} bytes, more than {MAX_TEXT}")
+    size = dataset.dtype.itemsize * dataset.size
+    if size > MAX_TEXT:
+        raise ValueError(f"{key} has {size} bytes, more than {MAX_TEXT}")
+    if is_row:
+        return bytes(dataset[()].tobytes())
     value = dataset[()] if dataset.shape == () else dataset[(0,) * dataset.ndim]
     text = value.encode() if isinstance(value, str) else bytes(value)
     if len(text) > MAX_TEXT:
@@ -121,8 +131,12 @@ def name_attribute(file: h5py.File, key: str) -> str | None:
     found = file.attrs.get_id(key)
     if h5py.check_string_dtype(found.dtype) is None or not _is_one(found.shape):
         raise ValueError(f"the attribute {key} is {found.dtype} {found.shape}, not a string")
-    value = np.asarray(file.attrs[key]).item()
-    return checked_name(value.decode() if isinstance(value, bytes) else value, f"attribute {key}")
+    try:
+        value = np.asarray(file.attrs[key]).item()
+        text = value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the attribute {key} is not UTF-8") from error
+    return checked_name(text.strip(), f"attribute {key}")
 
 
 def number_attribute(file: h5py.File, key: str) -> float | None:

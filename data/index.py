@@ -24,7 +24,7 @@ from banding_removal.data.volume import Volume, VolumeError, read_volume, volume
 
 log = logging.getLogger(__name__)
 
-CACHE_VERSION = 4
+CACHE_VERSION = 5
 
 
 def read_volumes(

@@ -6,9 +6,14 @@ import re
 import reprlib
 from dataclasses import dataclass
 from typing import NoReturn
-from xml.etree import ElementTree
+from xml.parsers import expat
+
+from banding_removal.data.hdf5 import MAX_NAME
 
 MAX_DEPTH = 8  # of elements; those that are used lie at most five deep
+TOO_LARGE = 1e9  # for any number that is used
+ENTITY = r"&(?!(?:amp|lt|gt|quot|apos|#\d+|#x[0-9a-fA-F]+);)"
+CONTROL = r"[\0-\x08\x0b\x0c\x0e-\x1f]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,33 +30,51 @@ class ScanHeader:
 
 
 class _Texts:
-    """Collects the text of each element by its path; of equal paths, the first."""
+    """Collects the text of each element by its path below the root; of equal paths, the first.
+
+    Prefixes of namespaces are left out, declared or not. Elements of `encoding` are kept for each.
+    """
 
     def __init__(self) -> None:
         self.by_path: dict[str, str] = {}
+        self.encodings: list[dict[str, str]] = []
         self._tags: list[str] = []
         self._depth = 0
         self._text: list[str] = []
 
-    def start(self, tag: str, _attributes: dict[str, str]) -> None:
+    def read(self, xml: str) -> str | None:
+        """Read as far as it is well-formed; what is wrong then."""
+        parser = expat.ParserCreate()
+        parser.StartElementHandler = self._start
+        parser.CharacterDataHandler = self._text.append
+        parser.EndElementHandler = self._end
+        parser.StartDoctypeDeclHandler = lambda name, system, pubid, _: refuse_doctype(
+            name, pubid, system
+        )
+        try:
+            parser.Parse(xml, True)
+        except expat.ExpatError as error:
+            return str(error)
+        return None
+
+    def _start(self, tag: str, _attributes: dict[str, str]) -> None:
         self._depth += 1
         if self._depth <= MAX_DEPTH:
-            self._tags.append(tag.rpartition("}")[2])  # without the namespace
+            self._tags.append(tag.rpartition(":")[2])
+        if self._tags[1:] == ["encoding"]:
+            self.encodings.append({})
         self._text.clear()
 
-    def data(self, text: str) -> None:
-        self._text.append(text)
-
-    def end(self, _tag: str) -> None:
+    def _end(self, _tag: str) -> None:
         if self._depth <= MAX_DEPTH:
             path = "/".join(self._tags[1:])
-            self.by_path.setdefault(path, " ".join("".join(self._text).split()))
+            text = " ".join("".join(self._text).split())
+            self.by_path.setdefault(path, text)
+            if path.startswith("encoding/"):
+                self.encodings[-1].setdefault(path, text)
             self._tags.pop()
         self._depth -= 1
         self._text.clear()
-
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        refuse_doctype(name, pubid, system)
 
 
 def refuse_doctype(name: str, pubid: str | None, system: str | None) -> NoReturn:
@@ -62,66 +85,87 @@ def refuse_doctype(name: str, pubid: str | None, system: str | None) -> NoReturn
     )
 
 
-def parse_header(xml: bytes) -> ScanHeader:
-    """Parse an ISMRMRD header (namespace ignored), as far as it can be read.
+def parse_header(xml: bytes, matrix: tuple[int, int] | None = None) -> ScanHeader:
+    """Parse an ISMRMRD header (namespaces ignored), as far as it can be read.
 
     The acquired columns are left = encoded_y // 2 - center and right = left + maximum + 1, with
     center and maximum of `encodingLimits/kspace_encoding_step_1`.
 
     The encoding that the XML declaration names is not relied on: .NET programs say UTF-16 and write
-    UTF-8. Text that is not UTF-16 or UTF-8 is taken as Latin-1. If the XML is not well-formed,
-    everything before the mistake is read.
+    UTF-8. Text that is not UTF-16 or UTF-8 is taken as Windows-1252. Where an `&` begins no entity,
+    it stands for itself. If the XML is not well-formed, everything before the mistake is read.
+
+    Args:
+        xml: the header.
+        matrix: of k-space, (readout, phase encode): of several `encoding` elements, the first with
+            this size is used, or else the first.
 
     Raises:
         ValueError: the header declares a document type (entity bombs need one, ISMRMRD headers do
             not).
     """
-    problems = []
     texts = _Texts()
-    parser = ElementTree.XMLParser(target=texts)
-    try:
-        parser.feed(_decode(xml))
-        parser.close()
-    except ElementTree.ParseError as error:
-        problems.append(f"it is not well-formed XML: {error}")
+    mistake = texts.read(_decode(xml))
+    problems = [] if mistake is None else [f"it is not well-formed XML: {mistake}"]
+    of_scan = _Numbers(texts.by_path, problems)
+    encodings = [_Numbers(found, problems) for found in texts.encodings]
+    if len(encodings) > 1:
+        first = encodings[0]
+        fitting = (e for e in encodings if e.size("encoding/encodedSpace") == matrix)
+        encodings = [next(fitting, first)]
+        problems[:] = problems[: mistake is not None]  # what is wrong in others does not matter
+    encoding = encodings[0] if encodings else of_scan
+    encoded_y = encoding.whole("encoding/encodedSpace/matrixSize/y")
+    limits, acquired = "encoding/encodingLimits/kspace_encoding_step_1", None
+    center, maximum = (encoding.whole(f"{limits}/{name}") for name in ("center", "maximum"))
+    if encoded_y is not None and center is not None and maximum is not None:
+        left = encoded_y // 2 - center
+        acquired = (left, left + maximum + 1)
+    system = "acquisitionSystemInformation"
+    scanner = texts.by_path.get(f"{system}/systemModel") or "unknown"
+    if len(scanner) > MAX_NAME or not scanner.isprintable():
+        problems.append(f"{system}/systemModel is {reprlib.repr(scanner)}, not a name")
+        scanner = "unknown"
+    if mistake is None and system not in texts.by_path and not texts.encodings:
+        problems.append(f"it has neither {system} nor encoding")
+    return ScanHeader(
+        scanner=scanner,
+        field_strength=of_scan.number(f"{system}/systemFieldStrength_T"),
+        receiver_channels=of_scan.whole(f"{system}/receiverChannels"),
+        acquired=acquired,
+        encoded_size=encoding.size("encoding/encodedSpace"),
+        recon_size=encoding.size("encoding/reconSpace"),
+        problems=tuple(dict.fromkeys(problems)),
+    )
 
-    def number(path: str) -> float | None:
-        value = texts.by_path.get(path)
+
+@dataclass(frozen=True)
+class _Numbers:
+    """Numbers by path; what is none counts as not given, and is noted among the problems."""
+
+    texts: dict[str, str]
+    problems: list[str]
+
+    def number(self, path: str) -> float | None:
+        value = self.texts.get(path)
         if not value:
             return None
         try:
             result = float(value)
         except ValueError:
             result = math.nan
-        if not math.isfinite(result):
-            problems.append(f"{path} is {reprlib.repr(value)}, not a number")
+        if not abs(result) < TOO_LARGE:
+            self.problems.append(f"{path} is {reprlib.repr(value)}, not a number")
             return None
         return result
 
-    def whole(path: str) -> int | None:
-        value = number(path)
+    def whole(self, path: str) -> int | None:
+        value = self.number(path)
         return None if value is None else round(value)
 
-    def size(path: str) -> tuple[int, int] | None:
-        x, y = (whole(f"encoding/{path}/matrixSize/{axis}") for axis in "xy")
+    def size(self, path: str) -> tuple[int, int] | None:
+        x, y = (self.whole(f"{path}/matrixSize/{axis}") for axis in "xy")
         return None if x is None or y is None or min(x, y) < 1 else (x, y)
-
-    encoded_y = whole("encoding/encodedSpace/matrixSize/y")
-    limits, acquired = "encoding/encodingLimits/kspace_encoding_step_1", None
-    center, maximum = (whole(f"{limits}/{name}") for name in ("center", "maximum"))
-    if encoded_y is not None and center is not None and maximum is not None:
-        left = encoded_y // 2 - center
-        acquired = (left, left + maximum + 1)
-    system = "acquisitionSystemInformation"
-    return ScanHeader(
-        scanner=texts.by_path.get(f"{system}/systemModel") or "unknown",
-        field_strength=number(f"{system}/systemFieldStrength_T"),
-        receiver_channels=whole(f"{system}/receiverChannels"),
-        acquired=acquired,
-        encoded_size=size("encodedSpace"),
-        recon_size=size("reconSpace"),
-        problems=tuple(dict.fromkeys(problems)),
-    )
 
 
 def _decode(xml: bytes) -> str:
@@ -134,6 +178,7 @@ def _decode(xml: bytes) -> str:
         try:
             text = xml.decode("utf-8-sig")
         except UnicodeDecodeError:
-            text = xml.decode("latin-1")
+            text = xml.decode("cp1252", "replace")
     # Before the declaration, XML allows nothing; after the root, some writers leave zeros.
-    return re.sub(r"^<\?xml.*?\?>", "", text.strip("\0 \t\r\n\ufeff"), count=1, flags=re.DOTALL)
+    text = re.sub(r"^<\?xml.*?\?>", "", text.strip("\0 \t\r\n\ufeff"), count=1, flags=re.DOTALL)
+    return re.sub(CONTROL, " ", re.sub(ENTITY, "&amp;", text))

@@ -10,8 +10,10 @@ log = logging.getLogger(__name__)
 NoteKind = Literal[
     "no_header",
     "unclear_header",
+    "unclear_attribute",
     "other_matrix",
     "swapped_coils",
+    "off_centre",
     "unused_mask",
     "undeclared_mask",
     "few_centre_lines",
@@ -20,6 +22,7 @@ NoteKind = Literal[
     "turned_target",
     "shifted_target",
     "other_target",
+    "aliased_target",
     "other_unit",
 ]
 Note = tuple[NoteKind, str]  # its kind, and what was found in the file
@@ -28,9 +31,12 @@ Note = tuple[NoteKind, str]  # its kind, and what was found in the file
 TEXTS: dict[NoteKind, str] = {
     "no_header": "there is no ISMRMRD header: scanner and field strength count as unknown",
     "unclear_header": "the ISMRMRD header is unclear: what cannot be read counts as not given",
+    "unclear_attribute": "an attribute is not what its name says: it counts as not given",
     "other_matrix": "the header describes another matrix than that of k-space: the acquired "
     "columns that it gives are not used",
-    "swapped_coils": "slices and coils may be swapped: expected [slice, coil, H, W]",
+    "swapped_coils": "the axes may be in another order: expected [slice, coil, H, W]",
+    "off_centre": "the strongest column of k-space is far from the middle: the centre lines of "
+    "masks may miss the zero frequency",
     "unused_mask": "k-space holds data in columns that the stored mask leaves out: the mask is not "
     "used, the data are",
     "undeclared_mask": "columns of k-space are zero that no stored mask leaves out: they count as "
@@ -44,6 +50,8 @@ TEXTS: dict[NoteKind, str] = {
     "shifted_target": "the target is shifted against the image of its k-space",
     "other_target": "the target differs from the image of its k-space: it may be filtered, or "
     "belong to another slice",
+    "aliased_target": "k-space was undersampled, and the target is its image: it has the artefacts "
+    "that a network is to remove",
     "other_unit": "the target is in another unit than k-space: the loss compares images in "
     "different units",
 }

@@ -1,5 +1,7 @@
 """Which columns the scanner measured: from the stored mask, and from the zeros of k-space."""
 
+from dataclasses import dataclass
+
 import h5py
 import numpy as np
 
@@ -14,41 +16,53 @@ UNDECLARED = 0.1
 MIN_ACQUIRED = 0.5  # part of the columns; padding takes less than half of k-space
 
 
-def read_mask(file: h5py.File, rows: int, width: int) -> BoolArray | None:
-    """The stored mask, bool (width,); None if there is none.
+@dataclass(frozen=True, kw_only=True)
+class StoredMask:
+    """The mask in a file."""
 
-    Other shapes that end in `width`, such as (1, W) or (H, W), are taken if all rows are equal.
+    columns: BoolArray | None  # (W,); None: it is not one of whole columns
+    problem: str = ""  # why not
+
+
+def read_mask(file: h5py.File, rows: int, width: int) -> StoredMask | None:
+    """The stored mask; None if there is none.
+
+    Shapes such as (1, W), (H, W) or (1, 1, W, 1) are taken if all rows are equal. What is something
+    else has a problem: it matters only if k-space needs a mask.
 
     Raises:
-        ValueError: it is something else, or empty.
+        ValueError: the file refers to another one, or does not store what it declares.
     """
     if not holds(file, "mask"):
         return None
     mask = own_dataset(file, "mask")
+    shape = mask.shape
+    while len(shape) > 1 and shape[-1] == 1 != width:
+        shape = shape[:-1]
     if (
-        mask.ndim == 0
-        or mask.shape[-1] != width
+        not shape
+        or shape[-1] != width
         or not 0 < mask.size <= rows * width
         or mask.dtype.kind not in "biuf"
     ):
-        raise ValueError(
-            f"mask has shape {mask.shape}, type {mask.dtype}; expected a number for each of "
-            f"{width} columns"
+        return StoredMask(
+            columns=None,
+            problem=f"mask has shape {mask.shape}, type {mask.dtype}; expected a number for each "
+            f"of {width} columns",
         )
     check_stored(mask)
     lines: BoolArray = mask[()].astype(bool).reshape(-1, width)
     if (lines != lines[0]).any():
-        raise ValueError(
-            f"mask, shape {mask.shape}, is not the same in all rows: only whole columns of k-space "
-            "(phase-encode lines) can be left out"
+        return StoredMask(
+            columns=None,
+            problem=f"mask, shape {mask.shape}, is not the same in all rows: only whole columns of "
+            "k-space (phase-encode lines) can be left out",
         )
-    if not lines[0].any():
-        raise ValueError("mask says that no column was measured")
-    return lines[0]
+    return StoredMask(columns=lines[0])
 
 
 def measured_columns(
-    mask: BoolArray | None, holding: BoolArray | None
+    stored: StoredMask | None, holding: BoolArray | None
 ) -> tuple[BoolArray | None, list[Note]]:
     """Which columns the scanner measured, (W,); None: all, the volume is fully sampled.
 
@@ -56,18 +70,28 @@ def measured_columns(
     sides is none, and one that leaves out columns which hold data was stored for training.
 
     Args:
-        mask: the stored one; None: there is none.
+        stored: the mask in the file; None: there is none.
         holding: which columns of a slice hold data; None: it is not known, the mask is believed.
+
+    Raises:
+        ValueError: k-space was undersampled, and the mask does not say in which columns.
     """
+    mask = None if stored is None else stored.columns
     if holding is None:
+        if stored is not None and (mask is None or not mask.any()):
+            raise ValueError(stored.problem or "mask says that no column was measured")
         return (None, []) if mask is None or mask.all() else (mask, [])
     columns = np.flatnonzero(holding)
     inside = np.zeros_like(holding)
     inside[columns[0] : columns[-1] + 1] = True
     empty = inside & ~holding
     undersampled = empty.sum() > UNDECLARED * inside.sum()
-    allowed = np.ones_like(holding) if mask is None else mask
     counts = f"{holding.sum()} of {len(holding)} columns hold data"
+    if stored is not None and mask is None:
+        if undersampled:
+            raise ValueError(stored.problem)
+        return None, [("unused_mask", f"{counts}; {stored.problem}")]
+    allowed = np.ones_like(holding) if mask is None else mask
     if mask is not None:
         counts += f", the mask has {mask.sum()}"
     if (holding & ~allowed).any():

@@ -1,9 +1,10 @@
 """One HDF5 file in the fastMRI layout: its sizes, contrast and scanner, without its pixels."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 
 from banding_removal.data.hdf5 import (
     READ_ERRORS,
+    NotTextError,
     check_stored,
-    checked_name,
     holds,
     name_attribute,
     number_attribute,
@@ -21,16 +22,12 @@ from banding_removal.data.hdf5 import (
     read_text,
 )
 from banding_removal.data.ismrmrd import ScanHeader, parse_header
-from banding_removal.data.mask_rules import BoolArray
-from banding_removal.data.masks import Mask
 from banding_removal.data.notes import Note, unique
-from banding_removal.data.plausibility import (
-    check_shape,
-    columns_with_data,
-    compare_images,
-    energy_of,
-)
-from banding_removal.data.stored_mask import MIN_CENTRE_LINES, measured_columns, read_mask
+from banding_removal.data.one_slice import check_slice
+from banding_removal.data.plausibility import check_shape
+from banding_removal.data.stored_mask import read_mask
+
+T = TypeVar("T")
 
 SUFFIX = ".h5"
 MAX_TOLERANCE = 1e-3  # relative, of the attribute max: it may have been printed and read
@@ -128,15 +125,14 @@ def _read_fields(file: h5py.File) -> dict[str, Any]:
     slices, *coil_axis, height, width = map(int, kspace.shape)
     target = _target(file, slices, single_coil=not coil_axis)
     target_size = None if target is None else (int(target.shape[-2]), int(target.shape[-1]))
-    header, notes = _header(file)
+    header, notes = _header(file, (height, width))
     notes += check_shape(kspace.shape, header, target_size)
     data_range = None
     if target is not None:
-        data_range, found = _data_range(target, number_attribute(file, "max"))
+        data_range, found = _data_range(target, _attribute(number_attribute, file, "max", notes))
         notes += found
-    measured, found = _check_slice(
-        kspace, target, header, read_mask(file, slices * height, width), slices // 3
-    )
+    mask = read_mask(file, slices * height, width)
+    measured, found = check_slice(kspace, target, header, mask)
     notes += found
     return {
         "slices": slices,
@@ -146,10 +142,10 @@ def _read_fields(file: h5py.File) -> dict[str, Any]:
         "target_key": None if target is None else target.name.lstrip("/"),
         "target_size": target_size,
         "data_range": data_range,
-        "acquisition": _acquisition(file),
-        "scanner": checked_name(header.scanner, "scanner in the ISMRMRD header"),
+        "acquisition": _acquisition(file, notes),
+        "scanner": header.scanner,
         "field_strength": header.field_strength,
-        "acquired": _acquired(file, header, width),
+        "acquired": _acquired(file, header, width, notes),
         "recon_size": header.recon_size,
         "measured": None if measured is None else "".join("01"[int(c)] for c in measured),
         "notes": tuple(unique(notes)),
@@ -162,7 +158,7 @@ def _kspace(file: h5py.File) -> h5py.Dataset:
         raise ValueError(
             f"kspace has shape {kspace.shape}; expected [slice, coil, H, W] (or [slice, H, W])"
         )
-    if kspace.dtype != np.complex64:
+    if kspace.dtype.kind != "c" or kspace.dtype.itemsize not in (8, 16):
         raise ValueError(f"kspace has dtype {kspace.dtype}; expected complex64")
     if 0 in kspace.shape:
         raise ValueError(f"kspace is empty, shape {kspace.shape}")
@@ -177,7 +173,7 @@ def _target(file: h5py.File, slices: int, *, single_coil: bool) -> h5py.Dataset 
         return None
     target = own_dataset(file, key)
     images = target.ndim == 3 or (target.ndim == 4 and target.shape[1] == 1)
-    if not images or target.shape[0] != slices or target.dtype.kind != "f":
+    if not images or target.shape[0] != slices or target.dtype.kind not in "fiu":
         raise ValueError(
             f"{key} is {target.dtype} {target.shape}; "
             f"expected real [{slices}, h, w] for {slices} slices of k-space"
@@ -208,59 +204,46 @@ def _largest(image: NDArray[Any]) -> float:
     return largest if np.isfinite(largest) else float(np.max(image[np.isfinite(image)], initial=0))
 
 
-def _header(file: h5py.File) -> tuple[ScanHeader, list[Note]]:
-    text = read_text(file, "ismrmrd_header") if holds(file, "ismrmrd_header") else b""
+def _attribute(
+    read: Callable[[h5py.File, str], T | None], file: h5py.File, key: str, notes: list[Note]
+) -> T | None:
+    """An attribute; None, with a note, where it is of another type."""
+    try:
+        return read(file, key)
+    except ValueError as error:
+        notes.append(("unclear_attribute", str(error)))
+        return None
+
+
+def _header(file: h5py.File, matrix: tuple[int, int]) -> tuple[ScanHeader, list[Note]]:
+    try:
+        text = read_text(file, "ismrmrd_header") if holds(file, "ismrmrd_header") else b""
+    except NotTextError as error:
+        return ScanHeader(), [("unclear_header", str(error))]
     if not text.strip(b"\0 \t\r\n"):
         return ScanHeader(), [("no_header", "missing or empty")]
-    header = parse_header(text)
+    header = parse_header(text, matrix)
     return header, [("unclear_header", header.problems[0])] if header.problems else []
 
 
-def _acquired(file: h5py.File, header: ScanHeader, width: int) -> tuple[int, int] | None:
+def _acquired(
+    file: h5py.File, header: ScanHeader, width: int, notes: list[Note]
+) -> tuple[int, int] | None:
     """The acquired columns of the header, or else of the attributes padding_left, padding_right."""
-    padding = [number_attribute(file, f"padding_{side}") for side in ("left", "right")]
+    padding = [
+        _attribute(number_attribute, file, f"padding_{side}", notes) for side in ("left", "right")
+    ]
     found = header.acquired
     if header.encoded_size is not None and header.encoded_size[1] != width:
         found = None  # the header describes another matrix
-    if found is None and padding[0] is not None and padding[1] is not None:
-        found = (round(padding[0]), round(padding[1]))
+    left, right = padding
+    if found is None and left is not None and right is not None and left + right < math.inf:
+        found = (round(left), round(right))
     # What is still None, `SliceDataset` reports where it is needed.
     return found if found is not None and 0 <= found[0] < found[1] <= width else None
 
 
-def _check_slice(
-    kspace: h5py.Dataset,
-    target: h5py.Dataset | None,
-    header: ScanHeader,
-    mask: BoolArray | None,
-    index: int,
-) -> tuple[BoolArray | None, list[Note]]:
-    """Which columns were measured, and whether a slice's target is the image of its k-space."""
-    values = np.empty(kspace.shape[1:], np.complex64)
-    kspace.read_direct(values, np.s_[index])
-    values = values.reshape(-1, *kspace.shape[-2:])
-    energy = energy_of(values)
-    holding = None if energy is None else columns_with_data(energy, header)
-    measured, notes = measured_columns(mask, holding)
-    if measured is not None:
-        lines = Mask.of_scanner(measured).acs_lines
-        if lines < MIN_CENTRE_LINES and measured[len(measured) // 2]:
-            notes.append(("few_centre_lines", str(lines)))
-    if energy is not None and target is not None:
-        image = target[index].astype(np.float32).reshape(target.shape[-2:])
-        if np.isfinite(image).all():
-            undersampled = measured is not None
-            found = compare_images(values, image, undersampled=undersampled)
-            # Slices and coils that are swapped have the right shape if there are equally many.
-            if found and kspace.ndim == 4 and kspace.shape[0] == kspace.shape[1]:
-                swapped = kspace[:, index]
-                if not compare_images(swapped, image, undersampled=undersampled):
-                    raise ValueError("slices and coils are swapped; expected [slice, coil, H, W]")
-            notes += found
-    return measured, notes
-
-
-def _acquisition(file: h5py.File) -> str:
-    name = name_attribute(file, "acquisition") or "unknown"
+def _acquisition(file: h5py.File, notes: list[Note]) -> str:
+    name = _attribute(name_attribute, file, "acquisition", notes) or "unknown"
     # T1 before contrast agent counts as T1.
     return "AXT1" if name == "AXT1PRE" else name

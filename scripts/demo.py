@@ -12,8 +12,6 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from banding_removal.command_line import settings_of, typed_words, user_errors
 from banding_removal.config.demo import PHANTOM, PRETRAINING, SCHEDULES, STAGE_2, VARIED_PHANTOM
 from banding_removal.config.recipes import ADVERSARY
@@ -25,6 +23,7 @@ from banding_removal.evaluation.comparison import CompareSettings, compare
 from banding_removal.evaluation.table import overview
 from banding_removal.pictures.run_page import PageSettings, page_of_runs
 from banding_removal.processes.launch import launch
+from banding_removal.runs.build import choose_device
 from banding_removal.runs.resume import completed_run
 from banding_removal.training.loop import train
 
@@ -86,8 +85,8 @@ def _distributed(settings: Settings) -> Settings:
     """On a CPU, a process for each orientation of a pair: the same steps on two cores."""
     if settings.nproc is not None:
         return settings
-    on_gpu = settings.device != "cpu" and torch.cuda.is_available()
-    if settings.paired and not on_gpu and len(os.sched_getaffinity(0)) > 1:
+    on_cpu = choose_device(settings.device).type == "cpu"
+    if settings.paired and on_cpu and len(os.sched_getaffinity(0)) > 1:
         return replace(settings, nproc=2, split_pairs=True)
     return replace(settings, nproc=1)
 

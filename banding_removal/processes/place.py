@@ -159,9 +159,11 @@ def _scheduler(environment: Mapping[str, str]) -> _Scheduler | None:
     come first. Slurm's own PMI sets PMI_RANK, too, but not MPI_LOCALRANKID.
     """
     mpi = _mpi(environment, "Open MPI", "OMPI_COMM_WORLD_")
+    mvapich = _mpi(environment, "MVAPICH", "MV2_COMM_WORLD_")
     pmi = _mpi(environment, "MPI", "PMI_")
     found = (
         mpi,
+        mvapich,
         pmi if "MPI_LOCALRANKID" in environment else None,
         _slurm(environment),
         pmi,
@@ -176,7 +178,7 @@ def _mpi(environment: Mapping[str, str], name: str, prefix: str) -> _Scheduler |
     else:
         variables |= {"local_rank": f"{prefix}LOCAL_RANK", "local_size": f"{prefix}LOCAL_SIZE"}
     values = {key: environment.get(variable) for key, variable in variables.items()}
-    if values["size"] in (None, "1"):
+    if values["size"] in (None, "", "1") and values["rank"] in (None, "", "0"):
         return None
     job = environment.get("PMIX_NAMESPACE", environment.get("OMPI_MCA_ess_base_jobid"))
     job = job or environment.get("SLURM_JOB_ID", "")
@@ -195,7 +197,7 @@ def _slurm(environment: Mapping[str, str]) -> _Scheduler | None:
     """
     get = environment.get
     step = get("SLURM_STEP_ID", get("SLURM_STEPID", ""))
-    tasks = get("SLURM_NTASKS", get("SLURM_NPROCS", "1"))
+    tasks = get("SLURM_NTASKS") or get("SLURM_NPROCS") or "1"
     if not step.isdecimal() or int(step) >= NO_STEP:
         if tasks != "1" and "RANK" not in environment:
             if get("SLURM_PROCID", "0") != "0":
@@ -209,7 +211,7 @@ def _slurm(environment: Mapping[str, str]) -> _Scheduler | None:
                 tasks,
             )
         return None
-    tasks = get("SLURM_STEP_NUM_TASKS", tasks)
+    tasks = get("SLURM_STEP_NUM_TASKS") or tasks
     if tasks == "1":
         return None
     if "SLURM_PTY_PORT" in environment and not {"RANK", "WORLD_SIZE"} & environment.keys():

@@ -173,8 +173,11 @@ class _LogFile(WatchedFileHandler):
 
 
 @contextmanager
-def early_records() -> Iterator[list[logging.LogRecord]]:
-    """Collect log records until there is a folder; `logging_to` then writes them first."""
+def early_records(rank: int = 0) -> Iterator[list[logging.LogRecord]]:
+    """Collect log records until there is a folder; `logging_to` then writes them first.
+
+    If the body raises, rank 0 prints the warnings: they may say why.
+    """
     root = logging.getLogger()
     level = root.level
     handler = MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize)
@@ -182,6 +185,11 @@ def early_records() -> Iterator[list[logging.LogRecord]]:
     root.addHandler(handler)
     try:
         yield handler.buffer
+    except BaseException:
+        for record in handler.buffer:
+            if rank == 0 and record.levelno >= logging.WARNING:
+                print(record.getMessage(), file=sys.stderr)  # noqa: T201
+        raise
     finally:
         root.removeHandler(handler)
         root.setLevel(level)

@@ -49,7 +49,7 @@ def train(settings: Settings, team: Team | None = None) -> Path:
     """
     team = team or Team()
     with team.naming_causes(), RunLock() as lock:
-        with early_records() as early:
+        with early_records(team.rank) as early:
             run = prepare(settings, team, lock)
         try:
             with logging_to(run.folder, early, team.rank), team.naming_causes():

@@ -66,19 +66,72 @@ def test_a_mask_beside_full_kspace_is_not_used(tmp_path: Path, mask: np.ndarray)
 
 
 @pytest.mark.parametrize(
-    "shape", [(SIZE,), (1, SIZE), (SIZE, SIZE), (1, 1, SIZE)], ids=["W", "1 W", "H W", "1 1 W"]
+    "shape", [(SIZE,), (1, SIZE), (SIZE, SIZE), (1, 1, SIZE), (SIZE, 1), (1, 1, SIZE, 1)]
 )
 def test_a_mask_of_equal_rows_is_the_scanners(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    mask = np.broadcast_to(OWN_MASK, shape)
+    mask = OWN_MASK.reshape(shape) if shape[-1] == 1 else np.broadcast_to(OWN_MASK, shape)
     volume = read(tmp_path, kspace=phantom_kspace() * OWN_MASK, mask=mask, target=None)
     assert volume.measured == "".join("01"[int(c)] for c in OWN_MASK)
     assert volume.notes == ()
 
 
+@pytest.mark.parametrize(
+    "mask",
+    [
+        np.random.default_rng(0).random((SIZE, SIZE)) < 0.3,
+        np.stack([np.roll(EVERY_FOURTH, n) for n in range(3)]),
+        np.flatnonzero(OWN_MASK),
+        OWN_MASK[:-2],
+        np.zeros(SIZE),
+    ],
+    ids=["samples", "a row for each slice", "indices", "of other columns", "zeros"],
+)
+def test_any_mask_beside_full_kspace_is_not_used(tmp_path: Path, mask: np.ndarray) -> None:
+    volume = read(tmp_path, mask=mask)
+    assert (volume.measured, kinds(volume)) == (None, ["unused_mask"])
+
+
 def test_a_mask_with_different_rows_is_refused(tmp_path: Path) -> None:
     mask = np.random.default_rng(0).random((SIZE, SIZE)) < 0.3
-    with pytest.raises(VolumeError, match="not the same in all rows: only whole columns"):
+    with pytest.raises(VolumeError, match="only whole columns"):
         read(tmp_path, kspace=phantom_kspace() * mask, mask=mask, target=None)
+    rows = np.stack([np.roll(OWN_MASK, n) for n in range(3)])
+    with pytest.raises(VolumeError, match="not the same in all rows: only whole columns"):
+        read(tmp_path, kspace=phantom_kspace() * rows[:, None, None], mask=rows, target=None)
+
+
+@pytest.mark.parametrize("mask", [None, OWN_MASK])
+def test_slices_that_were_undersampled_differently_are_refused(
+    tmp_path: Path, mask: np.ndarray | None
+) -> None:
+    kspace = phantom_kspace() * OWN_MASK
+    kspace[2] = np.roll(kspace[2], 1, axis=-1)
+    with pytest.raises(VolumeError, match="slice 2 of kspace holds data in columns that other"):
+        read(tmp_path, kspace=kspace, mask=mask, target=None)
+
+
+def test_columns_that_hold_rounding_errors_count_as_not_measured(tmp_path: Path) -> None:
+    kspace = phantom_kspace() * OWN_MASK
+    images = np.fft.ifft2(kspace).astype(np.complex64)
+    kspace = np.fft.fft2(images).astype(np.complex64)
+    assert abs(kspace[..., ~OWN_MASK]).any()
+    volume = read(tmp_path, kspace=kspace, mask=OWN_MASK, target=None)
+    assert (volume.measured, volume.notes) == ("".join("01"[int(c)] for c in OWN_MASK), ())
+
+
+def test_the_target_of_undersampled_kspace_is_not_its_image(tmp_path: Path) -> None:
+    kspace, full = phantom_kspace() * OWN_MASK, rss_image(phantom_kspace())
+    assert kinds(read(tmp_path, kspace=kspace, mask=OWN_MASK, target=full)) == []
+    assert kinds(read(tmp_path, kspace=kspace, mask=OWN_MASK)) == ["aliased_target"]
+
+
+def test_a_slice_that_is_empty_does_not_hide_the_others(tmp_path: Path) -> None:
+    kspace, full = phantom_kspace(), rss_image(phantom_kspace())
+    kspace[:2] = 0
+    volume = read(tmp_path, kspace=kspace, target=full, mask=OWN_MASK)
+    assert (volume.measured, kinds(volume)) == (None, ["unused_mask"])
+    with pytest.raises(VolumeError, match="not centred"):
+        read(tmp_path, kspace=corner(kspace), target=full)
 
 
 @pytest.mark.parametrize("mask", [None, np.ones(SIZE)])
@@ -207,6 +260,21 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"kspace": np.moveaxis(SQUARE, 1, -1), "target": rss_image(SQUARE), "header": None},
         "coils seem to come last",
     ),
+    "coils between, by the target": (
+        {"kspace": np.moveaxis(SQUARE, 1, 2), "target": rss_image(SQUARE), "header": None},
+        "coils seem to come last or between",
+    ),
+    "image first, by the header": (
+        {
+            "kspace": np.moveaxis(SQUARE, (0, 1), (2, 3)),
+            **{"target": None, "header": header(SIZE, SIZE)},
+        },
+        "the axes are in another order",
+    ),
+    "slices of the target in reverse order": (
+        {"target": rss_image(SQUARE)[::-1]},
+        "the target is not the image of kspace",
+    ),
     "coils last, by the header": (
         {"kspace": np.moveaxis(SQUARE, 1, -1), "target": None, "header": header(SIZE, SIZE)},
         "coils seem to come last",
@@ -251,6 +319,7 @@ def test_axes_in_another_order_are_refused(tmp_path: Path, name: str) -> None:
 
 TARGET = rss_image(SQUARE)
 SHIFTED = np.roll(SQUARE, (3, -4), axis=(-2, -1))
+HALF_PIXEL = np.exp(1j * np.pi * np.arange(SIZE) / SIZE)
 NOTED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "upside down": ({"target": TARGET[:, ::-1]}, ["turned_target"]),
     "mirrored": ({"target": TARGET[..., ::-1]}, ["turned_target"]),
@@ -266,6 +335,13 @@ NOTED: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "other matrix": ({"header": header(SIZE, 60)}, ["other_matrix"]),
     "oversampling removed": ({"header": header(2 * SIZE, SIZE)}, []),
+    "centre far off": ({"kspace": np.roll(SQUARE, 12, -1), "target": TARGET}, ["off_centre"]),
+    "by half a pixel": ({"kspace": SQUARE * HALF_PIXEL, "target": TARGET}, ["other_target"]),
+    "constant": ({"target": np.ones_like(TARGET)}, ["other_target"]),
+    "coils between": (
+        {"kspace": np.moveaxis(SQUARE, 1, 2), "target": None, "header": None},
+        ["no_header", "swapped_coils"],
+    ),
     "receiver channels": ({"header": header(channels=3), "target": None}, ["swapped_coils"]),
     "stale max": ({"max": 350.0}, ["wrong_max"]),
     "max of zero": ({"max": 0.0}, ["wrong_max"]),
@@ -287,6 +363,29 @@ def test_what_is_odd_and_can_be_used_is_noted(tmp_path: Path, name: str) -> None
         assert volume.data_range == pytest.approx(float(largest))
 
 
+@pytest.mark.parametrize("dtype", [np.complex64, np.complex128, ">c8"])
+def test_kspace_of_any_complex_type_is_read(settings: Settings, dtype: Any) -> None:
+    path = odd_volume(settings.data_path / "multicoil_train" / "a.h5", kspace=SQUARE)
+    with h5py.File(path, "r+") as file:
+        del file["kspace"]
+        file["kspace"] = SQUARE.astype(dtype)
+    data = make_datasets(replace(settings, rotate_probability=0.0))[0]
+    assert data.volumes[0].notes == ()
+    mask = data[1].mask[0, 0].numpy()
+    np.testing.assert_array_equal(data[1].masked_kspace, SQUARE[1] * mask)
+
+
+def test_targets_of_whole_numbers_are_read(settings: Settings) -> None:
+    path = odd_volume(settings.data_path / "multicoil_train" / "a.h5", kspace=SQUARE, max=None)
+    whole = np.round(1e7 * TARGET).astype(np.int16)
+    with h5py.File(path, "r+") as file:
+        del file["reconstruction_rss"]
+        file["reconstruction_rss"] = whole
+    data = make_datasets(replace(settings, rotate_probability=0.0))[0]
+    assert (data.volumes[0].data_range, kinds(data.volumes[0])) == (whole.max(), ["other_unit"])
+    np.testing.assert_array_equal(data.targets(0), whole)
+
+
 def test_columns_of_a_header_for_another_matrix_are_not_used(tmp_path: Path) -> None:
     assert read(tmp_path, header=header(SIZE, 40, acquired=(2, 38))).acquired is None
 
@@ -297,6 +396,15 @@ def test_empty_slices_and_slices_of_noise_are_not_judged(tmp_path: Path) -> None
     for kspace in (noise.astype(np.complex64), np.zeros_like(SQUARE)):
         target = np.maximum(rss_image(kspace), 1e-9)
         assert read(tmp_path, kspace=kspace, target=target).notes == ()
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e20, 3e21])
+def test_the_unit_of_a_file_does_not_matter_up_to_the_limits_of_single_precision(
+    tmp_path: Path, scale: float
+) -> None:
+    kspace = (SQUARE * np.float32(scale)).astype(np.complex64)
+    target = (TARGET * np.float64(scale)).astype(np.float32)
+    assert read(tmp_path, kspace=kspace, target=target).notes == ()
 
 
 def test_a_unit_in_which_the_l1_term_dominates_gets_a_warning(
@@ -328,6 +436,8 @@ HEADERS: dict[str, tuple[Any, list[str]]] = {
     "decimal comma": (XML.replace("1.494", "1,5").encode(), ["unclear_header"]),
     "Python number": (XML.replace("1.494", "NP.FLOAT32(1.5)").encode(), ["unclear_header"]),
     "cut off": (XML[:-40].encode(), ["unclear_header"]),
+    "bytes": (np.frombuffer(header(), np.uint8), []),
+    "number": (5, ["unclear_header"]),
     "not XML": (b"{'systemModel': 'Aera'}", ["unclear_header"]),
 }
 
@@ -351,11 +461,12 @@ def test_padding_attributes_count_as_the_headers_columns(tmp_path: Path) -> None
     padding = {"padding_left": np.array([6]), "padding_right": SIZE - 8}
     assert read(tmp_path, header=None, **padding).acquired == (6, SIZE - 8)
     assert read(tmp_path, **padding).acquired == (0, SIZE)  # the header goes first
-    assert read(tmp_path, header=None, padding_left=6, padding_right=900).acquired is None
+    for right in (900, 3, -1, np.nan, np.inf, "56", np.arange(2)):
+        assert read(tmp_path, header=None, padding_left=6, padding_right=right).acquired is None
 
 
 def test_attributes_may_be_arrays_of_one_element(tmp_path: Path) -> None:
-    parts = {"max": np.array([[TARGET.max()]]), "acquisition": np.array([b"AXT2"])}
+    parts = {"max": np.array([[TARGET.max()]]), "acquisition": np.array([b"AXT2\n"])}
     volume = read(tmp_path, **parts)
     assert (volume.acquisition, volume.notes) == ("AXT2", ())
     assert read(tmp_path, acquisition=np.array(["AXT1PRE"], object)).acquisition == "AXT1"

@@ -95,7 +95,9 @@ class Job:
 def test_sigterm_saves_and_the_same_command_ends_with_the_weights_of_an_uninterrupted_run(
     tmp_path: Path, data_path: Path
 ) -> None:
-    write_volume(data_path / "multicoil_train" / "long.h5", slices=60)
+    for number in range(2):
+        path = data_path / "multicoil_train" / f"long{number}.h5"
+        write_volume(path, slices=30, attrs={"max": 350.0}, seed=7 + number)
     words = ["nproc=2", "epochs=3", "log_every=1", "dropout=0.1", "workers=1"]
     job = Job(tmp_path, "pretrain_dev.py", *words, command=IPYTHON)
     run = tmp_path / "logs" / "pretrain_dev"
@@ -106,6 +108,9 @@ def test_sigterm_saves_and_the_same_command_ends_with_the_weights_of_an_uninterr
     assert "stopped by SIGTERM after step" in err
     assert "Traceback" not in err
     assert out.count("settings:") == 1  # only rank 0 prints
+    warning = "multicoil_train: in 2 of 5 volumes the attribute max is not the largest value"
+    assert (out + err).count(warning) == 1
+    assert (out + err).count("the attribute max") == 1
     step = load_checkpoint(find_checkpoint(run)).step
     assert 7 < step < 99
     assert f"after step {step}, which is saved" in (run / "log.txt").read_text()

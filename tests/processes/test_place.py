@@ -75,7 +75,9 @@ def test_open_mpi_and_pmi_are_read_and_come_before_the_step_that_started_mpiruns
         {"SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"},  # an older one
         {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},  # a batch script
         {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_STEP_ID": str(0xFFFFFFFB)},
+        {"SLURM_NTASKS": "", "SLURM_PROCID": "0", "SLURM_STEP_ID": "0"},
         {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"},
+        {"OMPI_COMM_WORLD_SIZE": "", "OMPI_COMM_WORLD_RANK": ""},
     ],
 )
 def test_a_process_on_its_own_waits_for_nobody(environment: dict[str, str]) -> None:
@@ -109,6 +111,8 @@ def test_a_job_of_several_tasks_without_srun_is_warned_of(caplog: pytest.LogCapt
         ({**SRUN, "SLURM_PTY_PORT": "4711"}, ["one of 16 tasks", "--ntasks=1"]),
         (without(SRUN, "SLURM_PROCID"), ["SLURM_PROCID is not set"]),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, ["Open MPI", "OMPI_COMM_WORLD_RANK is not set"]),
+        ({"OMPI_COMM_WORLD_RANK": "1"}, ["Open MPI", "OMPI_COMM_WORLD_SIZE is not set"]),
+        ({"MV2_COMM_WORLD_SIZE": "2", "MV2_COMM_WORLD_RANK": "1"}, ["MVAPICH", "MASTER_ADDR is"]),
         ({"PMI_SIZE": "2", "PMI_RANK": "1"}, ["MASTER_ADDR is not set", "MASTER_PORT is not set"]),
     ],
 )

@@ -1,6 +1,9 @@
 """The number of threads on a CPU."""
 
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +12,7 @@ import pytest
 import torch
 
 from banding_removal.processes.threads import set_threads
+from tests.support.runs import SCRIPTS
 
 SMALL: Any = SimpleNamespace(height=96, width=96)
 LARGE: Any = SimpleNamespace(height=640, width=368)
@@ -38,3 +42,33 @@ def test_the_users_number_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert set_threads([LARGE]) == 3
     assert set_threads([LARGE], count=2) == torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, "5000"),
+        ({"GOMP_SPINCOUNT": "77"}, "77"),
+        ({"OMP_WAIT_POLICY": "passive"}, "0"),
+    ],
+)
+def test_threads_that_wait_for_others_soon_sleep_unless_the_user_wants_otherwise(
+    own: dict[str, str], expected: str
+) -> None:
+    kept = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", "import banding_removal.command_line"],
+        env={**kept, **own, "OMP_DISPLAY_ENV": "verbose"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # As libgomp has read it; there may be several copies of it, which numpy or scipy load.
+    assert set(re.findall("GOMP_SPINCOUNT = '(.*)'", done.stderr)) == {expected}
+
+
+def test_no_script_loads_torch_before_the_package_that_says_how_its_threads_wait() -> None:
+    for script in SCRIPTS.glob("*.py"):
+        imports = re.findall(r"^(?:import|from) (\w+)", script.read_text(), flags=re.MULTILINE)
+        foreign = [name for name in imports if name not in sys.stdlib_module_names]
+        assert foreign[0] == "banding_removal", script

@@ -21,6 +21,7 @@ from banding_removal.pictures.kept_slices import read_slices
 from banding_removal.processes.team import Team
 from banding_removal.runs.build import make_datasets
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
+from banding_removal.runs.log import early_records
 from banding_removal.training.loop import train
 from banding_removal.training.players import make_players
 from banding_removal.training.schedule import settings_of_step
@@ -223,6 +224,22 @@ def test_filters_that_leave_nothing_say_which(settings: Settings) -> None:
     nothing = VolumeFilter(magnet=7)
     with pytest.raises(ConfigError, match="magnet removed 3"):
         train(replace(settings, train_filter=nothing))
+
+
+def test_a_run_that_does_not_begin_says_what_was_odd(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (settings.data_path / "multicoil_train").glob("*.h5"):
+        write_volume(path, field_strength="1,5")  # type: ignore[arg-type]
+    settings = replace(settings, train_filter=VolumeFilter(magnet=1.5))
+    with pytest.raises(ConfigError, match=r"field strengths found: none given \(3 volumes\)"):
+        train(settings)
+    said = capsys.readouterr().err
+    assert said.count("in 3 of 3 volumes the ISMRMRD header is unclear") == 1
+    assert "systemFieldStrength_T is '1,5', not a number" in said
+    with pytest.raises(ConfigError), early_records(rank=1):  # only the first process prints
+        make_datasets(settings)
+    assert not capsys.readouterr().err
 
 
 def test_bad_volumes_are_all_named_before_anything_starts(settings: Settings) -> None:

@@ -127,10 +127,9 @@ def main(chain: Chain) -> None:
     write_dataset(data, DEMO, **counts, seed=chain.seed)
     if not public.exists():
         train_public(chain, public)
-    sets = {
-        "public VarNet": public,
-        **{recipe: stage_2(chain, public, recipe) for recipe in chain.recipes},
-    }
+    sets = {"public VarNet": public}
+    for recipe in chain.recipes:
+        sets[recipe] = stage_2(chain, public, recipe)
     files = index_folder(data / "multicoil_val", cache_folder=chain.folder)
     device = choose_device(chain.device)
     found = evaluate(

@@ -83,8 +83,8 @@ class RawScan:
         samples = np.concatenate(self.noise, axis=1).astype(np.complex128)
         if samples.shape[1] < NOISE_SAMPLES * self.coils or not np.isfinite(samples).all():
             raise ValueError(
-                f"the noise scan has {samples.shape[1]} samples, too few for {self.coils} coils, or "
-                "NaN among them: use whiten=false"
+                f"the noise scan has {samples.shape[1]} samples, too few for {self.coils} coils, "
+                "or NaN among them: use whiten=false"
             )
         covariance = samples @ samples.conj().T / samples.shape[1]
         if self.noise_dwell > 0 and self.dwell > 0:

@@ -31,6 +31,7 @@ Variant = Literal[
     "ours-streaks",  # stage 2 with the direct loss
     "varnet",  # predictor=varnet: what fastmri computes
     "varnet-recompute",
+    "varnet-bf16",
     "fastmri",
 ]
 Stage = Literal["pretrain", "adversarial", "inference"]

@@ -35,6 +35,7 @@ Variant = Literal[
     "ours-streaks",  # stage 2 with the direct loss
     "varnet",  # predictor=varnet: what fastmri computes
     "varnet-recompute",
+    "varnet-bf16",
     "fastmri",
     "fastmri-bf16",
 ]

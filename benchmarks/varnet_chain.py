@@ -1,13 +1,13 @@
 """The banding of somebody else's network, removed with one command: public VarNet, then stage 2.
 
     python -m benchmarks.varnet_chain                   (needs `pip install fastmri`)
-    python -m benchmarks.varnet_chain steps=2000 epochs=25 epoch_fraction=0.5
+    python -m benchmarks.varnet_chain steps=2000 epochs=25 'recipes=[none,direct]'
 
 A small `fastmri.models.VarNet` is trained on the phantom by the loop below, as its own package
 trains it (SSIM, Adam, masks drawn at random, no transposed slices), and saved as the public weights
-are: a plain state dict. Then `scripts/train.py init_from=...` trains its banding away, and, as a
-control, trains as long without the direct loss. All three are measured on the validation volumes
-with masks that are fixed by file names.
+are: a plain state dict. Then `scripts/train.py init_from=...` trains its banding away, with the
+direct loss and with the adversary, and, as a control, with neither (`recipe=none`). All are
+measured on the validation volumes with masks that are fixed by file names.
 """
 
 import os
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from banding_removal.command_line import user_errors
 from banding_removal.config.bounds import bounded, check_bounds
 from banding_removal.config.overrides import from_words
-from banding_removal.config.settings import REPOSITORY
+from banding_removal.config.settings import REPOSITORY, Recipe
 from banding_removal.data.batch import collate
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.data.index import index_folder
@@ -49,10 +49,12 @@ class Chain:
     folder: Path = REPOSITORY / "datasets" / "varnet_chain"
     train_volumes: int = bounded(12, above=0)
     val_volumes: int = bounded(4, above=0)
-    steps: int = bounded(300, above=0)  # of the public network, one slice each
+    steps: int = bounded(400, above=0)  # of the public network, one slice each
     lr: float = bounded(1e-3, above=0)  # of its Adam
-    epochs: int = bounded(5, above=0)  # of stage 2
-    epoch_fraction: float = bounded(0.25, above=0, at_most=1)
+    epochs: int = bounded(10, above=0)  # of stage 2
+    # The adversary, whose steps take both orientations of a slice, gets half of it.
+    epoch_fraction: float = bounded(0.5, above=0, at_most=1)
+    recipes: tuple[Recipe, ...] = ("none", "direct", "adversary")
     words: tuple[str, ...] = ()  # more settings of stage 2, such as lr=5e-3
     seed: int = bounded(0, at_least=0)
     device: str = "auto"
@@ -96,26 +98,27 @@ def train_public(chain: Chain, path: Path) -> None:
     torch.save(network.state_dict(), path)
 
 
-def stage_2(chain: Chain, public: Path, name: str, *words: str) -> Path:
+def stage_2(chain: Chain, public: Path, recipe: Recipe) -> Path:
     """Run `scripts/train.py` from the public weights; returns the run's folder."""
     logs = chain.folder / "logs"
+    fraction = chain.epoch_fraction / (2 if recipe == "adversary" else 1)
     command = [
         *(sys.executable, str(REPOSITORY / "scripts" / "train.py"), f"init_from={public}"),
-        *(f"data_path={chain.folder / 'data'}", f"logs={logs}", f"name={name}", "nproc=1"),
+        *(f"data_path={chain.folder / 'data'}", f"logs={logs}", f"name={recipe}", "nproc=1"),
         *(f"device={chain.device}", "workers=0", f"epochs={chain.epochs}", f"seed={chain.seed}"),
-        *(f"epoch_fraction={chain.epoch_fraction}", f"validate_every={chain.epochs}"),
+        *(f"recipe={recipe}", f"epoch_fraction={fraction}", f"validate_every={chain.epochs}"),
         *("mask=fastmri_equispaced_fraction", "acs_fractions=[0.1]", "train_filter.magnet=null"),
-        *("val_filter.magnet=null", *words, *chain.words),
+        *("val_filter.magnet=null", *chain.words),
     ]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     subprocess.run(command, check=True, env=environment)
-    run = latest_run(logs, name)
+    run = latest_run(logs, recipe)
     assert run is not None, "train.py has made it"
     return run
 
 
 def main(chain: Chain) -> None:
-    """Train the public network if it is not there, then both stages 2, and print the table."""
+    """Train the public network if it is not there, then stage 2 by each recipe; print the table."""
     data, public = chain.folder / "data", chain.folder / PUBLIC
     counts: dict[str, Any] = {
         "train_volumes": chain.train_volumes,
@@ -124,11 +127,9 @@ def main(chain: Chain) -> None:
     write_dataset(data, DEMO, **counts, seed=chain.seed)
     if not public.exists():
         train_public(chain, public)
-    sets = {
-        "public VarNet": public,
-        "control": stage_2(chain, public, "control", "recipe=none"),
-        "direct loss": stage_2(chain, public, "direct"),
-    }
+    sets = {"public VarNet": public}
+    for recipe in chain.recipes:
+        sets[recipe] = stage_2(chain, public, recipe)
     files = index_folder(data / "multicoil_val", cache_folder=chain.folder)
     device = choose_device(chain.device)
     found = evaluate(

@@ -71,15 +71,20 @@ class RawScan:
         Magnetic Resonance in Medicine 54, 2005), so that it has unit variance afterwards.
 
         Raises:
-            ValueError: the noise scan has too few samples, or coils without noise.
+            ValueError: the noise scan has too few samples, NaN, or coils without noise.
         """
         if not self.noise:
             return None
-        samples = np.concatenate(self.noise, axis=1).astype(np.complex128)
-        if samples.shape[1] < NOISE_SAMPLES * self.coils or len(samples) != self.coils:
+        coils = sorted({len(samples) for samples in self.noise} - {self.coils})
+        if coils:
             raise ValueError(
-                f"the noise scan has {samples.shape[1]} samples of {len(samples)} coils, too few "
-                f"for {self.coils} coils: use whiten=false"
+                f"the noise scan has {coils[0]} coils, the image {self.coils}: use whiten=false"
+            )
+        samples = np.concatenate(self.noise, axis=1).astype(np.complex128)
+        if samples.shape[1] < NOISE_SAMPLES * self.coils or not np.isfinite(samples).all():
+            raise ValueError(
+                f"the noise scan has {samples.shape[1]} samples, too few for {self.coils} coils, "
+                "or NaN among them: use whiten=false"
             )
         covariance = samples @ samples.conj().T / samples.shape[1]
         if self.noise_dwell > 0 and self.dwell > 0:
@@ -126,7 +131,9 @@ def read_scan(path: Path, dataset: str = "dataset") -> RawScan:
         with open_file(path) as file:
             if dataset not in file:
                 raise ValueError(f"no group {dataset!r}; the file holds: {', '.join(file)}")
-            own_dataset(file[dataset], "data")  # not a link to another file
+            fields = own_dataset(file[dataset], "data").dtype.names  # not a link to another file
+            if not {"head", "data"} <= set(fields or ()):
+                raise ValueError(f"{dataset}/data does not hold acquisitions")
             xml = read_text(file[dataset], "xml")
         scan = RawScan(xml=xml, encoding=read_encoding(xml))
         with ismrmrd.File(str(path), "r") as file:

@@ -71,6 +71,7 @@ class ScanEncoding:
     size: tuple[int, int]  # of k-space, (readout, phase encode)
     crop: tuple[int, int]  # of the images
     center: int  # kspace_encode_step_1 of the centre
+    last: int | None  # largest kspace_encode_step_1 of the protocol; None: the header has none
     separate_calibration: bool  # lines for calibration are another scan
     protocol: str
 
@@ -90,7 +91,10 @@ def read_encoding(xml: bytes) -> ScanEncoding:
     if steps > 0 or (number_at(root, "encoding/encodedSpace/matrixSize/z") or 1) > 1:
         raise ValueError("the scan is 3-D (two phase-encode axes): only 2-D data can be imported")
     axes = [_axis(root, axis) for axis in "xy"]
-    center = number_at(root, "encoding/encodingLimits/kspace_encoding_step_1/center")
+    center, last = (
+        number_at(root, f"encoding/encodingLimits/kspace_encoding_step_1/{limit}")
+        for limit in ("center", "maximum")
+    )
     encoded_y = int(number_at(root, "encoding/encodedSpace/matrixSize/y") or 0)
     mode = text_at(root, "encoding/parallelImaging/calibrationMode") or ""
     protocol = text_at(root, "measurementInformation/protocolName") or "unknown"
@@ -98,6 +102,7 @@ def read_encoding(xml: bytes) -> ScanEncoding:
         size=(axes[0][0], axes[1][0]),
         crop=(axes[0][1], axes[1][1]),
         center=encoded_y // 2 if center is None else int(center),
+        last=None if last is None else int(last),
         separate_calibration=mode.strip() in SEPARATE,
         protocol=protocol.strip(),
     )

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from banding_removal.data.mrd import RawScan, SliceSum, VolumeKey, read_scan
-from banding_removal.data.mrd_header import volume_header
+from banding_removal.data.mrd_header import ScanEncoding, volume_header
 from banding_removal.data.operators import center_crop, rss, to_image
 from banding_removal.data.volume import SUFFIX, Volume, VolumeError, read_volume
 from banding_removal.data.write_volume import write_fastmri
@@ -26,6 +26,7 @@ class ImportedScan:
     averages: int  # of the line that has most
     whitened: bool
     left_out: dict[str, int]  # kind of acquisition -> how many
+    missing: dict[str, str]  # volume -> which lines it lacks at the end
 
 
 def import_scan(
@@ -77,7 +78,22 @@ def import_scan(
         averages=max(int(s.count.max()) for v in scan.volumes.values() for s in v.values()),
         whitened=matrix is not None,
         left_out=dict(scan.left_out),
+        missing={
+            name: missing
+            for name, (_, columns) in parts.items()
+            if (missing := _missing_lines(columns, scan.encoding))
+        },
     )
+
+
+def _missing_lines(columns: NDArray[np.bool_], encoding: ScanEncoding) -> str:
+    """The lines that the header has beyond the last one measured, if these are more than a gap."""
+    found = np.flatnonzero(columns)
+    gap = int(np.diff(found).max(initial=1))
+    last = int(found[-1]) - encoding.size[1] // 2 + encoding.center
+    if encoding.last is None or encoding.last - last < gap:
+        return ""
+    return f"lines {last + 1} to {encoding.last}"
 
 
 def _name(path: Path, key: VolumeKey, scan: RawScan) -> str:

@@ -65,6 +65,10 @@ def report(path: Path, imported: ImportedScan) -> str:
         for volume in imported.volumes
     ]
     lines.append(f"  noise scan: {'used to whiten the coils' if imported.whitened else 'not used'}")
+    lines += [
+        f"  {name} lacks {missing} of the header: was the scan interrupted?"
+        for name, missing in imported.missing.items()
+    ]
     lines += [f"  left out: {number} {kind}" for kind, number in imported.left_out.items()]
     return "\n".join(lines)
 

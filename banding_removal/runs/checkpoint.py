@@ -3,6 +3,7 @@
 import io
 import logging
 import re
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 
 from banding_removal.errors import CheckpointError
 from banding_removal.files import atomic_write
+from banding_removal.model.predictors import KNOWN
 from banding_removal.runs.folder import in_latest
-from banding_removal.runs.public_weights import weights_in
+from banding_removal.runs.public_weights import MAX_NAMED, weights_in
 from banding_removal.runs.safe_load import RefusedError, fits, load_plain
 
 log = logging.getLogger(__name__)
@@ -176,11 +178,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if weights is not None:
             return Checkpoint.of_weights(weights)
     hints = get_type_hints(Checkpoint)
-    if (
-        not isinstance(content, dict)
-        or content.pop("format", None) != FORMAT
-        or set(content) != set(hints)
-    ):
+    if not isinstance(content, dict) or "format" not in content:
+        holds = (
+            ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        )
+        raise CheckpointError(
+            f"{path} is not a checkpoint of this project. Files of other software can be state "
+            "dicts (name: tensor), or have one as their entry state_dict; this one holds: "
+            f"{reprlib.repr(holds)}"
+        )
+    if content.pop("format") != FORMAT or set(content) != set(hints):
         raise CheckpointError(f"{path} is not a checkpoint of this version of the project")
     wrong = [key for key, hint in hints.items() if not fits(content[key], hint)]
     if wrong:
@@ -199,10 +206,10 @@ def _load(path: Path) -> Any:
 
 
 def load_weights(model: nn.Module, weights: dict[str, Any], path: Path) -> None:
-    """Load a complete state dict.
+    """Load a complete state dict; numbers in another precision are converted.
 
     Raises:
-        CheckpointError: keys, dtypes or shapes differ; the message lists them.
+        CheckpointError: keys, kinds of numbers or shapes differ; the message lists the first ones.
     """
     own = model.state_dict()
     problems = [f"  {key}: only in the model" for key in own if key not in weights]
@@ -210,14 +217,22 @@ def load_weights(model: nn.Module, weights: dict[str, Any], path: Path) -> None:
     problems += [
         f"  {key}: {_kind(weights[key])} in the checkpoint, {_kind(value)} in the model"
         for key, value in own.items()
-        if key in weights and _kind(weights[key]) != _kind(value)
+        if key in weights and not _converts(weights[key], value)
     ]
     if problems:
+        more = [f"  and {len(problems) - MAX_NAMED} more"] if len(problems) > MAX_NAMED else []
         raise CheckpointError(
-            f"{path} does not fit the model (check predictor, cascades, chans, pools, sens_chans); "
-            f"{len(problems)} difference(s):\n" + "\n".join(problems)
+            f"{path} does not fit the model. Check predictor ({KNOWN}), cascades, chans, pools and "
+            f"sens_chans; {len(problems)} difference(s):\n" + "\n".join(problems[:MAX_NAMED] + more)
         )
     model.load_state_dict(weights)
+
+
+def _converts(value: Any, own: Tensor) -> bool:
+    """Whether a stored value can be loaded into a model's own tensor."""
+    if isinstance(value, Tensor) and value.is_floating_point() and own.is_floating_point():
+        return value.shape == own.shape
+    return _kind(value) == _kind(own)
 
 
 def _kind(value: Any) -> str:

@@ -20,6 +20,12 @@ from torch import Tensor
 
 MAX_DEPTH = 50  # of nested containers
 _ZIP = b"PK\x03\x04"  # without it, torch.load falls back to its older formats
+# The first of the five pickles before the numbers in files of PyTorch 0.1.10 to 1.5.
+_OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+ONLY_WEIGHTS = (
+    "If you trust the file, save its weights alone: "
+    """torch.save(torch.load(path, weights_only=False)["state_dict"], "weights.pt")"""
+)
 _ALLOWED = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch [A-Za-z0-9]+Storage"
 )
@@ -35,16 +41,22 @@ def load_plain(stored: bytes) -> Any:
     Raises:
         RefusedError: the file is damaged, not such an archive, or holds anything else.
     """
-    if not stored.startswith(_ZIP):
+    if not stored.startswith((_ZIP, _OLD)):
         raise RefusedError(
-            "is damaged, or is not a zip archive written by torch.save (of PyTorch 1.6 or later)"
+            "is damaged, or is not a zip archive (or an older file) written by torch.save"
         )
     try:
-        pickled = _pickle_in(stored)
-        _check_names(pickled)
+        if stored.startswith(_ZIP):
+            pickles = [io.BytesIO(_pickle_in(stored))]
+        else:
+            pickles = [io.BytesIO(stored)] * 5  # one after the other
+        for pickled in pickles:
+            _check_names(pickled)
+        # From memory: torch.load might take a file for a tar archive, the oldest of its formats.
         content = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
         # In a pickle, each value takes at least a byte.
-        return _PlainCopy(max_values=len(pickled), max_bytes=len(stored)).of(content)
+        max_values = sum(pickled.tell() for pickled in set(pickles))
+        return _PlainCopy(max_values=max_values, max_bytes=len(stored)).of(content)
     except RefusedError:
         raise
     except Exception as error:  # a forged archive or pickle can make its reader raise anything
@@ -67,15 +79,18 @@ def _pickle_in(stored: bytes) -> bytes:
         return archive.read(pickles[0])
 
 
-def _check_names(pickled: bytes) -> None:
-    """Refuse a pickle that names anything but what tensors and state dicts are made of."""
+def _check_names(pickled: io.BytesIO) -> None:
+    """Read a pickle; refuse one that names anything but what tensors and dicts are made of."""
     with warnings.catch_warnings():
         # pickletools warns of escape sequences in damaged strings.
         warnings.simplefilter("ignore", DeprecationWarning)
         for code, argument, _ in pickletools.genops(pickled):
             names = code.name in ("GLOBAL", "STACK_GLOBAL", "INST")
             if names and _ALLOWED.fullmatch(str(argument)) is None:
-                raise RefusedError("is refused: it holds Python objects, which could run code")
+                raise RefusedError(
+                    f"is refused: it holds Python objects ({str(argument)[:60]!r}), which could "
+                    f"run code. {ONLY_WEIGHTS}"
+                )
 
 
 class _PlainCopy:

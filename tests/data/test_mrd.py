@@ -236,6 +236,15 @@ def _short_noise(raw: RawFile) -> None:
     raw.add(np.ones((3, 20)), ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
 
 
+def _noise_of_fewer_coils(raw: RawFile) -> None:
+    for coils in (3, 2):
+        raw.add(np.ones((coils, 100)), ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
+
+
+def _nan_in_noise(raw: RawFile) -> None:
+    raw.add(np.full((3, 100), np.nan), ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
+
+
 def _equal_noise(raw: RawFile) -> None:
     raw.add(np.ones((3, 100)), ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
 
@@ -261,7 +270,9 @@ def _zeros(raw: RawFile) -> None:
         (_nan, "line 4 of slice 1 has NaN or Inf"),
         (_coils, "lines have 3 and 2 coils"),
         (_no_image, "no line of an image; left out: {'navigators': 40}"),
-        (_short_noise, r"20 samples of 3 coils, too few for 3 coils: use whiten=false"),
+        (_short_noise, r"20 samples, too few for 3 coils, .*: use whiten=false"),
+        (_noise_of_fewer_coils, r"noise scan has 2 coils, the image 3: use whiten=false"),
+        (_nan_in_noise, r"100 samples, .* or NaN among them: use whiten=false"),
         (_equal_noise, "no noise, or the same: use whiten=false"),
         (_no_matrix, "reconSpace/matrixSize/y of the ISMRMRD header is 0"),
         (_zeros, "all samples are zero"),
@@ -277,6 +288,19 @@ def test_what_cannot_be_imported_is_refused_by_name(
     assert not list(tmp_path.glob("out/*"))
 
 
+def test_a_scan_that_ends_before_the_header_says_is_reported(tmp_path: Path) -> None:
+    kspace = kspace_of(coil_images(size=SIZE))
+    raw = RawFile(size=SIZE).add_image(kspace).add_image(kspace, lines=range(14), repetition=1)
+    raw.add_image(kspace, lines=range(0, 20, 3), repetition=2)  # line 18 is the last of these
+    found = import_scan(raw.write(tmp_path / "scan.h5"), tmp_path / "out")
+    assert len(found.volumes) == 3
+    assert found.missing == {"scan_repetition1.h5": "lines 14 to 19"}
+    raw = RawFile(size=SIZE, header={"maximum": 14, "center": 5})  # partial Fourier
+    raw.add_image(kspace[..., 5:])
+    found = import_scan(raw.write(tmp_path / "partial.h5"), tmp_path / "out")
+    assert found.volumes[0].acquired == (5, 20) and not found.missing
+
+
 def test_other_files_and_links_are_refused(tmp_path: Path) -> None:
     raw = RawFile(size=SIZE).add_image(kspace_of(coil_images(size=SIZE)))
     path = raw.write(tmp_path / "scan.h5")
@@ -288,6 +312,10 @@ def test_other_files_and_links_are_refused(tmp_path: Path) -> None:
         file["dataset/data"] = h5py.ExternalLink(str(path), "dataset/data")
     with pytest.raises(VolumeError, match=r"link\.h5: data is a link to another file"):
         import_scan(link, tmp_path / "out")
+    with h5py.File(tmp_path / "numbers.h5", "w") as file:
+        file["dataset/xml"], file["dataset/data"] = "x", [1.0]
+    with pytest.raises(VolumeError, match=r"numbers\.h5: dataset/data does not hold acquisitions"):
+        import_scan(tmp_path / "numbers.h5", tmp_path / "out")
     (tmp_path / "text.h5").write_text("text")
     with pytest.raises(VolumeError, match=r"text\.h5"):
         import_scan(tmp_path / "text.h5", tmp_path / "out")

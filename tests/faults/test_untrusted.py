@@ -184,6 +184,31 @@ def test_an_archive_behind_a_pickle_is_refused(tmp_path: Path) -> None:
     assert "not a zip archive" in refusal(tmp_path / "both.pt", b"\x80\x02}." + saved({}))
 
 
+def test_the_format_of_old_files_is_read_as_data_only(tmp_path: Path) -> None:
+    weights = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(3).half()}
+    buffer = io.BytesIO()
+    torch.save(weights, buffer, _use_new_zipfile_serialization=False)
+    old = buffer.getvalue()
+    loaded = load_plain(old)
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[key], value) for key, value in weights.items())
+    for length in range(15, len(old), 11):
+        assert "is damaged" in refusal(tmp_path / "cut.pt", old[:length])
+    # A global in any of the five pickles, here in the list of keys at the end.
+    keys = old.rindex(b"\x80\x02]")
+    called = b"\x80\x02cos\ngetcwd\n)R."
+    assert "'os getcwd'" in refusal(tmp_path / "keys.pt", old[:keys] + called + old[keys:])
+    victim = tmp_path / "victim"
+    buffer = io.BytesIO()
+    torch.save([Exploit(victim)], buffer, _use_new_zipfile_serialization=False)
+    assert "holds Python objects" in refusal(tmp_path / "code.pt", buffer.getvalue())
+    assert not victim.exists()
+    buffer = io.BytesIO()
+    wide = torch.zeros(1).expand(10**12)
+    torch.save({"a": wide}, buffer, _use_new_zipfile_serialization=False)
+    assert "is larger than the file" in refusal(tmp_path / "wide.pt", buffer.getvalue())
+
+
 def test_attributes_of_dictionaries_are_dropped() -> None:
     pickled = b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsK\x05sb."
     assert type(load_plain(with_pickle(pickled))) is dict

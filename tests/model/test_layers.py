@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from banding_removal.model import layers
-from banding_removal.model.fused_layers import Lazy, convolve, normalise
+from banding_removal.model.fused_layers import NARROW, Lazy, convolve, normalise
 from banding_removal.model.layers import conv_norm, max_pool, relu, up_and_concatenate
 from banding_removal.model.unet import UNet
 
@@ -120,10 +120,11 @@ def test_a_convolution_of_two_inputs_has_the_gradients_of_finite_differences(ker
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("chans", [3, NARROW])
 def test_normalising_has_the_gradients_of_finite_differences(
-    memory_format: torch.memory_format,
+    chans: int, memory_format: torch.memory_format
 ) -> None:
-    z, bias = values(2, 3, 4, 5), values(3, seed=1)
+    z, bias = values(2, chans, 4, 5), values(chans, seed=1)
     z = z.detach().contiguous(memory_format=memory_format).requires_grad_()
     assert torch.autograd.gradcheck(normalise, (z, bias))
     y = normalise(z, bias)

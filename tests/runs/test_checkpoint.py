@@ -1,6 +1,7 @@
 import hashlib
 import io
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -172,19 +173,32 @@ def test_a_checkpoint_with_code_is_refused_and_nothing_runs(tmp_path: Path, how:
 
 def test_another_projects_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match="not a checkpoint of this"):
+    with pytest.raises(CheckpointError, match=r"not a checkpoint of this .*holds: 'state_dict'"):
         load_checkpoint(tmp_path / "other.pt")
 
 
 def test_weights_of_another_model_are_refused_with_the_keys_listed() -> None:
     weights = tiny_predictor(chans=4).state_dict()
-    weights["extra"] = weights.pop("cascades.0.dc_weight")
+    weights = {"extra": weights.pop("cascades.0.dc_weight"), **weights}
     with pytest.raises(CheckpointError) as caught:
         load_weights(tiny_predictor(chans=2), weights, Path("some.pt"))
     message = str(caught.value)
     assert "cascades.0.dc_weight: only in the model" in message
     assert "extra: only in the checkpoint" in message
-    assert "cascades.0.unet.unet.head.0.weight: float32 (2, 4, 1, 1) in the checkpoint" in message
+    assert "float32 (4, 2, 3, 3) in the checkpoint, float32 (2, 2, 3, 3) in the model" in message
+    assert "Check predictor (cascade, varnet, or package.module:Class" in message
+    assert message.count("\n") == 6 and re.search(r"and \d+ more$", message)
+
+
+def test_weights_of_another_precision_are_converted() -> None:
+    weights = tiny_predictor().state_dict()
+    model = tiny_predictor()
+    load_weights(model, {key: value.double() for key, value in weights.items()}, Path("some.pt"))
+    for key, value in model.state_dict().items():
+        assert value.dtype == torch.float32 and torch.equal(value, weights[key])
+    integers = {key: value.int() for key, value in weights.items()}
+    with pytest.raises(CheckpointError, match=r"int32 .* in the checkpoint"):
+        load_weights(model, integers, Path("some.pt"))
 
 
 FILL_THE_DISK = """

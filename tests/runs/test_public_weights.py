@@ -48,7 +48,11 @@ def as_lightning(weights: dict[str, Tensor]) -> dict[str, object]:
         "epoch": 49,
         "global_step": 1000,
         "pytorch-lightning_version": "2.5.0",
-        "state_dict": OrderedDict({**of_module, "loss.w": torch.ones(1, 1, 7, 7)}),
+        "state_dict": OrderedDict(
+            {**of_module, "NMSE.quantity": torch.tensor(0.0), "loss.w": torch.ones(1, 1, 7, 7)}
+        ),
+        "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": {"total": {"ready": 50}}}},
+        "hparams_name": "kwargs",
         "callbacks": {"ModelCheckpoint{'monitor': 'loss'}": {"best": torch.tensor(0.1)}},
         "optimizer_states": [{"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": []}],
         "lr_schedulers": [{"last_epoch": 49, "_last_lr": [3e-4]}],
@@ -152,6 +156,20 @@ def test_python_objects_beside_the_weights_are_refused(
     with pytest.raises(CheckpointError, match="Python objects"):
         load_checkpoint(path)
     assert not victim.exists()
+    torch.save({**as_lightning(weights), "hyper_parameters": {"root": Path("a")}}, path)
+    with pytest.raises(CheckpointError, match=r"pathlib PosixPath.*save its weights alone"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "before PyTorch 1.6"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
+def test_other_precisions_and_old_files_are_read(
+    path: Path, weights: dict[str, Tensor], dtype: torch.dtype, old: bool
+) -> None:
+    converted = {key: value.to(dtype) for key, value in weights.items()}
+    torch.save(converted, path, _use_new_zipfile_serialization=not old)
+    for key, value in load_trained(path, CPU).predictor.state_dict().items():
+        assert value.dtype == torch.float32 and torch.equal(value, converted[key].float())
 
 
 def test_weights_of_a_run_load_into_the_same_names(settings: Settings, path: Path) -> None:

@@ -33,6 +33,7 @@ class Report:
 
     folder: Path = REPOSITORY / "datasets" / "efficacy"
     size: str = "96"
+    varied: bool = True  # the data of stage 2
     volumes: Literal["chosen", "final"] = "final"
     recipes: tuple[str, ...] = ()  # besides the control; none: all there are
     control: str = "control"  # the recipe that has as many steps, at the same rates
@@ -121,7 +122,7 @@ AIMS = {
 
 
 def read_rows(settings: Report) -> list[Row]:
-    """All rows of a size on these volumes, the newest of each run.
+    """All rows of a size and data on these volumes, the newest of each run.
 
     Raises:
         ConfigError: there are none.
@@ -130,7 +131,8 @@ def read_rows(settings: Report) -> list[Row]:
     for path in sorted((settings.folder / "rows").glob(f"{settings.size}-*.jsonl")):
         for line in path.read_text().splitlines():
             row = json.loads(line)
-            if row["volumes"] == settings.volumes:
+            varied = row.get("varied", False)  # earlier rows do not say
+            if row["volumes"] == settings.volumes and varied == settings.varied:
                 newest[row["seed"], row["recipe"]] = row
     if not newest:
         raise ConfigError(f"{settings.folder} has no rows of size {settings.size}")

@@ -180,7 +180,8 @@ class Run:
         except FloatingPointError as error:
             raise FailingRun(str(error), in_validation=True) from error
         if self.progress.start:
-            check_validation(self.progress.start, result.metrics)
+            rate = self.players.optimizer.param_groups[0]["lr"] / settings.lr
+            check_validation(self.progress.start, result.metrics, rate=rate)
         return result
 
     def validate_initial(self, validator: Validator) -> None:

@@ -28,6 +28,7 @@ from tests.support.parity.predictor import (
     predictor_parity,
 )
 from tests.support.parity.training import loss_parity, lr_parity, quality_parity
+from tests.support.parity.varnet import CASES, varnet_parity
 from tests.support.parity.weights import PREDICTORS
 
 COMPARISONS: dict[str, Callable[[], Iterator[Parity]]] = {
@@ -51,6 +52,11 @@ COMPARISONS: dict[str, Callable[[], Iterator[Parity]]] = {
     **{
         f"adversarial loss, {members} member(s)": partial(adversarial_loss_parity, members)
         for members in (1, 2)
+    },
+    **{
+        f"varnet, {case}, {dtype}": partial(varnet_parity, case, dtype)
+        for case in CASES
+        for dtype in ("float64", "float32")
     },
 }
 

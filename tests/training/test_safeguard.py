@@ -137,14 +137,25 @@ def test_a_loss_that_explodes_is_noticed_in_stage_one_and_lowers_the_rate(
     ],
 )
 def test_a_validation_shows_each_kind_of_failure(changed: dict[str, float], words: str) -> None:
-    check_validation(GOOD, {"banding": 0.1, "banding_across": -4.8, "ssim": 0.799})
+    fine = {"banding": 0.1, "banding_across": -4.8, "ssim": 0.799}
+    check_validation(GOOD, fine, rate=0.0)
     with pytest.raises(FailingRun, match=words):
-        check_validation(GOOD, GOOD | changed)
+        check_validation(GOOD, GOOD | changed, rate=0.0)
+
+
+def test_a_high_learning_rate_may_cost_twice_as_much_detail() -> None:
+    check_validation(GOOD, GOOD | {"ssim": 0.771}, rate=1.0)
+    with pytest.raises(FailingRun, match=r"0\.8000 to 0\.7690"):
+        check_validation(GOOD, GOOD | {"ssim": 0.769}, rate=1.0)
+    with pytest.raises(FailingRun, match=r"0\.8000 to 0\.7710"):
+        check_validation(GOOD, GOOD | {"ssim": 0.771}, rate=0.5)
 
 
 def test_banding_that_is_not_measurable_fails_no_run() -> None:
     nan = float("nan")
-    check_validation(GOOD | {"banding": nan}, GOOD | {"banding": nan, "banding_across": nan})
+    check_validation(
+        GOOD | {"banding": nan}, GOOD | {"banding": nan, "banding_across": nan}, rate=0.0
+    )
 
 
 def test_a_failing_validation_undoes_the_epoch_and_backs_off(
@@ -154,7 +165,7 @@ def test_a_failing_validation_undoes_the_epoch_and_backs_off(
     used: list[tuple[float, float]] = []
     real = loop.train_step
 
-    def check(*_: Any) -> None:
+    def check(*_: Any, **__: Any) -> None:
         failure = next(found)
         if failure is not None:
             raise failure
@@ -180,7 +191,7 @@ def test_a_failing_validation_undoes_all_since_the_one_before(
     bad = FailingRun("texture is written", in_validation=True)
     found = iter([None, bad, bad, None, None])
 
-    def check(*_: Any) -> None:
+    def check(*_: Any, **__: Any) -> None:
         failure = next(found)
         if failure is not None:
             raise failure

@@ -4,7 +4,7 @@
     ipython scripts/demo.py epochs=2
     ipython scripts/demo.py recipe=direct      # recipe: of stage 2; other words: of both stages
 
-20 to 25 minutes on two CPU cores. With another data_path, no phantom is made. After an
+12 minutes on two idle CPU cores. With another data_path, no phantom is made. After an
 interruption, the same command continues.
 """
 

@@ -22,10 +22,7 @@ MAX_DEPTH = 50  # of nested containers
 _ZIP = b"PK\x03\x04"  # without it, torch.load falls back to its older formats
 # The first of the five pickles before the numbers in files of PyTorch 0.1.10 to 1.5.
 _OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-ONLY_WEIGHTS = (
-    "If you trust the file, save its weights alone: "
-    """torch.save(torch.load(path, weights_only=False)["state_dict"], "weights.pt")"""
-)
+ONLY_WEIGHTS = "Where the file was made, save its weights alone (its state_dict) with torch.save"
 _ALLOWED = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch [A-Za-z0-9]+Storage"
 )

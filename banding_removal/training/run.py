@@ -180,7 +180,7 @@ class Run:
         except FloatingPointError as error:
             raise FailingRun(str(error), in_validation=True) from error
         if self.progress.start:
-            rate = self.players.optimizer.param_groups[0]["lr"] / settings.lr
+            rate = self.players.learning_rates()["lr"] / settings.lr
             check_validation(self.progress.start, result.metrics, rate=rate)
         return result
 

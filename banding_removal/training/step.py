@@ -79,7 +79,7 @@ def train_step(
 def predictor_step(
     players: Players, group: Sequence[Batch], settings: StepSettings, *, average: bool = True
 ) -> tuple[list[Reconstruction], dict[str, Tensor]]:
-    """Act 1 (see the formula above): the adversary A is held fixed.
+    """Act 1, by the formula in the docstring of this module: the adversary A is held fixed.
 
     The two batches of a pair go through the predictor together or, if their k-space is not square,
     one after the other. The gradients are added to the predictor's.

@@ -110,10 +110,10 @@ def parse_header(xml: bytes, matrix: tuple[int, int] | None = None) -> ScanHeade
     of_scan = _Numbers(texts.by_path, problems)
     encodings = [_Numbers(found, problems) for found in texts.encodings]
     if len(encodings) > 1:
-        first = encodings[0]
+        before, first = [*problems], encodings[0]
         fitting = (e for e in encodings if e.size("encoding/encodedSpace") == matrix)
         encodings = [next(fitting, first)]
-        problems[:] = problems[: mistake is not None]  # what is wrong in others does not matter
+        problems[:] = before  # what is wrong in the others does not matter
     encoding = encodings[0] if encodings else of_scan
     encoded_y = encoding.whole("encoding/encodedSpace/matrixSize/y")
     limits, acquired = "encoding/encodingLimits/kspace_encoding_step_1", None

@@ -1,6 +1,6 @@
 """Is banding gone, for every seed, and at which cost? Recipes of stage 2 against a control.
 
-    python -m benchmarks.efficacy 'seeds=[0,1,2]' 'recipes=[control,ours]'
+    python -m benchmarks.efficacy 'seeds=[0,1,2]' 'recipes=[control,direct]'
     python -m benchmarks.efficacy size=128 'seeds=[0]' volumes=chosen
 
 For each seed: stage 1 from scratch, then from its weights each recipe with as many further steps,
@@ -52,7 +52,7 @@ class Efficacy:
     folder: Path = REPOSITORY / "datasets" / "efficacy"
     size: str = "96"
     seeds: tuple[int, ...] = (0,)
-    recipes: tuple[str, ...] = ("control", "ours")
+    recipes: tuple[str, ...] = ("control", "direct")
     varied: bool = True  # stage 2 on twice as many volumes that vary, for the same number of steps
     volumes: Literal["chosen", "final"] = "chosen"
     volume_count: int = 8  # to measure on

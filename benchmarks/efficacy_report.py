@@ -1,6 +1,6 @@
 """Tables and plots of what benchmarks/efficacy.py found.
 
-    python -m benchmarks.efficacy_report volumes=final 'recipes=[control,ours]' name=96
+    python -m benchmarks.efficacy_report volumes=final 'recipes=[control,direct]' name=96
 
 Writes <output>/<name>.json (all rows), <name>.md (tables) and <name>.png. Changes are against the
 control of the same seed, which has had as many further steps without any means against banding.
@@ -185,7 +185,13 @@ def _line(cells: Sequence[str]) -> str:
 def write_plot(path: Path, pairs: dict[str, list[Pair]]) -> None:
     """A dot for each seed, a column for each recipe, a panel for each figure; green is the aim."""
     figure = Figure(figsize=(16, 8), layout="constrained")
-    for place, (name, aim) in enumerate(AIMS.items(), start=1):
+    every = [pair for members in pairs.values() for pair in members]
+    measured = {
+        name: aim
+        for name, aim in AIMS.items()
+        if not all(math.isnan(aim.of(pair)) for pair in every)
+    }
+    for place, (name, aim) in enumerate(measured.items(), start=1):
         panel = figure.add_subplot(3, 5, place)
         for column, members in enumerate(pairs.values()):
             values = [aim.of(pair) for pair in members]

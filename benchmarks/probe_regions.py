@@ -1,6 +1,6 @@
 """Where does the probe find the orientation? Its accuracy when it sees a part of the pixels.
 
-    python -m benchmarks.probe_regions 'sets={control: logs/control, ours: logs/ours}' volumes=...
+    python -m benchmarks.probe_regions 'sets={control: logs/a, direct: logs/b}' volumes=...
 
 New classifiers (`banding_removal/metrics/probe.py`) are trained for each set (as those of
 scripts/evaluate.py) and for each of: all pixels; the target's flat low-signal pixels, where banding

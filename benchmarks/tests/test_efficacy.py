@@ -15,17 +15,17 @@ def test_seeds_are_trained_and_judged_once_and_reported(
 ) -> None:
     folder = tmp_path / "efficacy"
     words = [f"folder={folder}", "size=tiny", "volume_count=2", "probe=false", "volumes=final"]
-    words += ["recipes=[control,ours]", "seeds=[0]"]
+    words += ["recipes=[control,direct]", "seeds=[0]"]
     efficacy.main(words)
     rows = folder / "rows" / "tiny-0.jsonl"
     first = rows.read_text()
     assert [json.loads(line)["recipe"] for line in first.splitlines()] == [
         BEFORE,
         "control",
-        "ours",
+        "direct",
     ]
     steps = {json.loads(line)["recipe"]: json.loads(line)["steps"] for line in first.splitlines()}
-    assert steps["control"] == steps["ours"]  # equal compute
+    assert steps["control"] == steps["direct"]  # equal compute
     efficacy.main(words)
     assert rows.read_text() == first
     assert "seed 0: complete" in capsys.readouterr().out
@@ -53,7 +53,7 @@ def test_seeds_are_trained_and_judged_once_and_reported(
     output = tmp_path / "results"
     efficacy_report.main([f"folder={folder}", "size=tiny", f"output={output}", "name=tiny"])
     table = (output / "tiny.md").read_text()
-    assert "| ours | 1 |" in table
+    assert "| direct | 1 |" in table
     assert all(name in table for name in AIMS)
     assert (output / "tiny.png").stat().st_size > 10_000
     pairs = pairs_of(read_rows(Report(folder=folder, size="tiny")), "control")

@@ -20,7 +20,7 @@ from tests.faults.job import Job
 from tests.faults.toy import EVERY, PHANTOM, expect
 
 FAILURES = {
-    "loss NaN": ("nan", r"predictor's loss is nan on .*\.h5 slice \d"),
+    "loss NaN": ("nan", r"^loss is nan on .*\.h5 slice \d"),
     "loss NaN in one of the processes": ("nan", r"loss is nan on .*\.h5 slice \d"),
     "loss explodes": ("explodes", "the loss explodes: from"),
 }

@@ -1,10 +1,12 @@
-"""Show predictors and simple remedies side by side: a picture with low-signal zooms, and a table.
+"""Compare reconstructions side by side: a picture with enlarged dark parts, and a table.
 
-    ipython scripts/compare.py 'sets={pretrained: logs/pretrain, adversarial: logs/train}'
-    ipython scripts/compare.py 'sets={a: logs/train, b: logs/train_2}' volumes=/data/multicoil_val
+    ipython scripts/compare.py 'sets={pretrained: logs/pretrain, trained: logs/train}' \
+        volumes=/data/knee/multicoil_val
+    ipython scripts/compare.py 'sets={demo: logs/demo, stage_2: logs/demo_stage_2}'
 
-The first set is also shown dithered, and blurred across its streaks; remedies=false leaves these
-out. The table has the metrics of scripts/evaluate.py.
+A set is as in scripts/evaluate.py. Without `volumes`, the phantom's are used. The first set is also
+shown with two simple remedies, added noise (dithering) and blur across its streaks;
+`remedies=false` leaves these out. Picture and table are written to logs/comparison.
 """
 
 from banding_removal.command_line import typed_settings, user_errors

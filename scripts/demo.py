@@ -1,11 +1,12 @@
-"""The demo: a phantom data set, both stages of the training on it, pictures before and after.
+"""The demo: make a synthetic data set, train both stages on it, and compare the images.
 
     make demo
     ipython scripts/demo.py epochs=2
-    ipython scripts/demo.py recipe=direct      # recipe: of stage 2; other words: of both stages
+    ipython scripts/demo.py recipe=direct
 
-12 minutes on two idle CPU cores. With another data_path, no phantom is made. After an
-interruption, the same command continues.
+It takes 12 minutes on two idle CPU cores. Settings of the recipe apply to stage 2, all others to
+both stages. With another data_path, no data are made. After an interruption, the same command
+continues.
 """
 
 import os
@@ -27,7 +28,7 @@ from banding_removal.runs.build import choose_device
 from banding_removal.runs.resume import completed_run
 from banding_removal.training.loop import train
 
-# Words with these keys are for stage 2; all others are for both stages.
+# Settings with these names apply to stage 2; all others apply to both stages.
 STAGE_2_KEYS = ADVERSARY.keys() - {"paired"}
 
 

@@ -3,8 +3,9 @@
     ipython scripts/import_mrd.py raw=/data/raw output=/data/knee/multicoil_test
     ipython scripts/import_mrd.py raw=scan.h5 output=/data/knee/multicoil_val acquisition=CORPD_FBK
 
-2-D Cartesian scans, fully sampled or undersampled along phase encode. Each contrast and repetition
-becomes a volume. Needs the package ismrmrd. Patient information in the header is left out.
+Scans must be 2-D and Cartesian, fully sampled or undersampled along phase encode. Each contrast and
+repetition becomes a volume. Patient information in the header is left out. The package ismrmrd is
+needed. More: docs/raw_data.md.
 """
 
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ class ImportSettings:
 
     raw: Path = Path("/path/to/raw")  # a folder of *.h5 files, or one of them
     output: Path = REPOSITORY / "datasets" / "imported"  # folder; nothing in it is overwritten
-    dataset: str = "dataset"  # group in the files
-    whiten: bool = True  # with the noise scan, if there is one
+    dataset: str = "dataset"  # name of the group in the raw file that holds the scan
+    whiten: bool = True  # whiten the coils with the noise scan, if there is one
     acquisition: str | None = None  # name of the contrast; null: the protocol in the header
 
 

@@ -1,10 +1,11 @@
-"""Make the phantom data set, the default data of this repository.
+"""Make the phantom: synthetic knee volumes in the fastMRI layout.
 
     ipython scripts/make_phantom.py
     ipython scripts/make_phantom.py size=real folder=/data/phantom train_volumes=4
     ipython scripts/make_phantom.py folder=/tmp/few train_volumes=2 val_volumes=1 slices=6
 
-After an interruption, the same command makes the volumes that are missing.
+The default is the data set of the demo's stage 1. To train on it: data_path=datasets/phantom. After
+an interruption, the same command makes the volumes that are missing.
 """
 
 import shlex
@@ -26,12 +27,12 @@ class PhantomSettings:
 
     # demo: 6 coils, 96 x 96; medium: 6 coils, 128 x 128; real: 15 coils, 640 x 368, as in fastMRI
     size: Literal["demo", "medium", "real"] = "demo"
-    folder: Path = REPOSITORY / "datasets" / "phantom"  # of multicoil_train and multicoil_val
+    folder: Path = REPOSITORY / "datasets" / "phantom"  # gets multicoil_train and multicoil_val
     train_volumes: int = bounded(24, at_least=0)
     val_volumes: int = bounded(8, at_least=0)
     slices: int | None = None  # per volume; null: the number that goes with the size
-    # Training volumes of many coils, noise levels, contrasts and fields of view; half of them are
-    # not knees, but random shapes.
+    # Training volumes vary in coils, noise, contrast and field of view, and half of them are random
+    # shapes instead of knees. Validation volumes stay the same.
     vary: bool = False
     seed: int = bounded(0, at_least=0)  # of the whole data set
 

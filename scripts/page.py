@@ -1,10 +1,10 @@
-"""Write the page of a run, or of several runs side by side: slices by epoch, curves, settings, log.
+"""Write the run page of a run, or of several runs side by side: slices, curves, settings, log.
 
     ipython scripts/page.py
     ipython scripts/page.py 'runs=[logs/pretrain,logs/train]' output=both.html
 
-Training keeps the page of its own run, `index.html` in its folder; this script writes it for runs
-of earlier versions, too. With several runs, slice, epoch, zoom and window are linked.
+Training writes the page of its own run, `index.html` in the run's folder. This script is for
+several runs, whose slice, epoch, zoom and window are then linked, and for runs of earlier versions.
 """
 
 from banding_removal.command_line import typed_settings, user_errors

@@ -2,10 +2,11 @@
 
     ipython scripts/pretrain.py
     ipython scripts/pretrain.py data_path=/data/knee lr=1e-4 workers=8
-    ipython scripts/pretrain.py resume=logs/pretrain
+    ipython scripts/pretrain.py resume=logs/pretrain       # with the settings of that run
 
-Every setting (see banding_removal/config/settings.py) can be overridden as key=value. Pictures,
-curves, log and checkpoints go to logs/pretrain; logs/run is a link to the newest run.
+Every setting can be changed with key=value: banding_removal/config/settings.py explains them. The
+same command continues a run that was stopped. Pictures, curves, log and checkpoints go to
+logs/pretrain; logs/run is a link to the newest run.
 """
 
 DATA_PATH = "/path/to/fastmri/knee"  # edit: holds multicoil_train/*.h5 and multicoil_val/*.h5

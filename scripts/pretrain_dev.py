@@ -1,7 +1,9 @@
 """Stage 1 for development: six cascades in one process, otherwise as scripts/pretrain.py.
 
-ipython scripts/pretrain_dev.py
-ipython scripts/pretrain_dev.py data_path=datasets/phantom epochs=2
+    ipython scripts/pretrain_dev.py
+    ipython scripts/pretrain_dev.py data_path=datasets/phantom epochs=2
+
+Pictures, curves, log and checkpoints go to logs/pretrain_dev.
 """
 
 DATA_PATH = "/path/to/fastmri/knee"  # edit: holds multicoil_train/*.h5 and multicoil_val/*.h5

@@ -2,12 +2,13 @@
 
     ipython scripts/reader_study.py make 'sets={pretrained: logs/pretrain, trained: logs/train}' \
         volumes=/data/knee/multicoil_val cases=60 readers=4 output=study
-    ipython scripts/reader_study.py score study 'ratings=[reader_1.json, reader_2.json]'
+    ipython scripts/reader_study.py score study \
+        'ratings=[ratings_reader_1.json, ratings_reader_2.json]'
 
-`make` writes a self-contained page reader_1.html, ... for each reader, and key.json, which unblinds
-the study: keep it. A set is as in scripts/evaluate.py. Readers open their page in a browser, rate
-the images, and send back the file that the page saves at the end. `score` writes tables and a
-picture to the folder `results` of the study.
+`make` writes a page for each reader, reader_1.html, ..., and key.json, which unblinds the study:
+keep it, and do not send it to readers. A set is as in scripts/evaluate.py. Readers open their page
+in a browser, rate the images, and send back the file that the page saves at the end. `score` writes
+tables and a picture to the folder `results` of the study. More: docs/reader_study.md.
 """
 
 from banding_removal.command_line import typed_words, user_errors

@@ -4,9 +4,9 @@
     ipython scripts/reconstruct.py checkpoint=logs/train output=/data/reconstructions nproc=4
     ipython scripts/reconstruct.py volumes=/data/knee/multicoil_val orientation=both
 
-Volumes need no target. Fully sampled ones are undersampled with the checkpoint's mask settings,
-each as in validation; those that the scanner undersampled keep their own mask. After an
-interruption, the same command continues.
+Volumes need no target. Fully sampled ones are undersampled as in the validation of the checkpoint's
+training; those that the scanner undersampled keep their own mask. After an interruption, the same
+command continues.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Show the banding: validation slices reconstructed with phase encoding along either axis.
+"""Show the banding: validation slices, reconstructed with phase encoding along x and along y.
 
     ipython scripts/show_banding.py
     ipython scripts/show_banding.py checkpoint=logs/pretrain output=banding.png slices=[5,17]

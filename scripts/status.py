@@ -3,7 +3,8 @@
     ipython scripts/status.py
     ipython scripts/status.py run=logs/train_2
 
-The default is the newest run. Only the run's files are read, so any machine that sees them will do.
+The default is the newest run. The script only reads the run's files, so it works on any machine
+that has access to them.
 """
 
 from banding_removal.command_line import typed_settings, user_errors

@@ -1,14 +1,15 @@
-"""Stage 2: train the pretrained predictor until its banding is gone.
+"""Stage 2: train the pretrained predictor further, to remove its banding.
 
     ipython scripts/train.py
     ipython scripts/train.py data_path=/data/knee init_from=logs/pretrain_2 adversary_strength=0.05
-    ipython scripts/train.py recipe=direct         # a direct loss in place of the adversary
+    ipython scripts/train.py recipe=direct         # a loss against streaks, without an adversary
     ipython scripts/train.py recipe=paper          # the orientation adversary as published
     ipython scripts/train.py init_from=/path/knee_leaderboard_state_dict.pt    # fastMRI's VarNet
     ipython scripts/train.py resume=logs/train
 
-It starts from the weights of the newest run of scripts/pretrain.py. Pictures, curves, log and
-checkpoints go to logs/train; logs/run is a link to the newest run.
+It starts from the weights of the newest run of scripts/pretrain.py. docs/adversary.md compares the
+recipes. Pictures, curves, log and checkpoints go to logs/train; logs/run is a link to the newest
+run.
 """
 
 DATA_PATH = "/path/to/fastmri/knee"  # edit: holds multicoil_train/*.h5 and multicoil_val/*.h5
@@ -39,5 +40,6 @@ SETTINGS = Settings(
 )
 
 if __name__ == "__main__":
-    one_orientation = {"epoch_fraction": 0.2}  # in each step
+    # With one orientation per step: twice the steps, and as many images.
+    one_orientation = {"epoch_fraction": 0.2}
     run(SETTINGS, direct=one_orientation, none=one_orientation, paper=PUBLISHED)

@@ -36,5 +36,6 @@ SETTINGS = Settings(
 )
 
 if __name__ == "__main__":
-    one_orientation = {"epoch_fraction": 0.2}  # in each step
+    # With one orientation per step: twice the steps, and as many images.
+    one_orientation = {"epoch_fraction": 0.2}
     run(SETTINGS, direct=one_orientation, none=one_orientation, paper=PUBLISHED)

@@ -15,7 +15,8 @@ from banding_removal.processes.exit_status import USER_ERRORS, RankError, descri
 from banding_removal.processes.launch import launch
 from banding_removal.processes.signals import Stopped
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
-from banding_removal.runs.resume import saved_settings, with_public_network
+from banding_removal.runs.resume import with_public_network
+from banding_removal.runs.trained import saved_settings
 from banding_removal.training.loop import train
 
 SettingsT = TypeVar("SettingsT")

@@ -27,9 +27,10 @@ from banding_removal.losses.orientation import OrientationObjective, View
 from banding_removal.metrics import low_signal_view
 from banding_removal.model.classifiers import Architecture, build_adversary
 from banding_removal.reconstruction.pairs import reconstruct_pairs
-from banding_removal.runs.build import build_predictor, choose_device, make_datasets
+from banding_removal.runs.build import build_predictor, choose_device
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
-from banding_removal.runs.resume import saved_settings
+from banding_removal.runs.datasets import make_datasets
+from banding_removal.runs.trained import saved_settings
 
 # The constants of the view, and their values.
 SWEPT = {

@@ -24,7 +24,7 @@ from banding_removal.errors import ConfigError, RunFailedError
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.runs.folder import latest_run
 from banding_removal.runs.log import read_records
-from banding_removal.runs.resume import saved_settings
+from banding_removal.runs.trained import saved_settings
 from banding_removal.training.loop import train
 
 

@@ -15,7 +15,8 @@ from banding_removal.evaluation.evaluate import evaluate
 from banding_removal.evaluation.image_sets import path_set, reference_volumes
 from banding_removal.evaluation.report import claim_output, write_report
 from banding_removal.processes.threads import set_threads
-from banding_removal.runs.build import choose_device, usable_volumes
+from banding_removal.runs.build import choose_device
+from banding_removal.runs.datasets import usable_volumes
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,9 @@ from banding_removal.pictures.page import (
 )
 from banding_removal.processes.threads import set_threads
 from banding_removal.reconstruction.pairs import reconstruct_pairs
-from banding_removal.runs.build import choose_device, make_datasets
+from banding_removal.runs.build import choose_device
 from banding_removal.runs.checkpoint import FOLDER, find_checkpoint
+from banding_removal.runs.datasets import make_datasets
 from banding_removal.runs.trained import load_trained
 
 

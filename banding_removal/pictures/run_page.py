@@ -33,7 +33,8 @@ from banding_removal.pictures.page_content import (
 )
 from banding_removal.pictures.validation_grid import ValidatedSlice
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
-from banding_removal.runs.log import METRICS, ending_of, read_records, spread_rows
+from banding_removal.runs.log import ending_of, read_records
+from banding_removal.runs.metrics_file import METRICS, spread_rows
 from banding_removal.runs.status import is_locked
 
 log = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from banding_removal.reconstruction.settings import ReconstructSettings
 from banding_removal.reconstruction.volume import SliceImage, images_of_volume
 from banding_removal.runs.build import choose_device
 from banding_removal.runs.checkpoint import find_checkpoint
-from banding_removal.runs.folder import RunLock
+from banding_removal.runs.lock import RunLock
 from banding_removal.runs.trained import load_trained
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from banding_removal.model.predictor import UnrolledNetwork
 from banding_removal.model.predictors import with_recomputation
 from banding_removal.processes.team import Team
 from banding_removal.runs.build import build_adversary_of, build_predictor
-from banding_removal.runs.checkpoint import Checkpoint, load_optimizer, load_weights
+from banding_removal.runs.checkpoint import Checkpoint
+from banding_removal.runs.weights import load_optimizer, load_weights
 from banding_removal.training.compute import uses_bfloat16
 from banding_removal.training.muon import Muon
 from banding_removal.training.replay import PairStore

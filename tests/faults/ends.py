@@ -8,7 +8,7 @@ import torch
 
 from banding_removal.data.phantom.files import write_dataset
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
-from banding_removal.runs.log import read_rows
+from banding_removal.runs.metrics_file import read_rows
 from tests.faults.job import Job
 from tests.faults.toy import EVERY, PHANTOM, Toy, expect
 

@@ -47,11 +47,10 @@ from banding_removal.reconstruction.files import Origin, difference, differences
 from banding_removal.runs.checkpoint import (
     Checkpoint,
     load_checkpoint,
-    load_optimizer,
-    load_weights,
     random_state,
     save_checkpoint,
 )
+from banding_removal.runs.weights import load_optimizer, load_weights
 from tests.faults import mutations
 from tests.support.fastmri_files import write_volume
 

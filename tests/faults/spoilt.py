@@ -12,7 +12,7 @@ import h5py
 
 from banding_removal.data.phantom.files import write_dataset
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
-from banding_removal.runs.log import read_rows
+from banding_removal.runs.metrics_file import read_rows
 from tests.faults.bench import Bench, Try
 from tests.faults.disk import damage
 from tests.faults.ends import lost_steps, same_end

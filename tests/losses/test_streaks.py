@@ -16,7 +16,7 @@ from banding_removal.losses.orientation import OrientationObjective, only_streak
 from banding_removal.losses.reconstruction import reconstruction_loss
 from banding_removal.losses.streaks import ROUNDED, streak_term
 from banding_removal.model.classifiers import build_adversary
-from banding_removal.runs.build import make_datasets
+from banding_removal.runs.datasets import make_datasets
 from banding_removal.training.players import make_players
 from banding_removal.training.schedule import settings_of_step
 from banding_removal.training.step import predictor_step

@@ -11,7 +11,7 @@ import pytest
 from banding_removal.config.settings import Settings
 from banding_removal.errors import ConfigError
 from banding_removal.processes.signals import Stopped
-from banding_removal.runs.folder import RunLock
+from banding_removal.runs.lock import RunLock
 from banding_removal.runs.status import status
 from banding_removal.training.loop import train
 from scripts import status as script
@@ -37,7 +37,7 @@ def test_a_running_run_is_reported_with_the_time_left(settings: Settings) -> Non
     half = [json.loads(row) | {"step_ms": 60_000} for row in train_rows[:5]]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in half))
     hold = "import sys, time; from pathlib import Path; "
-    hold += "from banding_removal.runs.folder import RunLock; "
+    hold += "from banding_removal.runs.lock import RunLock; "
     hold += "lock = RunLock(); lock.take(Path(sys.argv[1])); print('held', flush=True); "
     hold += "time.sleep(60)"
     command = [sys.executable, "-c", hold, str(folder)]

@@ -7,8 +7,7 @@ from pathlib import Path
 from banding_removal.config.overrides import plain
 from banding_removal.data.volume import Volume, VolumeError
 from banding_removal.errors import ConfigError
-from banding_removal.evaluation.image_sets import path_set
-from banding_removal.evaluation.settings import choose_volumes
+from banding_removal.evaluation.sets_settings import choose_volumes, load_sets
 from banding_removal.files import atomic_write
 from banding_removal.reader_study.blinding import arrange, new_token
 from banding_removal.reader_study.cases import choose_cases
@@ -49,17 +48,7 @@ def make_study(settings: MakeSettings) -> str:
     )
     repeats = round(settings.repeats * len(cases))
     shown = [file for file in files if file.name in {case.volume for case in cases}]
-    sets = [
-        path_set(
-            name,
-            path,
-            shown,
-            slice_range=settings.slices,
-            device=device,
-            only={case.place for case in cases},
-        )
-        for name, path in settings.sets.items()
-    ]
+    sets = load_sets(settings, shown, device, only={case.place for case in cases})
     _check_size(shown, len(cases), len(sets) * (len(cases) + repeats))
     settings.output.mkdir(parents=True, exist_ok=True)
     images = read_cases(sets, cases)

@@ -23,6 +23,7 @@ from banding_removal.evaluation.evaluate import Evaluation, evaluate
 from banding_removal.evaluation.figure import draw
 from banding_removal.evaluation.image_sets import ImageSet, path_set, reference_volumes
 from banding_removal.evaluation.report import claim_output, write_report
+from banding_removal.evaluation.sets_settings import choose_volumes
 from banding_removal.evaluation.settings import EvaluateSettings, evaluate_files
 from banding_removal.evaluation.table import markdown
 from banding_removal.metrics.banding import banding_of_slice
@@ -554,7 +555,8 @@ def test_words_choose_volumes_and_slices(tmp_path: Path, files: list[Volume]) ->
 
 
 def test_every_setting_of_the_evaluation_is_read() -> None:
-    source = Path(evaluate_files.__code__.co_filename).read_text()
+    sources = [Path(f.__code__.co_filename).read_text() for f in (evaluate_files, choose_volumes)]
+    source = "\n".join(sources)
     for field in fields(EvaluateSettings):
         assert f"settings.{field.name}" in source, field.name
 

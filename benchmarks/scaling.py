@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from banding_removal.model.predictor import center_columns
+from banding_removal.model.sensitivity import center_columns
 from benchmarks.cost_model import Problem, Work, memory_bytes, work_of
 
 PAPER = Problem(coils=15, height=640, width=368, cascades=12, chans=18)

@@ -1,4 +1,4 @@
-"""Stage 2: train the pretrained predictor until its banding is gone.
+"""Stage 2: train the pretrained predictor to remove its banding.
 
     ipython scripts/train.py
     ipython scripts/train.py data_path=/data/knee init_from=logs/pretrain_2 adversary_strength=0.05

@@ -111,11 +111,11 @@ def _summary(folder: Path, key: Key, pages: list[tuple[Path, int]], repeats: int
     cases = key.cases
     volumes = len({case.volume for case in cases})
     along_y = sum(case.orientation == "y" for case in cases)
-    airy = sum(case.low_anatomy for case in cases)
+    mostly_air = sum(case.low_anatomy for case in cases)
     lines = [
         f"{len(cases)} cases from {volumes} volumes, {repeats} of them shown twice: "
         f"{len(cases) - along_y} with phase encoding along x, {along_y} along y; "
-        f"{airy} mostly air",
+        f"{mostly_air} mostly air",
         *(f"  {path} ({size / 1e6:.1f} MB): send it to one reader" for path, size in pages),
         f"  {folder / KEY_NAME}: unblinds the study; do not send it",
     ]

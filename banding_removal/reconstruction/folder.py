@@ -105,7 +105,7 @@ def reconstruct(settings: ReconstructSettings, team: Team | None = None) -> Repo
             )
         jobs = shares_by_size(plan.jobs, team.size)[team.rank]
         set_threads((job.volume for job in plan.jobs), processes=team.local_size)
-        with team.stop.while_doing(Doing.HEEDING):
+        with team.stop.while_doing(Doing.WORKING):
             share = _work(settings, jobs, trained, predictor, device, team)
             shares = team.gather(share)
     failures = [line for share in shares for line in share.failures]

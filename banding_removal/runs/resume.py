@@ -222,6 +222,6 @@ def report_changes(
         old, new = set(checkpoint.volumes.get(part, [])), set(names)
         if old != new:
             log.warning(
-                "other %s volumes than at the checkpoint: %d new, %d missing",
+                "the %s volumes are not those of the checkpoint: %d new, %d missing",
                 *(part, len(new - old), len(old - new)),
             )

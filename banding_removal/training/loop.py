@@ -70,7 +70,7 @@ def train_epochs(run: Run) -> None:
     if run.is_new:
         run.save()  # before anything is computed: if it cannot be written, this shows at once
     try:
-        with run.output.recording(run.progress.step), run.team.stop.while_doing(Doing.HEEDING):
+        with run.output.recording(run.progress.step), run.team.stop.while_doing(Doing.WORKING):
             _begin(run, validator)
             for _ in run.epochs_left():
                 try:

@@ -135,7 +135,7 @@ def _restore_random(run: Run, checkpoint: Checkpoint) -> None:
     """Restore this process's random numbers."""
     if len(checkpoint.rng) != run.team.size:
         log.warning(
-            "resumed with %d processes instead of %d: batches will differ from then on",
+            "resumed with %d processes instead of %d: batches will differ from here on",
             *(run.team.size, len(checkpoint.rng)),
         )
         return

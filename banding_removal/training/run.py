@@ -36,7 +36,7 @@ from banding_removal.training.safeguard import (
     Safeguard,
     check_validation,
     settled,
-    warn_of_chance,
+    warn_if_at_chance,
 )
 from banding_removal.training.schedule import StepSettings, settings_of_step
 from banding_removal.training.validation import ValidationResult, Validator
@@ -210,7 +210,7 @@ class Run:
             **progress.mean_metrics(),
             **({} if result is None else history_row(result)),
         }
-        warn_of_chance(row)
+        warn_if_at_chance(row)
         progress.add_epoch(row)
         log.info("%s", epoch_line(row, self.settings.epochs, self.device))
         self.output.add_epoch(progress, result)

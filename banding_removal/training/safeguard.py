@@ -1,4 +1,4 @@
-"""Failing runs are noticed, taken back to their last good state, and go on more gently.
+"""Detects a failing run and returns it to its last good state; lower learning rates follow.
 
 Adversarial training fails in a few known ways, all of which show in the metrics long before anybody
 looks at a picture: a NaN or exploding loss, streaks in the other direction (overshooting), texture
@@ -37,7 +37,8 @@ class FailingRun(Exception):  # noqa: N818  # a finding about the run, raised in
 
     Args:
         why: what shows it.
-        in_validation: a validation found it; it may be as old as the validation before.
+        in_validation: whether a validation showed it; any step since the validation before may then
+            be the cause.
     """
 
     def __init__(self, why: str, *, in_validation: bool = False) -> None:
@@ -120,7 +121,7 @@ class Safeguard:
 
 
 def settled(steps: int) -> bool:
-    """Whether the smoothed loss of so many steps means something."""
+    """Whether enough steps went into the smoothed loss to rely on it."""
     return steps >= EARLY
 
 
@@ -148,7 +149,7 @@ def check_validation(start: Mapping[str, float], now: Mapping[str, float], *, ra
         raise FailingRun("; ".join(problems), in_validation=True)
 
 
-def warn_of_chance(row: Mapping[str, Any]) -> None:
+def warn_if_at_chance(row: Mapping[str, Any]) -> None:
     """Log a warning if the adversary has learnt nothing although there is banding.
 
     Args:

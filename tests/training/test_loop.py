@@ -150,7 +150,7 @@ def test_a_resume_says_that_the_data_changed_and_that_nothing_is_left(settings: 
     (settings.data_path / "multicoil_train" / "file0.h5").unlink()
     train(replace(settings, epochs=1, resume=folder))
     text = (folder / "log.txt").read_text()
-    assert "other training volumes than at the checkpoint: 0 new, 1 missing" in text
+    assert "the training volumes are not those of the checkpoint: 0 new, 1 missing" in text
     assert "nothing is left to do" in text
 
 

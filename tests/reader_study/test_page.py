@@ -15,8 +15,7 @@ from banding_removal.reader_study.key import Key, read_key
 from banding_removal.reader_study.make import make_study
 from banding_removal.reader_study.ratings import read_ratings
 from banding_removal.reader_study.settings import Rating
-from tests.reader_study.test_make import settings_of
-from tests.support.studies import write_sets
+from tests.support.studies import settings_of, write_sets
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: requirements-dev.txt")
 Driver = Any

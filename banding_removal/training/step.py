@@ -101,7 +101,7 @@ def predictor_step(
     reconstructions: list[Reconstruction] = []
     rows: list[dict[str, Tensor]] = []
     for number, batch in enumerate(batches, start=1):
-        with no_sync_if(players.shared_predictor, not average or number < len(batches)):
+        with no_sync_if(players.parallel_predictor, not average or number < len(batches)):
             output = _reconstruct(players, batch)  # P(k)
             # (1 - SSIM)(x, t) + w L1(x, t) + w_s streaks(x, t)
             loss, image, metrics = _predictor_loss(output, batch, settings)
@@ -123,7 +123,7 @@ def predictor_step(
 def _reconstruct(players: Players, batch: Batch) -> Tensor:
     """P(k), real (B, 1, H, W), in float32 at least."""
     with players.autocast():
-        output = players.shared_predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
+        output = players.parallel_predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
     return checked_image(output, batch.masked_kspace)
 
 

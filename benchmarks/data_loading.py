@@ -131,8 +131,10 @@ def time_loader(dataset: SliceDataset, settings: Timing) -> float:
     )
     slowest = 0.0
     for name, rotated in ORIENTATIONS.items():
-        count = settings.slices + WARM_UP
-        draws = [[Draw(epoch=i, index=i % len(dataset), rotated=rotated)] for i in range(count)]
+        draws = [
+            [Draw(epoch=i, index=i % len(dataset), rotated=rotated)]
+            for i in range(settings.slices + WARM_UP)
+        ]
         for workers in WORKERS:
             loader = make_loader(dataset, draws, workers, device)
             here, there = (cpu_seconds(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

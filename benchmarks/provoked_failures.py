@@ -1,4 +1,4 @@
-"""Is a run that fails noticed, whatever it fails by? Each failure is provoked, by settings alone.
+"""Is a failing run detected? Each kind of failure is provoked, by settings alone.
 
     python -m benchmarks.provoked_failures start=logs/demo 2> /dev/null
 

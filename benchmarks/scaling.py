@@ -4,8 +4,8 @@
 
 Steps of several sizes are timed on this machine's CPU; a model of three rates (convolutions,
 passes over layers, transforms and coils) is fitted to all of them but one, which it then predicts.
-For GPUs nothing is measured: their times are roofline estimates from the makers' figures, of which
-a third of the arithmetic and a half of the bandwidth are taken to be reached.
+For GPUs nothing is measured: their times are roofline estimates from data sheets, assuming that a
+third of the stated arithmetic and half of the stated bandwidth are reached.
 """
 
 import statistics
@@ -51,7 +51,7 @@ GPUS = [
     Gpu("H100 80 GB", 67e12, 989e12, 3.35e12, 450e9),
 ]
 NETWORK = 12.5e9  # bytes/s between machines: 100 Gb/s
-ARITHMETIC, BANDWIDTH = 1 / 3, 1 / 2  # of the maker's figures, taken to be reached
+ARITHMETIC, BANDWIDTH = 1 / 3, 1 / 2  # assumed shares of the data sheets' numbers
 
 
 def step_seconds(problem: Problem) -> float:

@@ -107,7 +107,7 @@ class Settings:
     adversary_chans: int | None = bounded(None, above=0)  # width; null: as published
     adversary_strength: float = bounded(1.0, at_least=0)  # weight of the orientation term
     adversary_target: Target = "uncertain"  # the predictor aims at 1/2; flipped: at the wrong label
-    adversary_changes: Change = "everything"  # by its gradient; streaks: no texture across them
+    adversary_changes: Change = "everything"  # by its gradient; streaks: nothing else
     adversary_view: View = "image"  # its input; low_signal: dark texture at equal contrast
     # Weight of background in the term, where low-signal anatomy has 1; null: all cells alike.
     adversary_background: float | None = bounded(None, at_least=0)

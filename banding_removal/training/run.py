@@ -101,7 +101,7 @@ class Run:
     # --- what the loop calls ---
 
     def epochs_left(self) -> Iterator[int]:
-        """The epochs that are not complete, counted from 1; a rollback can make some come again."""
+        """Numbers of the epochs that are not complete; after a rollback, some come again."""
         while self.progress.epoch < self.settings.epochs:
             yield self.progress.epoch + 1
 
@@ -149,7 +149,7 @@ class Run:
             self.save(loss if settled(self.smoothed.steps) else None)
 
     def _running_values(self, values: dict[str, float]) -> dict[str, float]:
-        """What a row of metrics has beside those of its step."""
+        """What a row of metrics contains in addition to those of its step."""
         # All epochs have the same number of steps.
         end_of_epoch = self.progress.step + self.steps_in_epoch - self.steps_done
         running = {

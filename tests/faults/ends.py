@@ -1,4 +1,4 @@
-"""Whether a run that was harmed ends as one that was not: its weights, metrics and files."""
+"""Whether a run with a fault ends like one without: its weights, metrics and files."""
 
 import shutil
 import zlib

@@ -1,4 +1,4 @@
-"""Faults done to real runs: the quick part of `make faults`."""
+"""Faults injected into real runs: the quick part of `make faults`."""
 
 import signal
 from collections.abc import Callable, Iterator

@@ -117,4 +117,4 @@ def _begin(run: Run, validator: Validator) -> None:
     run.train_set.close()  # no file is open when the loaders fork
     if settings.stage == "train" and not progress.start and progress.epoch < settings.epochs:
         run.validate_initial(validator)
-    run.safeguard.keep(vars(progress), None, validated=True)
+    run.safeguard.keep(None, validated=True)

@@ -79,7 +79,7 @@ def prepare(settings: Settings, team: Team, lock: RunLock) -> Run:
         val_set=val_set,
         players=players,
         progress=progress,
-        safeguard=Safeguard(players=players),
+        safeguard=Safeguard(players=players, progress=progress),
         output=RunOutput(folder, lock, settings, team),
     )
     _log_run(run)

@@ -236,8 +236,7 @@ class Run:
         event = {"step": failed_at, "epoch": progress.epoch + 1, "why": why}
         events = [*progress.events, event]
         to_validated = isinstance(error, FailingRun) and error.in_validation
-        for key, value in self.safeguard.roll_back(to_validated=to_validated).items():
-            setattr(progress, key, value)
+        self.safeguard.roll_back(to_validated=to_validated)
         event["back_to"] = progress.step
         progress.events = events
         log.warning(
@@ -259,7 +258,7 @@ class Run:
             validated: its validation found nothing wrong.
         """
         self._write_checkpoint()
-        self.safeguard.keep(vars(self.progress), loss, validated=validated)
+        self.safeguard.keep(loss, validated=validated)
 
     def _write_checkpoint(self) -> None:
         state = self.players.state_dict()

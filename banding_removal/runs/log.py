@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 _RECORD = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ (\w+) (.*)")
 # How the last record of a log begins, unless the run was killed.
 _ENDINGS = ("the run is complete", "the run ended", "the run was interrupted", "stopped by ")
+KILLED = "ended without a message: killed, or its machine went down"  # of a log without one
 
 
 def read_records(path: Path) -> list[tuple[str, str, str]]:

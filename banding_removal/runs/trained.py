@@ -47,8 +47,8 @@ def load_trained(path: Path, device: torch.device, named: Sequence[str] = ()) ->
 def saved_settings(path: Path, checkpoint: Checkpoint, named: Sequence[str] = ()) -> Settings:
     """The settings in a run's checkpoint, with `logs` where the run lies now.
 
-    It may have been moved, or be somebody else's: what belongs to it stays beside it. The settings
-    of weights alone are those of the public network that they are of.
+    The run may have been moved, or come from somebody else; its files are still in its folder. For
+    weights alone, the settings are those of the public network that they fit.
 
     Args:
         path: of the checkpoint.

@@ -34,8 +34,8 @@ def evaluate_files(settings: EvaluateSettings) -> str:
         FloatingPointError: a reconstruction is not finite.
     """
     device = choose_device(settings.device)
-    files = choose_volumes(settings)
     claim_output(settings.output)
+    files = choose_volumes(settings)
     set_threads(files)
     references = reference_volumes(files)
     evaluation = evaluate(

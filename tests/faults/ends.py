@@ -66,7 +66,7 @@ def expect_same_end(toy: Toy, other: Toy) -> None:
         for key, value in mine.items():
             expect(torch.equal(value, its[key]), f"{key} differs")
     steps = [row["step"] for row in read_rows(toy.run / "metrics.jsonl") if row["kind"] == "train"]
-    expect(steps == [*range(1, a.step + 1)], f"figures of steps {steps}")
+    expect(steps == [*range(1, a.step + 1)], f"metrics of steps {steps}")
     left = [path.name for path in toy.run.rglob(".*") if path.name != ".lock"]
     expect(not left, f"left behind: {left}")
 

@@ -370,9 +370,9 @@ def fuzz(settings: FuzzSettings) -> Iterator[Row]:
 
 def line_of(row: Row) -> str:
     """A line of the table."""
-    figures = [f"{row.counts[end]:{len(title)}}" for end, title in ENDS.items()]
+    counts = [f"{row.counts[end]:{len(title)}}" for end, title in ENDS.items()]
     cases, memory = row.counts.total(), row.memory / 1e6
-    return f"{row.kind:25} | {cases:5} | {' | '.join(figures)} | {memory:16.0f}"
+    return f"{row.kind:25} | {cases:5} | {' | '.join(counts)} | {memory:16.0f}"
 
 
 def main(settings: FuzzSettings) -> None:

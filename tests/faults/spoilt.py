@@ -46,7 +46,7 @@ def fails_once(bench: Bench, names: Sequence[str] = tuple(FAILURES)) -> Iterator
         expect(re.search(words, event["why"]) is not None, f"the event says {event['why']}")
         expect("Rollback 1 of 5" in toy.log, "the log does not say so")
         rows = [row for row in read_rows(toy.run / "metrics.jsonl") if row["kind"] == "rollback"]
-        expect(len(rows) >= 1, "the figures do not say so")
+        expect(len(rows) >= 1, "the metrics do not say so")
         undone = event["step"] - event["back_to"]
         expect(undone <= 2 * EVERY, f"{undone} steps were undone")
         yield Try(fault=name, lost=undone)

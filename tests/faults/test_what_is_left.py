@@ -102,7 +102,7 @@ def test_a_folder_in_which_nothing_was_saved_is_reused(settings: Settings) -> No
         lock.take(folder)
     assert train(replace(settings, epochs=1)) == folder
     for checkpoint in list_checkpoints(folder):
-        checkpoint.unlink()  # by somebody who wants the room: its figures are worth keeping
+        checkpoint.unlink()  # by somebody who wants the room: its metrics are worth keeping
     assert train(replace(settings, epochs=1)).name == "toy_2"
 
 

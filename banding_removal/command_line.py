@@ -15,7 +15,8 @@ from banding_removal.processes.exit_status import USER_ERRORS, RankError, descri
 from banding_removal.processes.launch import launch
 from banding_removal.processes.signals import Stopped
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
-from banding_removal.runs.resume import saved_settings, with_public_network
+from banding_removal.runs.resume import with_public_network
+from banding_removal.runs.trained import saved_settings
 from banding_removal.training.loop import train
 
 SettingsT = TypeVar("SettingsT")
@@ -40,12 +41,12 @@ def user_errors() -> Iterator[None]:
 def typed_words(defaults: object) -> list[str]:
     """The words that were typed after the script's name, without a lone `--`.
 
-    IPython takes what begins with a dash for itself and only warns. These words are among the
-    result, so that `from_words` refuses them, whatever started the script.
+    IPython takes words that begin with a dash as options of its own, with only a warning. They are
+    included here, so that `from_words` refuses them under IPython as it does under Python.
 
     Args:
-        defaults: settings of the script; their names tell options for it from IPython's own, if
-            both stand before the script.
+        defaults: settings of the script. A word with a dash before the script's name is included
+            only if it begins with one of their names; others are meant for IPython.
     """
     words, typed = sys.argv[1:], sys.orig_argv
     # By file name: IPython makes the path in argv absolute, orig_argv has it as it was typed.

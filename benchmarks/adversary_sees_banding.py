@@ -23,13 +23,15 @@ from banding_removal.command_line import user_errors
 from banding_removal.config.overrides import from_words
 from banding_removal.config.settings import REPOSITORY
 from banding_removal.data.dataset import SliceDataset
-from banding_removal.losses.orientation import OrientationObjective, View
+from banding_removal.losses.adversary_input import View
+from banding_removal.losses.orientation import OrientationObjective
 from banding_removal.metrics import low_signal_view
 from banding_removal.model.classifiers import Architecture, build_adversary
 from banding_removal.reconstruction.pairs import reconstruct_pairs
-from banding_removal.runs.build import build_predictor, choose_device, make_datasets
+from banding_removal.runs.build import build_predictor, choose_device
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
-from banding_removal.runs.resume import saved_settings
+from banding_removal.runs.datasets import make_datasets
+from banding_removal.runs.trained import saved_settings
 
 # The constants of the view, and their values.
 SWEPT = {

@@ -1,14 +1,14 @@
-"""Is banding gone, for every seed, and at which cost? Recipes of stage 2 against a control.
+"""Is banding gone, for every seed, and at what cost? Recipes of stage 2 against a control.
 
     python -m benchmarks.efficacy 'seeds=[0,1,2]' 'recipes=[control,direct]'
     python -m benchmarks.efficacy size=128 'seeds=[0]' volumes=chosen
 
-For each seed: stage 1 from scratch, then from its weights each recipe with as many further steps,
-the control without any means against banding. All are measured on volumes that were neither trained
-nor validated on (`volumes=final`), or, while recipes are being chosen, on others (`chosen`). Seeds
-run side by side, each on one core. What is complete is not run again, and what was interrupted goes
-on. One row a run and volumes in <folder>/rows/*.jsonl; `benchmarks/efficacy_report.py` makes tables
-and plots of them.
+For each seed: stage 1 from random weights, then from its weights each recipe for the same number of
+steps; the control does nothing against banding. All are measured on volumes that were neither
+trained nor validated on (`volumes=final`), or, while recipes are being chosen, on others
+(`chosen`). Seeds run side by side, each on one core. What is complete is not run again, and what
+was interrupted continues. Rows, one per run and volumes, are in <folder>/rows/*.jsonl;
+`benchmarks/efficacy_report.py` makes tables and plots of them.
 """
 
 import json

@@ -3,7 +3,7 @@
     python -m benchmarks.efficacy_report volumes=final 'recipes=[control,direct]' name=96
 
 Writes <output>/<name>.json (all rows), <name>.md (tables) and <name>.png. Changes are against the
-control of the same seed, which has had as many further steps without any means against banding.
+control of the same seed, which was trained for as many further steps with nothing against banding.
 """
 
 import json

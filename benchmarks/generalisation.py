@@ -1,11 +1,11 @@
-"""What a trained predictor does on data unlike its training data, one difference at a time.
+"""What a trained predictor does with data unlike its training data, one difference at a time.
 
     python -m benchmarks.generalisation 'runs={control: <run>, adversary: <run>}'
     python -m benchmarks.generalisation 'runs={...}' 'shifts=[noise_x2,coils_12]' template=...
 
 Each shift is a phantom of its own, like the demo's in all but one respect (of anatomy: a real head,
-see benchmarks/brain.py), or the demo's phantom with another undersampling. One row a run and shift
-is appended to <folder>/rows.jsonl as it is found; a row that is there already is not made again.
+see benchmarks/brain.py), or the demo's phantom with another undersampling. One row per run and
+shift is appended to <folder>/rows.jsonl; a row that exists is not computed again.
 Without banding B and the signed excess are 0: negative ones are over-correction, as wrong as
 banding.
 """

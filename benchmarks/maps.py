@@ -21,10 +21,12 @@ from banding_removal.config.overrides import from_words
 from banding_removal.data.hdf5 import open_file, own_dataset
 from banding_removal.data.operators import reduce, rss, to_image
 from banding_removal.errors import ConfigError
-from banding_removal.model.predictor import UnrolledNetwork, center_columns
-from banding_removal.runs.build import build_predictor, make_datasets
+from banding_removal.model.predictor import UnrolledNetwork
+from banding_removal.model.sensitivity import center_columns
+from banding_removal.runs.build import build_predictor
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
-from banding_removal.runs.resume import saved_settings
+from banding_removal.runs.datasets import make_datasets
+from banding_removal.runs.trained import saved_settings
 
 
 @dataclass(frozen=True, kw_only=True)

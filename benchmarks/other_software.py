@@ -26,7 +26,7 @@ from banding_removal.command_line import user_errors
 from banding_removal.config.overrides import from_plain, from_words
 from banding_removal.config.settings import REPOSITORY
 from banding_removal.data.batch import Example
-from banding_removal.data.dataset import SliceDataset
+from banding_removal.data.dataset import Draw, SliceDataset
 from banding_removal.data.index import index_folder
 from banding_removal.evaluation.settings import EvaluateSettings, evaluate_files
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
@@ -92,11 +92,11 @@ def write_set(
     folder: Path, dataset: SliceDataset, reconstruct: Callable[[Example], Image], name: str
 ) -> None:
     """Write all volumes in both orientations, `<folder>/x` and `<folder>/y`, upright."""
-    for axis, source in (("x", dataset.with_rotation(0)), ("y", dataset.with_rotation(1))):
+    for axis, rotated in (("x", False), ("y", True)):
         (folder / axis).mkdir(parents=True)
         images: dict[str, list[Image]] = {}
-        for index in tqdm(range(len(source)), desc=f"{name}, along {axis}", leave=False):
-            example = source[index]
+        for index in tqdm(range(len(dataset)), desc=f"{name}, along {axis}", leave=False):
+            example = dataset[Draw(epoch=0, index=index, rotated=rotated)]
             image = reconstruct(example)
             images.setdefault(example.name, []).append(image.T if example.rotated else image)
         for file_name, slices in images.items():

@@ -9,19 +9,17 @@ is measured; all others. Pixels that are not seen are zero in both images, in tr
 """
 
 import sys
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from banding_removal.command_line import user_errors
+from banding_removal.config.bounds import bounded
 from banding_removal.config.overrides import from_words
-from banding_removal.config.settings import REPOSITORY
-from banding_removal.data.filters import VolumeFilter
 from banding_removal.errors import ConfigError
-from banding_removal.evaluation.image_sets import path_set, reference_volumes
+from banding_removal.evaluation.image_sets import reference_volumes
 from banding_removal.evaluation.measure import cropped
-from banding_removal.evaluation.settings import choose_volumes
+from banding_removal.evaluation.sets_settings import SetsSettings, choose_volumes, load_sets
 from banding_removal.metrics.low_signal import low_signal_regions
 from banding_removal.metrics.probe import Pair, probe
 from banding_removal.metrics.probe_classifier import View
@@ -29,35 +27,25 @@ from banding_removal.runs.build import choose_device
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeRegions:
+class ProbeRegions(SetsSettings):
     """What is probed, and how."""
 
-    sets: dict[str, Path] = field(default_factory=dict)  # as of scripts/evaluate.py
-    volumes: Path = REPOSITORY / "datasets" / "phantom" / "multicoil_val"
-    filter: VolumeFilter = field(default_factory=VolumeFilter)
-    slices: tuple[int | None, int | None] = (None, None)
-    logs: Path = REPOSITORY / "logs"
-    steps: int = 300  # optimiser steps of each classifier
-    skip_bad_volumes: bool = False  # leave out unreadable files with a warning
+    steps: int = bounded(300, at_least=1)  # optimiser steps of each classifier
     view: View = "image"  # what a classifier sees of an image
-    device: str = "auto"
-    seed: int = 0
 
 
 def main(words: list[str]) -> None:
     """Train the classifiers and print a line for each set."""
     settings = from_words(ProbeRegions(), words)
-    if not settings.sets:
-        raise ConfigError("name one set or more: 'sets={pretrained: logs/pretrain}'")
     device = choose_device(settings.device)
     files = choose_volumes(settings)
     scales = {reference.name: reference.scale for reference in reference_volumes(files)}
     print("balanced accuracy by what the classifier sees (95 % intervals over volumes)")
     print(f"{'set':16} {'all':>22} {'low signal':>22} {'the rest':>22}")
-    for name, path in settings.sets.items():
+    for images in load_sets(settings, files, device):
+        name = images.name
         pairs: list[Pair] = []
         low_signal: list[Tensor] = []
-        images = path_set(name, path, files, slice_range=settings.slices, device=device)
         for given in images.slices:
             one = cropped(given, name)
             if one.along_y is None:

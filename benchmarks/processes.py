@@ -4,8 +4,8 @@
     python -m benchmarks.processes size=real slices=4 repeats=1
 
 Each step takes one slice in both orientations, either in one process or in two that share the pair
-(`split_pairs`). Beside it run busy loops, as many as `busy` says. Every run is a process of its
-own, and the cases take turns.
+(`split_pairs`). At the same time, `busy` other programs compute without end. Every run is a process
+of its own, and the cases take turns.
 """
 
 import json

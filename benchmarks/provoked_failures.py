@@ -1,4 +1,4 @@
-"""Is a run that fails noticed, whatever it fails by? Each failure is provoked, by settings alone.
+"""Is a failing run detected? Each kind of failure is provoked, by settings alone.
 
     python -m benchmarks.provoked_failures start=logs/demo 2> /dev/null
 
@@ -24,7 +24,7 @@ from banding_removal.errors import ConfigError, RunFailedError
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.runs.folder import latest_run
 from banding_removal.runs.log import read_records
-from banding_removal.runs.resume import saved_settings
+from banding_removal.runs.trained import saved_settings
 from banding_removal.training.loop import train
 
 

@@ -4,8 +4,8 @@
 
 Steps of several sizes are timed on this machine's CPU; a model of three rates (convolutions,
 passes over layers, transforms and coils) is fitted to all of them but one, which it then predicts.
-For GPUs nothing is measured: their times are roofline estimates from the makers' figures, of which
-a third of the arithmetic and a half of the bandwidth are taken to be reached.
+For GPUs nothing is measured: their times are roofline estimates from data sheets, assuming that a
+third of the stated arithmetic and half of the stated bandwidth are reached.
 """
 
 import statistics
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from banding_removal.model.predictor import center_columns
+from banding_removal.model.sensitivity import center_columns
 from benchmarks.cost_model import Problem, Work, memory_bytes, work_of
 
 PAPER = Problem(coils=15, height=640, width=368, cascades=12, chans=18)
@@ -51,7 +51,7 @@ GPUS = [
     Gpu("H100 80 GB", 67e12, 989e12, 3.35e12, 450e9),
 ]
 NETWORK = 12.5e9  # bytes/s between machines: 100 Gb/s
-ARITHMETIC, BANDWIDTH = 1 / 3, 1 / 2  # of the maker's figures, taken to be reached
+ARITHMETIC, BANDWIDTH = 1 / 3, 1 / 2  # assumed shares of the data sheets' numbers
 
 
 def step_seconds(problem: Problem) -> float:

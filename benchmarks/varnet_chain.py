@@ -5,7 +5,7 @@
 
 A small `fastmri.models.VarNet` is trained on the phantom by the loop below, as its own package
 trains it (SSIM, Adam, masks drawn at random, no transposed slices), and saved as the public weights
-are: a plain state dict. Then `scripts/train.py init_from=...` trains its banding away, with the
+are: a plain state dict. Then `scripts/train.py init_from=...` removes its banding, with the
 direct loss and with the adversary, and, as a control, with neither (`recipe=none`). All are
 measured on the validation volumes with masks that are fixed by file names.
 """

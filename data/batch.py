@@ -108,7 +108,7 @@ class Batch:
 
 
 def _share(tensor: Tensor) -> str | None:
-    """Move a tensor to shared memory; why not, if there is too little of it."""
+    """Move a tensor to shared memory; returns why that failed, or None."""
     try:
         tensor.share_memory_()
     except RuntimeError as error:  # torch's only kind, here from shm_open or fallocate

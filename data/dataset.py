@@ -3,7 +3,6 @@
 `h5 slice -> (transpose?) -> mask -> Example -> Batch -> device -> masked k-space`
 """
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -174,12 +173,6 @@ class SliceDataset(Dataset[Example]):
         with _named_errors(volume, "target"):
             images = own_dataset(self._open(volume), volume.target_key)[()].astype(np.float32)
         return torch.from_numpy(images.reshape(-1, *images.shape[-2:]))
-
-    def with_rotation(self, probability: float) -> "SliceDataset":
-        """The same data set with another `rotate_probability`."""
-        other = copy.copy(self)
-        other.rotate_probability = probability
-        return other
 
     def close(self) -> None:
         """Close this process's open files; reading opens them again."""

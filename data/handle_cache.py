@@ -1,4 +1,4 @@
-"""A small cache of open HDF5 files, which neither forks nor pickles."""
+"""A small cache of open HDF5 files; in a forked process or unpickled, it is empty."""
 
 import os
 from collections import OrderedDict

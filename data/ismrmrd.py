@@ -141,7 +141,7 @@ def parse_header(xml: bytes, matrix: tuple[int, int] | None = None) -> ScanHeade
 
 @dataclass(frozen=True)
 class _Numbers:
-    """Numbers by path; what is none counts as not given, and is noted among the problems."""
+    """Numbers by path; anything else counts as not given, and is noted among the problems."""
 
     texts: dict[str, str]
     problems: list[str]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from banding_removal.model.layers import (
     Layer,
@@ -188,6 +189,15 @@ class ComplexUNet(nn.Module):
             x = self.unet(x.to(dtype))
         x = x[:, :, top : top + height, left : left + width] * std + mean
         return torch.view_as_complex(x.movedim(1, -1).contiguous())
+
+
+def run_unet(unet: ComplexUNet, image: Tensor, *, recompute: bool) -> Tensor:
+    """U(image); with `recompute`, nothing is stored and the backward pass runs the U-Net again."""
+    if recompute and torch.is_grad_enabled():
+        result: Tensor = checkpoint(unet, image, use_reentrant=False)
+        return result
+    result = unet(image)
+    return result
 
 
 def _dtype_of_blocks(x: Tensor) -> torch.dtype:

@@ -20,7 +20,8 @@ from banding_removal.model.layers import (
     reflect_and_concatenate,
     up_conv_norm,
 )
-from banding_removal.model.predictor import Cascade, SensitivityNet, UnrolledNetwork
+from banding_removal.model.predictor import Cascade, UnrolledNetwork
+from banding_removal.model.sensitivity import SensitivityNet
 from banding_removal.model.unet import SIGNED, ComplexUNet, pass_through
 
 SLOPE = 0.2  # of the leaky ReLUs

@@ -7,7 +7,7 @@ import torch
 
 from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import SliceDataset
-from banding_removal.runs.build import make_datasets
+from banding_removal.runs.datasets import make_datasets
 from tests.support.fastmri_files import write_volume
 
 torch.set_num_threads(1)  # tests run side by side

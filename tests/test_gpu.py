@@ -15,7 +15,7 @@ from banding_removal.config.settings import Settings
 from banding_removal.data.batch import collate
 from banding_removal.reconstruction.folder import reconstruct
 from banding_removal.reconstruction.settings import ReconstructSettings
-from banding_removal.runs.build import make_datasets
+from banding_removal.runs.datasets import make_datasets
 from banding_removal.training.loop import train
 from banding_removal.training.players import make_players
 from banding_removal.training.schedule import settings_of_step

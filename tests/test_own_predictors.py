@@ -17,6 +17,8 @@ from banding_removal.errors import CheckpointError, ConfigError
 from banding_removal.evaluation.settings import EvaluateSettings, evaluate_files
 from banding_removal.evaluation.show_banding import ShowSettings, show
 from banding_removal.processes.launch import launch
+from banding_removal.reader_study.make import make_study
+from banding_removal.reader_study.settings import MakeSettings
 from banding_removal.reconstruction.folder import reconstruct
 from banding_removal.reconstruction.settings import ReconstructSettings
 from banding_removal.training.loop import train
@@ -95,11 +97,20 @@ def test_a_checkpoint_does_not_choose_what_is_imported(own: Settings, tmp_path: 
         probe=False,
     )
     picture = ShowSettings(checkpoint=run, device="cpu", count=1)
+    study = MakeSettings(
+        sets={"a": run, "b": run},
+        volumes=volumes,
+        output=tmp_path / "study",
+        logs=tmp_path,
+        device="cpu",
+        cases=2,
+    )
     sys.modules.pop("my_networks")
     for attempt in (
         lambda: reconstruct(unnamed),
         lambda: evaluate_files(evaluation),
         lambda: show(picture),
+        lambda: make_study(study),
         lambda: reconstruct(replace(unnamed, predictors=("my_networks:Other",))),
     ):
         with pytest.raises(ConfigError, match=f"trained with predictor={NAME}.*command line"):
@@ -109,6 +120,7 @@ def test_a_checkpoint_does_not_choose_what_is_imported(own: Settings, tmp_path: 
     assert report is not None and report.written == 4 and not report.failures
     assert "own" in evaluate_files(replace(evaluation, predictors=given))
     assert show(replace(picture, predictors=given)).exists()
+    assert "2 cases" in make_study(replace(study, predictors=given))
 
 
 def test_a_resumed_run_needs_its_predictor_on_the_command_line(

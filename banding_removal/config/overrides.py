@@ -22,8 +22,8 @@ SettingsT = TypeVar("SettingsT")
 def from_words(defaults: SettingsT, words: Sequence[str]) -> SettingsT:
     """`defaults` (a dataclass instance) with `key=value` words merged in and types checked.
 
-    Words instead of --flags, which IPython takes for itself. Values are YAML: `lr=1e-4`,
-    `accelerations=[4,8]`, `resume=null`, `train_filter.magnet=3`.
+    There are no --flags, because IPython would take them as options of its own. Values are YAML:
+    `lr=1e-4`, `accelerations=[4,8]`, `resume=null`, `train_filter.magnet=3`.
 
     Raises:
         ConfigError: a word without `=`, an unknown key or a value of the wrong type (the message

@@ -39,10 +39,10 @@ PAPER: dict[str, Any] = {
 NONE: dict[str, Any] = {**PAPER, "recipe": "none", "adversary": None}
 # A direct loss against streaks in place of an adversary.
 DIRECT: dict[str, Any] = {**NONE, "recipe": "direct", "streak_weight": 0.0175}
-# An adversary that works within minutes. It sees dark texture as a reader sees it who lowers the
-# window, its gradient can only change streaks, and it begins trained. Both orientations in every
-# step, earlier reconstructions and a grid of logits make it learn faster. The small direct loss
-# beside it acts where the adversary is slowest, in anatomy.
+# An adversary that works within minutes. It sees dark texture at equal contrast, its gradient can
+# only change streaks, and it is trained alone first. Both orientations in every step, earlier
+# reconstructions and a grid of logits make it learn faster. The small direct loss acts where the
+# adversary is slowest, in anatomy.
 ADVERSARY: dict[str, Any] = {
     **PAPER,
     "recipe": "adversary",

@@ -9,7 +9,8 @@ from banding_removal.data.filters import VolumeFilter
 from banding_removal.data.mask_rules import MaskKind
 from banding_removal.data.masks import MaskSampler
 from banding_removal.errors import ConfigError
-from banding_removal.losses.orientation import Change, Target, View
+from banding_removal.losses.adversary_input import Change, View
+from banding_removal.losses.orientation import Target
 from banding_removal.model.classifiers import Architecture
 from banding_removal.model.predictors import KNOWN, PREDICTORS, is_elsewhere
 

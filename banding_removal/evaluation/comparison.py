@@ -2,19 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
+from banding_removal.config.bounds import bounded
 from banding_removal.config.settings import REPOSITORY
-from banding_removal.data.filters import VolumeFilter
-from banding_removal.errors import ConfigError
 from banding_removal.evaluation.evaluate import Evaluation, evaluate
-from banding_removal.evaluation.image_sets import ImageSet, path_set, reference_volumes
+from banding_removal.evaluation.image_sets import ImageSet, reference_volumes
 from banding_removal.evaluation.measure import cropped
 from banding_removal.evaluation.remedies import blurred_across, dithered
-from banding_removal.evaluation.settings import choose_volumes
+from banding_removal.evaluation.sets_settings import SetsSettings, choose_volumes, load_sets
 from banding_removal.evaluation.summary import Metric
 from banding_removal.evaluation.table import markdown
 from banding_removal.files import atomic_write
@@ -40,35 +39,17 @@ MOST_ERROR = 0.1  # black and white of the error, as a fraction of the volume's 
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareSettings:
+class CompareSettings(SetsSettings):
     """What to compare, and how to show it."""
 
-    # name: a run's folder or checkpoint, or a folder with reconstructions (x/*.h5, y/*.h5)
-    sets: dict[str, Path] = field(default_factory=dict)
-    # package.module:Class of each checkpoint whose predictor is code of your own
-    predictors: tuple[str, ...] = ()
-    volumes: Path = REPOSITORY / "datasets" / "phantom" / "multicoil_val"  # files with targets
-    filter: VolumeFilter = field(default_factory=VolumeFilter)
-    most_volumes: int | None = 8  # spread over those there are; all images are kept in memory
-    slices: tuple[int | None, int | None] = (None, None)  # of each volume, [first, stop)
-    skip_bad_volumes: bool = False  # leave out unusable files with a warning
+    most_volumes: int | None = bounded(8, above=0)  # spread; all images are kept in memory
     remedies: bool = True  # add the first set dithered, and blurred across its streaks
-    dither: float = 0.04  # noise where the signal is q, as a fraction of q
-    blur: float = 0.5  # pixels, standard deviation
-    rows: int = 4  # slices in the picture, four rows each
-    window: float = 0.25  # white of the zooms, as a fraction of the volume's largest target value
+    dither: float = bounded(0.04, above=0)  # noise where the signal is q, as a fraction of q
+    blur: float = bounded(0.5, above=0)  # pixels, standard deviation
+    rows: int = bounded(4, above=0)  # slices in the picture, four rows each
+    window: float = bounded(0.25, above=0)  # white of the zooms, of the volume's largest value
     probe: bool = False  # train classifiers: about a minute per set
     output: Path = REPOSITORY / "logs" / "comparison"  # folder for comparison.png and comparison.md
-    logs: Path = REPOSITORY / "logs"  # the index of the volumes is kept there
-    device: str = "auto"
-    seed: int = 0  # of noise, probe, resampling and filter.fraction
-
-    def __post_init__(self) -> None:
-        for name in ("dither", "blur", "rows", "window"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.most_volumes is not None and self.most_volumes < 1:
-            raise ConfigError(f"most_volumes must be positive, got {self.most_volumes}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,25 +71,16 @@ def compare(settings: CompareSettings) -> Comparison:
         FileNotFoundError: the folder of volumes is missing or empty.
         FloatingPointError: a reconstruction is not finite.
     """
-    if not settings.sets:
-        raise ConfigError("name one set or more: 'sets={pretrained: logs/pretrain}'")
     device = choose_device(settings.device)
     files = choose_volumes(settings)
     set_threads(files)
     count = min(len(files), settings.most_volumes or len(files))
     files = [files[i * len(files) // count] for i in range(count)]
     references = reference_volumes(files)
-    sets = []
-    for name, path in settings.sets.items():
-        found = path_set(
-            name,
-            path,
-            files,
-            slice_range=settings.slices,
-            device=device,
-            named=settings.predictors,
-        )
-        sets.append(replace(found, slices=[cropped(pair, name) for pair in found.slices]))
+    sets = [
+        replace(found, slices=[cropped(pair, found.name) for pair in found.slices])
+        for found in load_sets(settings, files, device)
+    ]
     if settings.remedies:
         sets += _remedies(sets[0], settings)
     evaluation = evaluate(

@@ -60,7 +60,7 @@ class VolumeSums:
     slices: list[SliceResult] = field(default_factory=list)
     target_by_image: float = 0.0  # sum of t r over both orientations
     image_energy: float = 0.0  # sum of r^2
-    turned_error: float = 0.0  # error of r_y's transpose: less than r_y's if that is not upright
+    transposed_error: float = 0.0  # of r_y's transpose; less than r_y's if that is not upright
     paired: int = 0
     identical: int = 0
 
@@ -121,7 +121,7 @@ class VolumeSums:
         self.target_by_image += float((r * t).sum())
         self.image_energy += float(r.square().sum())
         if suffix and r.shape[0] == r.shape[1]:
-            self.turned_error += float((r.T - t).square().sum())
+            self.transposed_error += float((r.T - t).square().sum())
         quality = self.y if suffix else self.x
         pair = (image[None, None], target[None, None])
         found = vars(quality.add(*pair, torch.tensor([quality.data_range])))
@@ -226,7 +226,7 @@ def warnings_of(sums: Mapping[str, VolumeSums]) -> Iterator[str]:
     paired = sum(part.paired for part in sums.values())
     if paired and paired == sum(part.identical for part in sums.values()):
         yield "the images of both orientations are identical: they cannot show banding"
-    turned = sum(part.turned_error for part in sums.values())
+    transposed = sum(part.transposed_error for part in sums.values())
     error = sum(part.y.error for part in sums.values())
-    if 0 < turned < error:
+    if 0 < transposed < error:
         yield "the images along y look transposed: both orientations must be upright"

@@ -68,7 +68,7 @@ def as_json(evaluation: Evaluation, settings: Mapping[str, Any]) -> dict[str, An
     """Everything but the slices (they are in slices.csv) as plain values; NaN and Inf are null."""
     return {
         "kind": KIND,
-        "format": 1,
+        "format": 2,
         "settings": dict(settings),
         "sets": [_set_as_json(result) for result in evaluation.sets],
     }
@@ -89,7 +89,7 @@ def _set_as_json(result: SetResult) -> dict[str, Any]:
             {
                 **asdict(volume.reference),
                 "slices": len(volume.slices),
-                "figures": {name: _known(value) for name, value in volume.metrics.items()},
+                "metrics": {name: _known(value) for name, value in volume.metrics.items()},
             }
             for volume in result.volumes
         ],
@@ -104,7 +104,7 @@ def _summary_as_json(summary: Summary) -> dict[str, Any]:
     return {
         "volumes": summary.volumes,
         "slices": summary.slices,
-        "figures": metrics,
+        "metrics": metrics,
         "measured": {region: asdict(item) for region, item in summary.measured.items()},
     }
 

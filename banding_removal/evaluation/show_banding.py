@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from banding_removal.config.bounds import bounded, check_bounds
 from banding_removal.config.settings import REPOSITORY
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.errors import ConfigError
@@ -21,8 +22,9 @@ from banding_removal.pictures.page import (
 )
 from banding_removal.processes.threads import set_threads
 from banding_removal.reconstruction.pairs import reconstruct_pairs
-from banding_removal.runs.build import choose_device, make_datasets
+from banding_removal.runs.build import choose_device
 from banding_removal.runs.checkpoint import FOLDER, find_checkpoint
+from banding_removal.runs.datasets import make_datasets
 from banding_removal.runs.trained import load_trained
 
 
@@ -36,11 +38,14 @@ class ShowSettings:
     predictors: tuple[str, ...] = ()
     data_path: Path | None = None  # as in training; null: the data that the checkpoint names
     output: Path | None = None  # of the PNG; null: banding.png in the folder of run or weights
-    count: int = 4  # show the middle slices of this many validation volumes
+    count: int = bounded(4, above=0)  # show the middle slices of this many validation volumes
     slices: tuple[int, ...] = ()  # or these positions in the validation set
-    window: float = 0.25  # white of the low-signal pictures, of the volume's largest target value
+    window: float = bounded(0.25, above=0)  # white of low-signal pictures, of the volume's maximum
     skip_bad_volumes: bool = False  # leave out unusable files, also if the training did not
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
 def show(settings: ShowSettings) -> Path:

@@ -1,4 +1,4 @@
-"""The low-signal view: the image as a reader sees it who lowers the window until noise shows.
+"""The low-signal view: dark texture at equal contrast, as in a window that is low enough for noise.
 
 Banding is 1 or 2 % of an image's range. A reader sees it by lowering the window until bright tissue
 saturates; a network that is given the image over its standard deviation hardly sees it. With x the

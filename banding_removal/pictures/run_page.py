@@ -33,7 +33,8 @@ from banding_removal.pictures.page_content import (
 )
 from banding_removal.pictures.validation_grid import ValidatedSlice
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
-from banding_removal.runs.log import METRICS, ending_of, read_records, spread_rows
+from banding_removal.runs.log import KILLED, ending_of, read_records
+from banding_removal.runs.metrics_file import METRICS, spread_rows
 from banding_removal.runs.status import is_locked
 
 log = logging.getLogger(__name__)
@@ -160,10 +161,9 @@ def write_run_page(path: Path, shown: Sequence[ShownRun]) -> None:
         for epoch, content in kept.epochs.items():
             blocks += _blocks(f"{number}/{epoch}", content.images)
         records = read_records(one.folder / "log.txt")
-        killed = "ended without a message: killed, or its machine went down"
         run = {
             "name": name,
-            "state": ending_of(records) or ("running" if one.running else killed),
+            "state": ending_of(records) or ("running" if one.running else KILLED),
             "settings": _flat(one.settings),
             "window": one.settings.get("grid_window") or 0.25,
             "curves": curves(one.history),

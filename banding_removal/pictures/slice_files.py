@@ -25,7 +25,7 @@ def epoch_files(kept: Path) -> dict[int, Path]:
 
 
 def read_about(path: Path) -> Any:
-    """What a file says of itself; None if it is damaged, and is written again."""
+    """The description in a file; None if the file is damaged and has to be written again."""
     try:
         with _opened(path) as content:
             return json.loads(str(content["about"]))
@@ -34,7 +34,7 @@ def read_about(path: Path) -> Any:
 
 
 def read_file(path: Path) -> tuple[Any, Images]:
-    """What a file says of itself, and its images.
+    """The description in a file, and its images.
 
     Raises:
         OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile: it is damaged.

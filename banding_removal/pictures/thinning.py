@@ -1,4 +1,4 @@
-"""What stays of a run's slices when they have filled their budget."""
+"""Thins out the slices that a run has stored, when they exceed their budget."""
 
 import json
 import logging

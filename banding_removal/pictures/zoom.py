@@ -8,7 +8,7 @@ from banding_removal.metrics.low_signal import low_signal_regions
 ZOOMED_PART = 0.4  # of height and width
 
 
-def low_signal_part(target: Tensor, scale: float, part: float = ZOOMED_PART) -> tuple[slice, slice]:
+def low_signal_part(target: Tensor, scale: float) -> tuple[slice, slice]:
     """Rows and columns of the part of a target with the most low-signal anatomy.
 
     If the target has no low-signal anatomy, the part with the most low-signal pixels.
@@ -16,9 +16,8 @@ def low_signal_part(target: Tensor, scale: float, part: float = ZOOMED_PART) -> 
     Args:
         target: real (h, w).
         scale: q, the 99.5th percentile of the volume's target.
-        part: size of the part, as a fraction of height and width.
     """
-    size = [max(1, round(part * length)) for length in target.shape]
+    size = [max(1, round(ZOOMED_PART * length)) for length in target.shape]
     regions = low_signal_regions(target, scale)
     # Dark tissue shows more than the background, however large that is.
     weight = regions.low_signal.double() + 1000 * regions.anatomy.double()

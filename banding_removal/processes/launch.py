@@ -140,7 +140,7 @@ def _signals_passed_on() -> Iterator[list[str]]:
         for child in multiprocessing.active_children():
             if child.pid is not None:
                 os.kill(child.pid, number)
-                os.kill(child.pid, signal.SIGCONT)  # a process that is stopped would not heed it
+                os.kill(child.pid, signal.SIGCONT)  # a stopped process would not react
 
     before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
@@ -157,7 +157,7 @@ def _rank_error(error: ChildFailedError, received: list[str]) -> RankError:
         return RankError(None, failure.exitcode)  # the process itself has said why
     if received:
         return RankError(f"stopped by {received[0]} before there was anything to save", REQUEUE)
-    hint = ": out of memory, perhaps" if failure.exitcode == -signal.SIGKILL else ""
+    hint = ": perhaps it ran out of memory" if failure.exitcode == -signal.SIGKILL else ""
     return RankError(
         f"rank {rank} (process {failure.pid}) was ended by {failure.signal_name()}{hint}", FAILED
     )

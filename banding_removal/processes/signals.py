@@ -46,7 +46,7 @@ class Doing(Enum):
     """What the main thread is doing, as far as it matters to whoever wants to stop it."""
 
     STARTING = "starting"  # or anything else
-    HEEDING = "heeding"  # work that ends by itself and looks for a request to stop
+    WORKING = "working"  # ends by itself and checks for a request to stop
     SAVING = "saving"  # must not be cut short
     LOADING = "loading"  # waits for loading processes
     EXCHANGING = "exchanging"  # waits for the other processes
@@ -59,14 +59,14 @@ class StopRequest:
         signal_name: of the first signal; None: there was none.
         doing: what the main thread is doing.
         since: when it began with that, on the monotonic clock.
-        has_heeded: whether it has ever come to something that can be saved.
+        has_worked: whether it has begun with anything that can be saved.
     """
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
         self.doing = Doing.STARTING
         self.since = time.monotonic()
-        self.has_heeded = False
+        self.has_worked = False
         self._interrupted_at: float | None = None
 
     @contextmanager
@@ -82,7 +82,7 @@ class StopRequest:
     def _begin(self, what: Doing) -> None:
         self.since = time.monotonic()
         self.doing = what
-        self.has_heeded = self.has_heeded or what is Doing.HEEDING
+        self.has_worked = self.has_worked or what is Doing.WORKING
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ interpreter writes to at once (signal.set_wakeup_fd), and ends the process if th
 * for loading processes, or for other processes none of which is at work: after `GRACE_S`;
 * for a process that has been silent for `SILENT_S`, whatever this one was doing;
 * never while this process, or the one that it waits for, writes a checkpoint, trains a step or
-  validates: that ends by itself and heeds the request, however long it takes.
+  validates: that ends by itself and then stops, however long it takes.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ class StoppedWaiting(Stopped):
 
 
 class Others:
-    """What the other processes are doing, by rank, and when each of them was last heard of."""
+    """What the other processes are doing, by rank, and when each of them last sent a heartbeat."""
 
     def __init__(self) -> None:
         self.heard: dict[int, tuple[Doing, float]] = {}
@@ -63,11 +63,11 @@ class Others:
         ranks = [rank for rank, (_, when) in self.heard.items() if when < late]
         if not ranks:
             return None
-        return f"rank {ranks[0]} ({self.names.get(ranks[0], '?')}), which is not heard of any more"
+        return f"rank {ranks[0]} ({self.names.get(ranks[0], '?')}), which no longer responds"
 
     def are_working(self) -> bool:
-        """Whether one of them does what ends by itself."""
-        return any(doing in (Doing.HEEDING, Doing.SAVING) for doing, _ in self.heard.values())
+        """Whether one of them is at work that ends by itself."""
+        return any(doing in (Doing.WORKING, Doing.SAVING) for doing, _ in self.heard.values())
 
 
 def waits_in_vain(stop: StopRequest, others: Others) -> str | None:
@@ -139,7 +139,7 @@ def _watch(pipe: socket.socket, stop: StopRequest, others: Others, ended: thread
 def _end(stop: StopRequest, others: Others, awaited: str) -> None:
     assert stop.signal_name is not None
     error: Stopped = StoppedEarly(stop.signal_name)
-    if stop.has_heeded:
+    if stop.has_worked:
         error = StoppedWaiting(stop.signal_name, awaited)
     end_process(exit_code(error), describe_error(error) or "", tell=others.tell)
 

@@ -174,7 +174,7 @@ class Watchdog:
             elif last and time.monotonic() - since > LOST_AFTER_S:
                 process = last.rsplit(" ", 2)[0]
                 self._end_because_lost(
-                    f"rank {rank} ({process}) has not been heard of for {LOST_AFTER_S:.0f} s: "
+                    f"rank {rank} ({process}) has not responded for {LOST_AFTER_S:.0f} s: "
                     "killed, stopped, or its machine is down"
                 )
 
@@ -200,7 +200,7 @@ def _parse(stored: bytes) -> tuple[int, str]:
 
 def _connection_lost(error: dist.DistError) -> str:
     reason = (str(error).splitlines() or [""])[0]
-    return f"lost the connection to rank 0 or its launcher, which was killed, perhaps: {reason}"
+    return f"lost the connection to rank 0 or its launcher, which may have been killed: {reason}"
 
 
 def _is_from_collective(error: BaseException) -> bool:

@@ -1,6 +1,7 @@
-"""Order and arrangement of what a reader sees, and the key that tells them.
+"""The random order and arrangement in which each reader sees the images.
 
-All draws are the operating system's: with a seed, whoever has this program could repeat them.
+All random numbers come from the operating system: with a seed, anybody who has this program could
+repeat the draws.
 """
 
 import itertools
@@ -14,7 +15,7 @@ _random = random.SystemRandom()
 
 
 def new_token() -> str:
-    """A name that tells nothing."""
+    """A random name, which reveals nothing."""
     return secrets.token_hex(TOKEN_BYTES)
 
 

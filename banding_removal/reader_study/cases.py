@@ -59,32 +59,34 @@ def choose_cases(
         ConfigError: the volumes have fewer slices.
         VolumeError: a target cannot be read.
     """
-    there = _slices_by_kind(files, slice_range)
-    numbers = {kind: sum(map(len, slices.values())) for kind, slices in there.items()}
+    slices_of_kind = _slices_by_kind(files, slice_range)
+    numbers = {kind: sum(map(len, slices.values())) for kind, slices in slices_of_kind.items()}
     if sum(numbers.values()) < count:
         raise ConfigError(
             f"the volumes have {sum(numbers.values())} slices, fewer than cases={count}"
         )
     wanted = round(low_anatomy * count)
-    airy = max(min(wanted, numbers[True]), count - numbers[False])
-    if airy != wanted:
+    mostly_air = max(min(wanted, numbers[True]), count - numbers[False])
+    if mostly_air != wanted:
         log.warning(
             "%d instead of %d cases are mostly air: the volumes have %d such slices and %d others",
-            *(airy, wanted, numbers[True], numbers[False]),
+            *(mostly_air, wanted, numbers[True], numbers[False]),
         )
     rng = np.random.default_rng(seed)
     cases = []
-    for kind, number in ((True, airy), (False, count - airy)):
-        chosen = _spread(there[kind], number, rng)
-        turned = rng.permutation(number) % 2 == 1 if both_orientations else np.zeros(number, bool)
+    for kind, number in ((True, mostly_air), (False, count - mostly_air)):
+        chosen = _spread(slices_of_kind[kind], number, rng)
+        along_y = np.zeros(number, bool)
+        if both_orientations:
+            along_y = rng.permutation(number) % 2 == 1
         cases += [
             Case(
                 volume=volume,
                 slice_index=index,
-                orientation="y" if along_y else "x",
+                orientation="y" if turned else "x",
                 low_anatomy=kind,
             )
-            for (volume, index), along_y in zip(chosen, turned, strict=True)
+            for (volume, index), turned in zip(chosen, along_y, strict=True)
         ]
     return cases
 
@@ -98,8 +100,8 @@ def _slices_by_kind(
         targets = read_targets(file)
         level = LOW_SIGNAL * volume_scale(targets)
         for index in range(file.slices)[slice(*slice_range)]:
-            airy = bool((targets[index] > level).mean() < LOW_ANATOMY)
-            found[airy][file.name].append(index)
+            mostly_air = bool((targets[index] > level).mean() < LOW_ANATOMY)
+            found[mostly_air][file.name].append(index)
     return found
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from banding_removal.config.overrides import plain
 from banding_removal.data.volume import Volume, VolumeError
 from banding_removal.errors import ConfigError
-from banding_removal.evaluation.image_sets import path_set
-from banding_removal.evaluation.settings import choose_volumes
+from banding_removal.evaluation.sets_settings import choose_volumes, load_sets
 from banding_removal.files import atomic_write
 from banding_removal.reader_study.blinding import arrange, new_token
 from banding_removal.reader_study.cases import choose_cases
@@ -49,17 +48,7 @@ def make_study(settings: MakeSettings) -> str:
     )
     repeats = round(settings.repeats * len(cases))
     shown = [file for file in files if file.name in {case.volume for case in cases}]
-    sets = [
-        path_set(
-            name,
-            path,
-            shown,
-            slice_range=settings.slices,
-            device=device,
-            only={case.place for case in cases},
-        )
-        for name, path in settings.sets.items()
-    ]
+    sets = load_sets(settings, shown, device, only={case.place for case in cases})
     _check_size(shown, len(cases), len(sets) * (len(cases) + repeats))
     settings.output.mkdir(parents=True, exist_ok=True)
     images = read_cases(sets, cases)
@@ -122,11 +111,11 @@ def _summary(folder: Path, key: Key, pages: list[tuple[Path, int]], repeats: int
     cases = key.cases
     volumes = len({case.volume for case in cases})
     along_y = sum(case.orientation == "y" for case in cases)
-    airy = sum(case.low_anatomy for case in cases)
+    mostly_air = sum(case.low_anatomy for case in cases)
     lines = [
         f"{len(cases)} cases from {volumes} volumes, {repeats} of them shown twice: "
         f"{len(cases) - along_y} with phase encoding along x, {along_y} along y; "
-        f"{airy} mostly air",
+        f"{mostly_air} mostly air",
         *(f"  {path} ({size / 1e6:.1f} MB): send it to one reader" for path, size in pages),
         f"  {folder / KEY_NAME}: unblinds the study; do not send it",
     ]

@@ -103,8 +103,8 @@ def _pairs(result: StudyResult) -> str:
 def _needed(result: StudyResult) -> str:
     per_volume = len(result.key.cases) / len({case.volume for case in result.key.cases})
     return (
-        f"Cases needed: with so many, a difference of {result.difference:g} in mean rank would be "
-        f"significant in {POWER:.0%} of studies\nwith as many readers, if each case is from "
+        f"Cases needed: with this many, a difference of {result.difference:g} in mean rank would "
+        f"be significant in {POWER:.0%} of studies\nwith as many readers, if each case is from "
         f"another volume (in this study, there are {per_volume:.3g} cases of each)."
     )
 

@@ -91,12 +91,12 @@ def score(key: Key, ratings: Ratings, *, difference: float, seed: int) -> StudyR
 def _means(
     key: Key, ratings: Ratings, ranked: dict[str, np.ndarray], seed: int
 ) -> Iterator[SetMean]:
-    airy = np.array([case.low_anatomy for case in key.cases])
+    mostly_air = np.array([case.low_anatomy for case in key.cases])
     along_y = np.array([case.orientation == "y" for case in key.cases])
     kinds = {
-        "all": np.ones(len(airy), bool),
-        "with anatomy": ~airy,
-        "mostly air": airy,
+        "all": np.ones(len(mostly_air), bool),
+        "with anatomy": ~mostly_air,
+        "mostly air": mostly_air,
         "phase encoding along x": ~along_y,
         "phase encoding along y": along_y,
     }

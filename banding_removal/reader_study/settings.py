@@ -1,12 +1,12 @@
 """Settings of a reader study: to make it, and to score it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from banding_removal.config.bounds import bounded, check_bounds
 from banding_removal.config.settings import REPOSITORY
-from banding_removal.data.filters import VolumeFilter
+from banding_removal.evaluation.sets_settings import SetsSettings
 
 Rating = Literal["rank", "score"]
 FEWEST_SETS, MOST_SETS = 2, 4  # side by side
@@ -14,15 +14,9 @@ BEST_SCORE = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class MakeSettings:
-    """What the readers see."""
+class MakeSettings(SetsSettings):
+    """What the readers see. The seed chooses the slices; blinding is never reproducible."""
 
-    # name: a run's folder or checkpoint, or a folder with reconstructions (x/*.h5, y/*.h5)
-    sets: dict[str, Path] = field(default_factory=dict)
-    volumes: Path = REPOSITORY / "datasets" / "phantom" / "multicoil_val"  # files with targets
-    skip_bad_volumes: bool = False  # leave out unreadable files with a warning
-    filter: VolumeFilter = field(default_factory=VolumeFilter)
-    slices: tuple[int | None, int | None] = (None, None)  # of each volume, [first, stop)
     cases: int = bounded(60, at_least=1)  # different slices; the repeated ones come on top
     readers: int = bounded(4, at_least=1, at_most=99)
     rating: Rating = "rank"  # rank: 1 is best, ties allowed; score: 1 to 5, 5 is best
@@ -30,12 +24,6 @@ class MakeSettings:
     repeats: float = bounded(0.1, at_least=0, at_most=0.5)  # share of the cases shown twice
     low_anatomy: float = bounded(0.1, at_least=0, at_most=1)  # share of slices that are mostly air
     output: Path = REPOSITORY / "logs" / "reader_study"  # a new folder
-    logs: Path = REPOSITORY / "logs"  # the index of the volumes is kept there
-    device: str = "auto"
-    seed: int = bounded(0, at_least=0)  # of the choice of slices; blinding is never reproducible
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
 
 @dataclass(frozen=True, kw_only=True)

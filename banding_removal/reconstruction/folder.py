@@ -26,7 +26,7 @@ from banding_removal.reconstruction.settings import ReconstructSettings
 from banding_removal.reconstruction.volume import SliceImage, images_of_volume
 from banding_removal.runs.build import choose_device
 from banding_removal.runs.checkpoint import find_checkpoint
-from banding_removal.runs.folder import RunLock
+from banding_removal.runs.lock import RunLock
 from banding_removal.runs.trained import load_trained
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def reconstruct(settings: ReconstructSettings, team: Team | None = None) -> Repo
             )
         jobs = shares_by_size(plan.jobs, team.size)[team.rank]
         set_threads((job.volume for job in plan.jobs), processes=team.local_size)
-        with team.stop.while_doing(Doing.HEEDING):
+        with team.stop.while_doing(Doing.WORKING):
             share = _work(settings, jobs, trained, predictor, device, team)
             shares = team.gather(share)
     failures = [line for share in shares for line in share.failures]

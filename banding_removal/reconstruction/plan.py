@@ -20,7 +20,7 @@ from banding_removal.reconstruction.files import Origin, differences, remove_lef
 from banding_removal.reconstruction.settings import ReconstructSettings
 from banding_removal.reconstruction.volume import output_size
 from banding_removal.runs.checkpoint import FOLDER, Checkpoint
-from banding_removal.runs.folder import RunLock
+from banding_removal.runs.lock import RunLock
 
 log = logging.getLogger(__name__)
 

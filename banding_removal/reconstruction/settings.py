@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from banding_removal.config.bounds import bounded, check_bounds
 from banding_removal.config.settings import REPOSITORY
-from banding_removal.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +22,10 @@ class ReconstructSettings:
     orientation: Literal["x", "y", "both"] = "x"
     skip_bad_volumes: bool = False  # begin although some files are unusable
     previews: bool = True  # a page of pictures for each volume
-    window: float = 0.25  # white of the low-signal pictures, of the volume's largest value
+    window: float = bounded(0.25, above=0)  # white of low-signal pictures, of the volume's maximum
     device: str = "auto"
-    nproc: int | None = None  # processes on this machine; null: one per visible GPU, or one
-    timeout_minutes: float = 1440.0  # longest wait at the end for the slowest process
+    nproc: int | None = bounded(None, above=0)  # processes; null: one per visible GPU, or one
+    timeout_minutes: float = bounded(1440.0, above=0)  # longest wait for the slowest process
 
     def __post_init__(self) -> None:
-        for name in ("window", "nproc", "timeout_minutes"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ConfigError(f"{name} must be positive and finite, got {value}")
+        check_bounds(self)

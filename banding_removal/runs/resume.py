@@ -1,7 +1,6 @@
 """What a run begins from: a run to go on with, weights, or nothing; decided once, in one place."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from banding_removal.runs.checkpoint import (
     list_checkpoints,
     load_checkpoint,
 )
-from banding_removal.runs.folder import PATIENCE_S, RunLock, in_latest, latest_run
+from banding_removal.runs.folder import in_latest, latest_run
+from banding_removal.runs.lock import PATIENCE_S, RunLock
 from banding_removal.runs.public_weights import NETWORK_SETTINGS, public_settings
 
 log = logging.getLogger(__name__)
@@ -186,35 +186,6 @@ def _initial_checkpoint(init_from: str, logs: Path) -> Path:
     return find_checkpoint(newest)
 
 
-def saved_settings(path: Path, checkpoint: Checkpoint, named: Sequence[str] = ()) -> Settings:
-    """The settings in a run's checkpoint, with `logs` where the run lies now.
-
-    It may have been moved, or be somebody else's: what belongs to it stays beside it. The settings
-    of weights alone are those of the public network that they are of.
-
-    Args:
-        path: of the checkpoint.
-        checkpoint: at `path`.
-        named: predictors package.module:Class that the user names. Building a predictor imports
-            its module, and a checkpoint must not choose what is imported.
-
-    Raises:
-        ConfigError: they are not settings of this version or an earlier one, or their predictor is
-            other code that `named` does not have.
-        CheckpointError: weights alone, of no known network.
-    """
-    if not checkpoint.settings:
-        return public_settings(checkpoint.predictor, path)
-    settings = from_plain(checkpoint.settings, path)
-    if is_elsewhere(settings.predictor) and settings.predictor not in named:
-        raise ConfigError(
-            f"{path} was trained with predictor={settings.predictor}, which is not part of this "
-            "project. It is not imported because a file names it: if you trust this code, name it "
-            "on the command line, too"
-        )
-    return replace(settings, logs=path.resolve().parent.parent.parent)
-
-
 def with_public_network(settings: Settings) -> Settings:
     """The settings; if `init_from` names weights alone, with the network that they are of.
 
@@ -251,6 +222,6 @@ def report_changes(
         old, new = set(checkpoint.volumes.get(part, [])), set(names)
         if old != new:
             log.warning(
-                "other %s volumes than at the checkpoint: %d new, %d missing",
+                "the %s volumes are not those of the checkpoint: %d new, %d missing",
                 *(part, len(new - old), len(old - new)),
             )

@@ -13,8 +13,10 @@ from typing import Any
 from banding_removal.config.settings import REPOSITORY
 from banding_removal.errors import ConfigError
 from banding_removal.runs.checkpoint import FOLDER, list_checkpoints
-from banding_removal.runs.folder import LOCK, LocksUnavailableError, in_latest, lock_file
-from banding_removal.runs.log import METRICS, ending_of, read_records, read_rows
+from banding_removal.runs.folder import in_latest
+from banding_removal.runs.lock import LOCK, LocksUnavailableError, lock_file
+from banding_removal.runs.log import KILLED, ending_of, read_records
+from banding_removal.runs.metrics_file import METRICS, read_rows
 
 EVENTS = 8
 PROGRESS = {"epoch", "step", "total_steps", "step_ms", "wait_ms", "memory_gb"}
@@ -42,7 +44,7 @@ def status(folder: Path) -> str:
     trained = [row for row in rows if row["kind"] == "train" and row.keys() >= PROGRESS]
     validated = [row for row in rows if row["kind"] == "val"]
     records = read_records(folder / "log.txt")
-    ended = ending_of(records) or "ended without a message: killed, or its machine went down"
+    ended = ending_of(records) or KILLED
     try:
         running = is_locked(folder)
     except LocksUnavailableError:

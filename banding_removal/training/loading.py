@@ -78,7 +78,7 @@ def batches_of(loader: DataLoader[Batch], stop: StopRequest) -> Iterator[Batch]:
             pin_memory=loader.pin_memory,
             generator=loader.generator,
         )
-    loading = Doing.LOADING if loader.num_workers > 0 else Doing.HEEDING
+    loading = Doing.LOADING if loader.num_workers > 0 else Doing.WORKING
     with stop.while_doing(loading):
         batches = iter(loader)
     try:

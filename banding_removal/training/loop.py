@@ -12,20 +12,18 @@ from pathlib import Path
 from banding_removal.config.settings import Settings
 from banding_removal.data.batch import collate
 from banding_removal.data.dataset import Draw
-from banding_removal.data.sampler import EpochSampler
 from banding_removal.pictures.input_grid import write_input_grid
 from banding_removal.pictures.run_page import NAME as PAGE
 from banding_removal.processes.signals import Doing
 from banding_removal.processes.team import Team
-from banding_removal.runs.folder import RunLock
+from banding_removal.runs.lock import RunLock
 from banding_removal.runs.log import early_records, logging_to
 from banding_removal.training.compute import out_of_memory_advice
-from banding_removal.training.loading import Prefetcher
-from banding_removal.training.prepare import prepare
+from banding_removal.training.prepare import make_prefetcher, make_validator, prepare
 from banding_removal.training.run import Run
 from banding_removal.training.safeguard import FailingRun
 from banding_removal.training.step import train_step
-from banding_removal.training.validation import Validator, choose_display_slices
+from banding_removal.training.validation import Validator
 from banding_removal.training.warmup import warm_up
 
 log = logging.getLogger(__name__)
@@ -52,16 +50,13 @@ def train(settings: Settings, team: Team | None = None) -> Path:
         with early_records(team.rank) as early:
             run = prepare(settings, team, lock)
         try:
-            with logging_to(run.folder, early, team.rank), team.naming_causes():
+            with logging_to(run.output.folder, early, team.rank), team.naming_causes():
                 with out_of_memory_advice(run.players.predictor):
                     train_epochs(run)
-                log.info("look at %s", run.folder / PAGE)
+                log.info("look at %s", run.output.folder / PAGE)
         finally:
-            if lock.held:  # in the first process, unless another run has taken the folder
-                run.page.write(
-                    run.progress.history, run.progress.start
-                )  # with how the run has ended
-    return run.folder
+            run.output.close(run.progress)
+    return run.output.folder
 
 
 def train_epochs(run: Run) -> None:
@@ -71,11 +66,11 @@ def train_epochs(run: Run) -> None:
         Stopped: a signal in any process has asked for it; the state is saved.
         RunFailedError: the run keeps failing.
     """
-    prefetcher, validator = _make_prefetcher(run), _make_validator(run)
+    prefetcher, validator = make_prefetcher(run), make_validator(run)
     if run.is_new:
         run.save()  # before anything is computed: if it cannot be written, this shows at once
     try:
-        with run.writing(), run.team.stop.while_doing(Doing.HEEDING):
+        with run.output.recording(run.progress.step), run.team.stop.while_doing(Doing.WORKING):
             _begin(run, validator)
             for _ in run.epochs_left():
                 try:
@@ -93,34 +88,6 @@ def train_epochs(run: Run) -> None:
         del prefetcher, validator
 
 
-def _make_prefetcher(run: Run) -> Prefetcher:
-    settings, team = run.settings, run.team
-    sampler = EpochSampler(
-        run.train_set,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        shuffle=True,
-        fraction=settings.epoch_fraction,
-        rank=team.rank,
-        ranks=team.size,
-        accumulate=settings.accumulate,
-        paired=settings.paired,
-        split_pairs=settings.splits_pairs(team.size),
-    )
-    return Prefetcher(run.train_set, sampler, settings.workers, run.device, team.stop)
-
-
-def _make_validator(run: Run) -> Validator:
-    return Validator(
-        run.val_set,
-        display=choose_display_slices(run.val_set, run.settings.grid_slices),
-        device=run.device,
-        workers=run.settings.workers,
-        l1_weight=run.settings.l1_weight,
-        team=run.team,
-    )
-
-
 def _begin(run: Run, validator: Validator) -> None:
     """What comes before the first epoch: a picture of the input, the adversary's start, validation.
 
@@ -132,7 +99,7 @@ def _begin(run: Run, validator: Validator) -> None:
         volume = run.train_set.places[0][0]
         middle = sum(1 for place in run.train_set.places if place[0] == volume) // 2
         example = run.train_set[Draw(epoch=0, index=middle)]  # there is anatomy in the middle
-        write_input_grid(run.folder / "grids" / "raw_grid.png", collate([example]))
+        write_input_grid(run.output.folder / "grids" / "raw_grid.png", collate([example]))
     if run.is_new and run.players.adversary is not None and settings.adversary_pretrain_steps > 0:
         done = warm_up(
             run.players,
@@ -150,4 +117,4 @@ def _begin(run: Run, validator: Validator) -> None:
     run.train_set.close()  # no file is open when the loaders fork
     if settings.stage == "train" and not progress.start and progress.epoch < settings.epochs:
         run.validate_initial(validator)
-    run.safeguard.keep(vars(progress), None, validated=True)
+    run.safeguard.keep(None, validated=True)

@@ -15,7 +15,8 @@ from banding_removal.model.predictor import UnrolledNetwork
 from banding_removal.model.predictors import with_recomputation
 from banding_removal.processes.team import Team
 from banding_removal.runs.build import build_adversary_of, build_predictor
-from banding_removal.runs.checkpoint import Checkpoint, load_optimizer, load_weights
+from banding_removal.runs.checkpoint import Checkpoint
+from banding_removal.runs.weights import load_optimizer, load_weights
 from banding_removal.training.compute import uses_bfloat16
 from banding_removal.training.muon import Muon
 from banding_removal.training.replay import PairStore
@@ -26,11 +27,12 @@ class Players:
     """Networks and optimisers. Stage 1 has no adversary."""
 
     predictor: nn.Module
-    shared_predictor: nn.Module  # the same; its gradients are averaged over all processes
+    # The same in DistributedDataParallel, if there are several processes.
+    parallel_predictor: nn.Module
     optimizer: torch.optim.Optimizer
     bfloat16: bool = False  # the networks run under bfloat16 autocast in training steps
     adversary: nn.Module | None = None
-    objective: OrientationObjective | None = None  # around the adversary, shared likewise
+    objective: OrientationObjective | None = None  # around the adversary, in parallel, too
     adversary_optimizer: torch.optim.Adam | None = None
     replay: PairStore | None = None
 
@@ -110,7 +112,7 @@ def make_players(
     trained = [weight for weight in predictor.parameters() if weight.requires_grad]
     players = Players(
         predictor=predictor,
-        shared_predictor=team.data_parallel(with_recomputation(predictor, settings.recompute)),
+        parallel_predictor=team.data_parallel(with_recomputation(predictor, settings.recompute)),
         optimizer=_optimizer(settings, trained),
         bfloat16=uses_bfloat16(settings.precision, device),
     )

@@ -9,20 +9,25 @@ import torch
 
 from banding_removal.config.overrides import describe
 from banding_removal.config.settings import Settings
+from banding_removal.data.sampler import EpochSampler
 from banding_removal.errors import ConfigError, RunInUseError
 from banding_removal.files import remove_leftovers
-from banding_removal.pictures.run_page import PageWriter
 from banding_removal.processes.team import Team
 from banding_removal.processes.threads import set_threads
-from banding_removal.runs.build import choose_device, make_datasets
+from banding_removal.runs.build import choose_device
 from banding_removal.runs.checkpoint import Checkpoint, list_checkpoints, restore_random_state
-from banding_removal.runs.folder import LOCK, RunLock, latest_run, new_run_folder, show_as_latest
-from banding_removal.runs.log import METRICS, read_rows
+from banding_removal.runs.datasets import make_datasets
+from banding_removal.runs.folder import latest_run, new_run_folder, show_as_latest
+from banding_removal.runs.lock import LOCK, RunLock
+from banding_removal.runs.metrics_file import METRICS, read_rows
 from banding_removal.runs.resume import decide_start, report_changes
+from banding_removal.training.loading import Prefetcher
+from banding_removal.training.output import RunOutput
 from banding_removal.training.players import make_players
 from banding_removal.training.progress import Progress
 from banding_removal.training.run import Run
 from banding_removal.training.safeguard import Safeguard
+from banding_removal.training.validation import Validator, choose_display_slices
 
 log = logging.getLogger(__name__)
 
@@ -68,16 +73,14 @@ def prepare(settings: Settings, team: Team, lock: RunLock) -> Run:
         show_as_latest(folder)
     run = Run(
         settings=settings,
-        folder=folder,
-        lock=lock,
         device=device,
         team=team,
         train_set=train_set,
         val_set=val_set,
         players=players,
         progress=progress,
-        safeguard=Safeguard(players=players),
-        page=PageWriter(folder, settings),
+        safeguard=Safeguard(players=players, progress=progress),
+        output=RunOutput(folder, lock, settings, team),
     )
     _log_run(run)
     if start.everything and start.checkpoint is not None:
@@ -106,7 +109,10 @@ def _new_folder(settings: Settings, lock: RunLock) -> Path:
 
 def _log_run(run: Run) -> None:
     threads = f" ({torch.get_num_threads()} threads)" if run.device.type == "cpu" else ""
-    log.info("run folder %s, on %s%s, torch %s", run.folder, run.device, threads, torch.__version__)
+    log.info(
+        "run folder %s, on %s%s, torch %s",
+        *(run.output.folder, run.device, threads, torch.__version__),
+    )
     if run.team.size > 1:
         place = (run.team.rank, run.team.size, os.getpid(), socket.gethostname())
         log.info("rank %d of %d: process %d on %s", *place)
@@ -129,8 +135,38 @@ def _restore_random(run: Run, checkpoint: Checkpoint) -> None:
     """Restore this process's random numbers."""
     if len(checkpoint.rng) != run.team.size:
         log.warning(
-            "resumed with %d processes instead of %d: batches will differ from then on",
+            "resumed with %d processes instead of %d: batches will differ from here on",
             *(run.team.size, len(checkpoint.rng)),
         )
         return
     restore_random_state(checkpoint.rng[run.team.rank])
+
+
+def make_prefetcher(run: Run) -> Prefetcher:
+    """The training batches of this process, in the order of each epoch."""
+    settings, team = run.settings, run.team
+    sampler = EpochSampler(
+        run.train_set,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        shuffle=True,
+        fraction=settings.epoch_fraction,
+        rank=team.rank,
+        ranks=team.size,
+        accumulate=settings.accumulate,
+        paired=settings.paired,
+        split_pairs=settings.splits_pairs(team.size),
+    )
+    return Prefetcher(run.train_set, sampler, settings.workers, run.device, team.stop)
+
+
+def make_validator(run: Run) -> Validator:
+    """The validation of this run."""
+    return Validator(
+        run.val_set,
+        display=choose_display_slices(run.val_set, run.settings.grid_slices),
+        device=run.device,
+        workers=run.settings.workers,
+        l1_weight=run.settings.l1_weight,
+        team=run.team,
+    )

@@ -1,4 +1,4 @@
-"""The place in a run, and the metrics of its steps."""
+"""How far a run has come, and the metrics of its steps."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -8,12 +8,11 @@ from torch import Tensor
 
 
 class PairStore:
-    """The newest pairs of reconstructions: a slice from either orientation, both upright.
+    """The newest pairs of reconstructions: a slice in both orientations, both images upright.
 
-    Where two processes share a pair, each stores its own half.
-
-    An adversary that only ever sees the newest reconstructions forgets the banding that the
-    predictor would fall back into. Draws use torch's global generator.
+    An adversary that only ever sees the newest reconstructions forgets what earlier banding looked
+    like, and the predictor can return to it. Where two processes share a pair, each stores its own
+    half. Draws use torch's global generator.
 
     Args:
         capacity: number of pairs, each float32 (2, 1, h, w) on the CPU: phase encoding along x,
@@ -26,7 +25,7 @@ class PairStore:
         self.orientations = orientations
 
     def add(self, pairs: Iterable[Tensor]) -> None:
-        """Store pairs (2, 1, h, w), or what this store keeps of them; the oldest give way."""
+        """Store pairs (2, 1, h, w), or the orientations kept here; the oldest pairs are dropped."""
         for pair in pairs:
             kept = pair if len(pair) == len(self.orientations) else pair[list(self.orientations)]
             self.pairs.append(kept.detach().cpu().clone())

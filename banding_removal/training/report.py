@@ -1,6 +1,8 @@
 """An epoch in words and pictures: a line of the log, the grid's header, curves."""
 
 import math
+import resource
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,6 @@ from banding_removal.config.settings import Settings
 from banding_removal.model.predictors import is_elsewhere
 from banding_removal.pictures.curves import write_curves
 from banding_removal.pictures.validation_grid import write_validation_grid
-from banding_removal.runs.log import peak_memory_gb
 from banding_removal.training.validation import ValidationResult
 
 History = list[dict[str, Any]]  # one row an epoch
@@ -62,6 +63,15 @@ def progress_text(smoothed: dict[str, float], device: torch.device) -> str:
     """What the progress bar says of the running epoch."""
     text = f"loss {smoothed['loss']:.4f}, {peak_memory_gb(device):.1f} GB"
     return f"{text}, accuracy {smoothed['accuracy']:.2f}" if "accuracy" in smoothed else text
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Peak memory use in GB: allocated on the GPU, or resident of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Kilobytes, but bytes on macOS.
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def write_pictures(

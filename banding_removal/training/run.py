@@ -1,14 +1,12 @@
 """A run: its state, and what happens between steps and epochs.
 
 `Run` has one method for each thing that the loop does besides training: count and log a step, save,
-stop at a signal, validate, write an epoch's pictures, go back to the last good state.
+stop at a signal, validate, complete an epoch, go back to the last good state.
 """
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -19,28 +17,26 @@ from banding_removal.config.settings import Settings
 from banding_removal.data.batch import Batch
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.errors import RunFailedError
-from banding_removal.pictures.run_page import PageWriter
-from banding_removal.processes.signals import Doing, Stopped
+from banding_removal.processes.signals import Stopped
 from banding_removal.processes.team import Team
-from banding_removal.runs.checkpoint import Checkpoint, random_state, save_checkpoint
-from banding_removal.runs.folder import RunLock, show_as_latest
-from banding_removal.runs.log import MetricsWriter, peak_memory_gb
+from banding_removal.runs.checkpoint import Checkpoint, random_state
 from banding_removal.training.loading import Prefetcher
+from banding_removal.training.output import RunOutput
 from banding_removal.training.players import Players
 from banding_removal.training.progress import Progress, SmoothedMetrics
 from banding_removal.training.report import (
     epoch_line,
     history_row,
+    peak_memory_gb,
     progress_text,
     validation_in_words,
-    write_pictures,
 )
 from banding_removal.training.safeguard import (
     FailingRun,
     Safeguard,
     check_validation,
     settled,
-    warn_of_chance,
+    warn_if_at_chance,
 )
 from banding_removal.training.schedule import StepSettings, settings_of_step
 from banding_removal.training.validation import ValidationResult, Validator
@@ -53,8 +49,6 @@ class Run:
     """What a training consists of."""
 
     settings: Settings
-    folder: Path
-    lock: RunLock  # on the folder, in the first process
     device: torch.device
     team: Team
     train_set: SliceDataset
@@ -62,8 +56,7 @@ class Run:
     players: Players
     progress: Progress
     safeguard: Safeguard
-    page: PageWriter  # written by the first process
-    metrics: MetricsWriter | None = None  # in the first process, while `writing`
+    output: RunOutput
     smoothed: SmoothedMetrics = field(default_factory=SmoothedMetrics)  # of the current epoch
     steps_in_epoch: int = 0
 
@@ -108,7 +101,7 @@ class Run:
     # --- what the loop calls ---
 
     def epochs_left(self) -> Iterator[int]:
-        """The epochs that are not complete, counted from 1; a rollback can make some come again."""
+        """Numbers of the epochs that are not complete; after a rollback, some come again."""
         while self.progress.epoch < self.settings.epochs:
             yield self.progress.epoch + 1
 
@@ -147,23 +140,25 @@ class Run:
         progress.add_step(values, self.batches_per_step)
         self.smoothed.add(values)
         self.safeguard.check_loss(self.smoothed.values["loss"], self.smoothed.steps)
-        if self.metrics is not None and progress.step % settings.log_every == 0:
-            self._log_step(self.metrics, values)
+        if progress.step % settings.log_every == 0:
+            self.output.add_step(progress, values | self._running_values(values))
         if asked_to_stop:
             self.save_and_stop()
         if settings.checkpoint_every and progress.step % settings.checkpoint_every == 0:
             loss = self.smoothed.values["loss"]
             self.save(loss if settled(self.smoothed.steps) else None)
 
-    def _log_step(self, metrics: MetricsWriter, values: dict[str, float]) -> None:
-        epoch = self.progress.epoch + 1
-        if "accuracy" in values:
-            values["accuracy_running"] = self.smoothed.values["accuracy"]
+    def _running_values(self, values: dict[str, float]) -> dict[str, float]:
+        """What a row of metrics contains in addition to those of its step."""
         # All epochs have the same number of steps.
         end_of_epoch = self.progress.step + self.steps_in_epoch - self.steps_done
-        values["total_steps"] = end_of_epoch * self.settings.epochs / epoch
-        values["memory_gb"] = peak_memory_gb(self.device)
-        metrics.write("train", step=self.progress.step, epoch=epoch, values=values)
+        running = {
+            "total_steps": end_of_epoch * self.settings.epochs / (self.progress.epoch + 1),
+            "memory_gb": peak_memory_gb(self.device),
+        }
+        if "accuracy" in values:
+            running["accuracy_running"] = self.smoothed.values["accuracy"]
+        return running
 
     def validate(self, validator: Validator) -> ValidationResult | None:
         """Validate the predictor at the end of an epoch; None: this epoch has no validation.
@@ -194,8 +189,7 @@ class Run:
         result = self._run_validator(validator)
         self.progress.start.update(result.metrics)
         log.info("before stage 2: validation %s", validation_in_words(history_row(result)))
-        if self.metrics is not None:
-            self.page.add_epoch(0, result.display, self.progress.history, self.progress.start)
+        self.output.add_initial(self.progress, result)
 
     def _run_validator(self, validator: Validator) -> ValidationResult:
         result = validator.run(self.players.predictor)
@@ -216,16 +210,10 @@ class Run:
             **progress.mean_metrics(),
             **({} if result is None else history_row(result)),
         }
-        warn_of_chance(row)
+        warn_if_at_chance(row)
         progress.add_epoch(row)
         log.info("%s", epoch_line(row, self.settings.epochs, self.device))
-        if self.metrics is not None:
-            self.ensure_folder()
-            if result is not None:
-                self.metrics.write("val", step=progress.step, epoch=epoch, values=result.metrics)
-            write_pictures(self.folder, self.settings, progress.history, result)
-            if result is not None:
-                self.page.add_epoch(epoch, result.display, progress.history, progress.start)
+        self.output.add_epoch(progress, result)
         self.save(row["train_loss"], validated=result is not None)
 
     # --- failing ---
@@ -248,8 +236,7 @@ class Run:
         event = {"step": failed_at, "epoch": progress.epoch + 1, "why": why}
         events = [*progress.events, event]
         to_validated = isinstance(error, FailingRun) and error.in_validation
-        for key, value in self.safeguard.roll_back(to_validated=to_validated).items():
-            setattr(progress, key, value)
+        self.safeguard.roll_back(to_validated=to_validated)
         event["back_to"] = progress.step
         progress.events = events
         log.warning(
@@ -259,26 +246,9 @@ class Run:
             self.backoff_factor,
         )
         self._write_checkpoint()
-        if self.metrics is not None:
-            self.metrics.close()
-            self.metrics = MetricsWriter(self.folder, after=progress.step)  # drops what is undone
-            values = {"failed_at": float(failed_at), "rollbacks": float(len(events))}
-            self.metrics.write(
-                "rollback", step=progress.step, epoch=progress.epoch + 1, values=values
-            )
+        self.output.add_rollback(progress, failed_at)
 
-    # --- writing and stopping ---
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Keep the run's metrics files open while the context lasts."""
-        if self.team.is_first:
-            self.metrics = MetricsWriter(self.folder, after=self.progress.step)
-        try:
-            yield
-        finally:
-            if self.metrics is not None:
-                self.metrics.close()
+    # --- saving and stopping ---
 
     def save(self, loss: float | None = None, *, validated: bool = False) -> None:
         """Write a checkpoint of the current state, and remember it as a good one.
@@ -288,35 +258,19 @@ class Run:
             validated: its validation found nothing wrong.
         """
         self._write_checkpoint()
-        self.safeguard.keep(vars(self.progress), loss, validated=validated)
+        self.safeguard.keep(loss, validated=validated)
 
     def _write_checkpoint(self) -> None:
         state = self.players.state_dict()
         rng, replay = (self.team.gather(part) for part in (random_state(), state["replay"]))
-        if self.team.is_first:
-            self.ensure_folder()
-            checkpoint = Checkpoint(
+        self.output.save(
+            Checkpoint(
                 **{**vars(self.progress), **state, "replay": replay},
                 rng=rng,
                 settings=plain(self.settings),
                 volumes=self.volumes,
             )
-            with self.team.stop.while_doing(Doing.SAVING):
-                save_checkpoint(self.folder, checkpoint, self.settings.keep_checkpoints)
-
-    def ensure_folder(self) -> None:
-        """Make the run's folder again if somebody has removed or moved it.
-
-        Raises:
-            RunInUseError: another run has begun there.
-        """
-        if self.lock.renew(self.folder):
-            show_as_latest(self.folder)
-            log.warning(
-                "%s was removed or moved. The run continues at step %d in a new folder of that "
-                "name, without the earlier files",
-                *(self.folder, self.progress.step),
-            )
+        )
 
     def save_and_stop(self) -> NoReturn:
         """Save the current state and stop, as a signal has asked for.

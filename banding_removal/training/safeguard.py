@@ -1,4 +1,4 @@
-"""Failing runs are noticed, taken back to their last good state, and go on more gently.
+"""Detects a failing run and returns it to its last good state; lower learning rates follow.
 
 Adversarial training fails in a few known ways, all of which show in the metrics long before anybody
 looks at a picture: a NaN or exploding loss, streaks in the other direction (overshooting), texture
@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from banding_removal.training.players import Players
+from banding_removal.training.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,8 @@ class FailingRun(Exception):  # noqa: N818  # a finding about the run, raised in
 
     Args:
         why: what shows it.
-        in_validation: a validation found it; it may be as old as the validation before.
+        in_validation: whether a validation showed it; any step since the validation before may then
+            be the cause.
     """
 
     def __init__(self, why: str, *, in_validation: bool = False) -> None:
@@ -56,26 +58,24 @@ class Snapshot:
 
 @dataclass(kw_only=True)
 class Safeguard:
-    """The last good states of a run."""
+    """The last good states of a run, which consists of players and progress."""
 
     players: Players
+    progress: Progress
     good: list[Snapshot] = field(default_factory=list)  # the newest two
     validated: Snapshot | None = None  # the newest one whose validation found nothing wrong
     used: bool = False  # the run went back to the newest, and has reached no good state since
 
-    def keep(
-        self, progress: Mapping[str, Any], loss: float | None, *, validated: bool = False
-    ) -> None:
+    def keep(self, loss: float | None, *, validated: bool = False) -> None:
         """Remember the current state as a good one.
 
         Args:
-            progress: the place in the run.
             loss: smoothed training loss; None: not known.
             validated: its validation found nothing wrong, or it is the first state.
         """
         snapshot = Snapshot(
             players=_copy(self.players.state_dict()),
-            progress=copy.deepcopy(dict(progress)),
+            progress=copy.deepcopy(vars(self.progress)),
             loss=loss,
         )
         self.good = [*self.good[-1:], snapshot]
@@ -97,16 +97,13 @@ class Safeguard:
         if settled(steps) and before is not None and loss > EXPLODED * before:
             raise FailingRun(f"the loss explodes: from {before:.4f} to {loss:.4f}")
 
-    def roll_back(self, *, to_validated: bool = False) -> dict[str, Any]:
-        """Restore the players of the last good state.
+    def roll_back(self, *, to_validated: bool = False) -> None:
+        """Restore the last good state.
 
         If the run fails again before it reaches another good state, it goes one state further back.
 
         Args:
             to_validated: restore the last validated state.
-
-        Returns:
-            The progress of the restored state.
         """
         if to_validated and self.validated is not None:
             self.good = [self.validated]
@@ -116,11 +113,11 @@ class Safeguard:
         snapshot = self.good[-1]
         # A copy, since optimisers go on with the very tensors that they load.
         self.players.load_state_dict(_copy(snapshot.players), Path("the last good state"))
-        return copy.deepcopy(snapshot.progress)
+        vars(self.progress).update(copy.deepcopy(snapshot.progress))
 
 
 def settled(steps: int) -> bool:
-    """Whether the smoothed loss of so many steps means something."""
+    """Whether enough steps went into the smoothed loss to rely on it."""
     return steps >= EARLY
 
 
@@ -148,7 +145,7 @@ def check_validation(start: Mapping[str, float], now: Mapping[str, float], *, ra
         raise FailingRun("; ".join(problems), in_validation=True)
 
 
-def warn_of_chance(row: Mapping[str, Any]) -> None:
+def warn_if_at_chance(row: Mapping[str, Any]) -> None:
     """Log a warning if the adversary has learnt nothing although there is banding.
 
     Args:

@@ -1,6 +1,6 @@
 """What changes from step to step: learning rates and the weights of the losses.
 
-All of it is computed from the settings, the place in the run and the number of rollbacks so far;
+All of it is computed from the settings, the number of the step and that of rollbacks so far;
 nothing is remembered from one step to the next.
 """
 

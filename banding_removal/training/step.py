@@ -5,8 +5,8 @@ k-space, t the target, and `rotated` the label. The weights are `l1_weight` (w),
 (w_s), `orientation_weight` (s) and `penalty_weight` (g):
 
     act 1    P minimises  (1 - SSIM)(x, t) + w L1(x, t) + w_s streaks(x, t) + s BCE(A(x), 1/2),
-             with x = P(k) and A fixed
-    act 2    A minimises  BCE(A(x), rotated) + g |dA(x)/dx|^2,                 x a constant
+             with x = P(k) and A held fixed
+    act 2    A minimises  BCE(A(x), rotated) + g |dA(x)/dx|^2,   with x held fixed
 
 A group of batches (one batch, or the two orientations of a pair) goes through both acts. The
 gradients of all groups of a step, and of all processes, are averaged; then both optimisers step.
@@ -23,21 +23,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 from banding_removal.data.batch import Batch, joined
 from banding_removal.data.operators import crop_to_smaller
-from banding_removal.losses.orientation import AdversaryLosses, upright
+from banding_removal.losses.adversary_input import upright
+from banding_removal.losses.orientation import AdversaryLosses
 from banding_removal.losses.reconstruction import finite, reconstruction_loss
 from banding_removal.losses.streaks import streak_term
 from banding_removal.model.predictors import checked_image
 from banding_removal.training.players import Players
+from banding_removal.training.replay import PairStore
 from banding_removal.training.schedule import StepSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """What act 1 leaves for act 2 of a batch."""
+    """A batch after act 1, as act 2 needs it."""
 
-    image: Tensor  # (B, 1, h, w), as large as the target, without gradient
+    image: Tensor  # x without gradient, (B, 1, h, w), as large as the target
     rotated: Tensor  # (B,), its label
-    adversary: AdversaryLosses | None = None  # of this image, if act 1 has computed them
+    adversary_losses: AdversaryLosses | None = None  # of this image, if act 1 has computed them
 
 
 def train_step(
@@ -79,10 +81,10 @@ def train_step(
 def predictor_step(
     players: Players, group: Sequence[Batch], settings: StepSettings, *, average: bool = True
 ) -> tuple[list[Reconstruction], dict[str, Tensor]]:
-    """Act 1, by the formula in the docstring of this module: the adversary A is held fixed.
+    """Act 1: (1 - SSIM)(x, t) + w L1(x, t) + w_s streaks(x, t) + s BCE(A(x), 1/2), with x = P(k).
 
-    The two batches of a pair go through the predictor together or, if their k-space is not square,
-    one after the other. The gradients are added to the predictor's.
+    The gradients are added to the predictor's. The two batches of a pair go through the predictor
+    together or, if their k-space is not square, one after the other.
 
     Args:
         players: only the predictor gets gradients.
@@ -94,39 +96,46 @@ def predictor_step(
         The reconstruction of each batch, for act 2, and the metrics, scalars on the device.
     """
     batches = joined(group)
-    # Act 2 can use the adversary's forward pass of act 1 if it takes the same images alone.
+    # If act 2 takes exactly these images, one forward pass of the adversary serves both acts.
     both_acts = settings.trains_adversary and players.replay is None and len(batches) == 1
     reconstructions: list[Reconstruction] = []
     rows: list[dict[str, Tensor]] = []
     for number, batch in enumerate(batches, start=1):
-        with no_sync_if(players.shared_predictor, not average or number < len(batches)):
-            with players.autocast():
-                output = players.shared_predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
-            output = checked_image(output, batch.masked_kspace)
+        with no_sync_if(players.parallel_predictor, not average or number < len(batches)):
+            output = _reconstruct(players, batch)  # P(k)
+            # (1 - SSIM)(x, t) + w L1(x, t) + w_s streaks(x, t)
             loss, image, metrics = _predictor_loss(output, batch, settings)
             losses = None
             if settings.uses_adversary and players.objective is not None:
                 with no_sync_if(players.objective.adversary, not average):
                     term, losses = _orientation_term(players, image, batch, settings, both_acts)
+                loss = loss + settings.orientation_weight * term  # + s BCE(A(x), 1/2)
                 metrics["predictor_orientation"] = term.detach()
-                loss = loss + settings.orientation_weight * term
             _backward(loss, settings.num_groups * len(batches))
         reconstructions.append(
-            Reconstruction(image=image.detach(), rotated=batch.rotated, adversary=losses)
+            Reconstruction(image=image.detach(), rotated=batch.rotated, adversary_losses=losses)
         )
         rows.append(metrics)
     means = {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}
     return reconstructions, means
 
 
+def _reconstruct(players: Players, batch: Batch) -> Tensor:
+    """P(k), real (B, 1, H, W), in float32 at least."""
+    with players.autocast():
+        output = players.parallel_predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
+    return checked_image(output, batch.masked_kspace)
+
+
 def _predictor_loss(
     output: Tensor, batch: Batch, settings: StepSettings
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The loss of act 1 without the adversary, the image as large as the target, and the metrics.
+    """The loss of act 1 without the adversary, the image x cropped like its target, and metrics.
 
     Add a further term here, computed from `image` and `target`. Both are equally large, in the unit
-    of the files, not yet upright, with phase encoding along the last axis. The metric `loss`, which
-    is watched for explosions and compared with validation, is the reconstruction loss alone.
+    of the files, not transposed back: phase encoding is along the last axis. The metric `loss`,
+    which is compared with validation and shows whether training diverges, is the reconstruction
+    loss alone.
     """
     assert batch.target is not None, "the training set is made with require_target"
     loss, similarity = reconstruction_loss(
@@ -165,10 +174,10 @@ def adversary_step(
     *,
     average: bool = True,
 ) -> dict[str, Tensor]:
-    """Act 2: BCE(A(x), rotated) + g |dA(x)/dx|^2, the mean over these images and earlier ones.
+    """Act 2: BCE(A(x), rotated) + g |dA(x)/dx|^2, with x held fixed.
 
-    The gradients are added to the adversary's. If earlier reconstructions are stored
-    (`players.replay`), the new ones are stored, too.
+    The gradients are added to the adversary's. If earlier reconstructions are kept
+    (`players.replay`), some of them are added to the batch, and the new ones are kept, too.
 
     Args:
         players: only the adversary gets gradients.
@@ -180,18 +189,15 @@ def adversary_step(
         The metrics, scalars on the device.
     """
     assert players.objective is not None
-    if reconstructions[0].adversary is not None:
+    losses = reconstructions[0].adversary_losses
+    if losses is not None:
         with no_sync_if(players.objective.adversary, not average):
-            _backward(reconstructions[0].adversary.loss, settings.num_groups)
-        return reconstructions[0].adversary.metrics()
+            _backward(losses.loss, settings.num_groups)
+        return losses.metrics()
     images = torch.cat([upright(each.image, each.rotated) for each in reconstructions])
     labels = torch.cat([each.rotated for each in reconstructions])
     if players.replay is not None:
-        earlier, their_labels = players.replay.draw(settings.replay_batch, like=images)
-        # Pairs: the first half of the images has phase encoding along x, the second along y.
-        orientations = len(players.replay.orientations)
-        players.replay.add(images.unflatten(0, (orientations, -1)).movedim(0, 1))
-        images, labels = torch.cat([images, earlier]), torch.cat([labels, their_labels])
+        images, labels = _with_earlier(players.replay, images, labels, settings.replay_batch)
     with no_sync_if(players.objective.adversary, not average):
         with players.autocast():
             losses = players.objective.adversary_loss_upright(
@@ -201,13 +207,23 @@ def adversary_step(
     return losses.metrics()
 
 
+def _with_earlier(
+    replay: PairStore, images: Tensor, labels: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """Images and labels with those of up to `count` earlier pairs; the new pairs are kept."""
+    earlier, earlier_labels = replay.draw(count, like=images)
+    # The first half of the images has phase encoding along x, the second along y.
+    replay.add(images.unflatten(0, (len(replay.orientations), -1)).movedim(0, 1))
+    return torch.cat([images, earlier]), torch.cat([labels, earlier_labels])
+
+
 def _backward(loss: Tensor, count: int) -> None:
     """Add the gradients of loss / count.
 
-    If the loss is NaN or infinite, all of them are NaN, and after averaging all processes see it.
+    If the loss is NaN or infinite, they are all NaN, also in the other processes after averaging.
     """
-    spoilt = torch.where(loss.detach().isfinite(), 1.0, math.nan)
-    (loss * spoilt / count).backward()
+    one_or_nan = torch.where(loss.detach().isfinite(), 1.0, math.nan)
+    (loss * one_or_nan / count).backward()
 
 
 def no_sync_if(network: nn.Module, condition: bool) -> AbstractContextManager[None]:

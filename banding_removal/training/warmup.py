@@ -1,8 +1,8 @@
-"""The adversary's start: it learns to see the predictor's banding before the predictor listens.
+"""Training of the adversary alone, before the predictor is trained against it.
 
-An adversary that begins from scratch, on reconstructions that change under it, can stay at chance.
-Against a fixed predictor, on slices that are reconstructed once, it learns within a few hundred
-cheap steps.
+An adversary that starts from random weights, on reconstructions that keep changing, can stay at
+chance. With a fixed predictor, on slices that are reconstructed once, it learns to see banding
+within a few hundred cheap steps.
 """
 
 import logging
@@ -98,8 +98,8 @@ def _train_adversary(
     """One step of the adversary on pairs from the store; returns the metrics."""
     assert players.objective is not None and players.adversary is not None
     assert players.adversary_optimizer is not None
-    size = store.pairs[int(torch.randint(len(store.pairs), ()))]
-    images, rotated = store.draw(PAIRS, like=size.to(device))
+    example = store.pairs[int(torch.randint(len(store.pairs), ()))]
+    images, rotated = store.draw(PAIRS, like=example.to(device))
     losses = players.objective.adversary_loss_upright(images, rotated, penalty_weight)
     if not finite(losses.loss):
         raise FloatingPointError(

@@ -53,7 +53,7 @@ class ResidualClassifier(nn.Module):
         pool: kind and size of the pooling between stages; None: there is one stage.
         pool_last: pool after the last stage, too.
         normalize_input: instance norm (without epsilon) of the input's channels.
-        cell: a logit for each square of so many of the last stage's pixels; None: for the image.
+        cell: side, in the last stage's pixels, of a square with a logit; None: one for the image.
     """
 
     def __init__(

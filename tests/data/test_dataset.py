@@ -462,13 +462,6 @@ def test_label_is_known_without_reading(four_volumes: list[Path]) -> None:
         assert {source.rotated(draw) for draw in draws} == {bool(probability)}
 
 
-def test_with_rotation_changes_a_copy_and_nothing_but_the_orientation(oblong: Path) -> None:
-    source = dataset(oblong)
-    turned = source.with_rotation(1)
-    assert (source[1].rotated, turned[1].rotated) == (False, True)
-    assert_equal(turned[1], dataset(oblong, rotate_probability=1)[1])
-
-
 # Faults
 
 

@@ -16,7 +16,7 @@ from banding_removal.data.filters import VolumeFilter
 from banding_removal.data.index import index_folder
 from banding_removal.data.volume import Volume, VolumeError, read_volume
 from banding_removal.errors import ConfigError
-from banding_removal.runs.build import make_datasets
+from banding_removal.runs.datasets import make_datasets
 from tests.support.fastmri_files import HEADER, write_volume
 from tests.support.odd_files import SIZE, header, odd_volume, phantom_kspace, rss_image
 

@@ -148,5 +148,5 @@ def test_a_comparison_of_nothing_says_what_to_write(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="name one set"):
         compare(CompareSettings(output=tmp_path))
     for wrong in ({"rows": 0}, {"dither": -1.0}, {"most_volumes": 0}):
-        with pytest.raises(ConfigError, match="must be positive"):
+        with pytest.raises(ConfigError, match="must be above 0"):
             CompareSettings(**wrong)

@@ -23,6 +23,7 @@ from banding_removal.evaluation.evaluate import Evaluation, evaluate
 from banding_removal.evaluation.figure import draw
 from banding_removal.evaluation.image_sets import ImageSet, path_set, reference_volumes
 from banding_removal.evaluation.report import claim_output, write_report
+from banding_removal.evaluation.sets_settings import choose_volumes
 from banding_removal.evaluation.settings import EvaluateSettings, evaluate_files
 from banding_removal.evaluation.table import markdown
 from banding_removal.metrics.banding import banding_of_slice
@@ -408,13 +409,13 @@ def test_written_files_parse_and_agree(tmp_path: Path, files: list[Volume]) -> N
     content = json.loads(text, parse_constant=refuse)
     first, second = content["sets"]
     for name, metric in evaluation.sets[0].overall.metrics.items():
-        written = first["overall"]["figures"][name]
+        written = first["overall"]["metrics"][name]
         if math.isnan(metric.value):
             assert written["value"] is None
             assert written["reason"]
         else:
             assert written["value"] == metric.value
-    assert second["overall"]["figures"]["low_signal.auc"]["reason"] == "not made (9 slices)"
+    assert second["overall"]["metrics"]["low_signal.auc"]["reason"] == "not made (9 slices)"
     assert second["overall"]["measured"]["low_signal"]["reasons"] == {"not made": 9}
 
     with (tmp_path / "out" / "slices.csv").open() as file:
@@ -422,22 +423,22 @@ def test_written_files_parse_and_agree(tmp_path: Path, files: list[Volume]) -> N
     assert len(rows) == 2 * 9
     contributions = [float(r["low_signal.contribution"]) for r in rows if r["set"] == "streaky"]
     assert np.mean(contributions) == pytest.approx(
-        first["overall"]["figures"]["low_signal.contribution"]["value"]
+        first["overall"]["metrics"]["low_signal.contribution"]["value"]
     )
     powers = [float(r["low_signal.power"]) for r in rows if r["set"] == "streaky"]
     assert 100 * math.sqrt(np.mean(powers)) == pytest.approx(
-        first["overall"]["figures"]["low_signal.signed_excess"]["value"]
+        first["overall"]["metrics"]["low_signal.signed_excess"]["value"]
     )
     assert {r["low_signal.contribution"] for r in rows if r["set"] == "a|b"} == {""}
     assert {r["low_signal.reason"] for r in rows if r["set"] == "a|b"} == {"not made"}
     with (tmp_path / "out" / "volumes.csv").open() as file:
         volumes = list(csv.DictReader(file))
     ssims = [float(r["ssim"]) for r in volumes if r["set"] == "streaky"]
-    assert np.mean(ssims) == pytest.approx(first["overall"]["figures"]["ssim"]["value"])
+    assert np.mean(ssims) == pytest.approx(first["overall"]["metrics"]["ssim"]["value"])
     assert [r["acquisition"] for r in volumes[:3]] == [file.acquisition for file in files]
 
     row = next(line for line in table.splitlines() if line.startswith("| streaky"))
-    assert f"{first['overall']['figures']['ssim']['value']:.4f} [" in row
+    assert f"{first['overall']['metrics']['ssim']['value']:.4f} [" in row
     assert "| a\\|b" in table
     lines = [line for line in table.splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in lines)
@@ -554,7 +555,8 @@ def test_words_choose_volumes_and_slices(tmp_path: Path, files: list[Volume]) ->
 
 
 def test_every_setting_of_the_evaluation_is_read() -> None:
-    source = Path(evaluate_files.__code__.co_filename).read_text()
+    sources = [Path(f.__code__.co_filename).read_text() for f in (evaluate_files, choose_volumes)]
+    source = "\n".join(sources)
     for field in fields(EvaluateSettings):
         assert f"settings.{field.name}" in source, field.name
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -9,9 +10,8 @@ from banding_removal.config.settings import Settings
 from banding_removal.data.masks import MaskSampler
 from banding_removal.data.volume import VolumeError, read_volume
 from banding_removal.errors import ConfigError
-from banding_removal.evaluation.comparison import CompareSettings
 from banding_removal.evaluation.image_sets import path_set
-from banding_removal.evaluation.settings import EvaluateSettings, choose_volumes
+from banding_removal.evaluation.sets_settings import SetsSettings, choose_volumes
 from banding_removal.evaluation.show_banding import ShowSettings, show
 from banding_removal.metrics.slice_pair import SlicePair
 from tests.support.fastmri_files import write_volume
@@ -68,17 +68,17 @@ def test_reconstructions_may_have_a_channel_and_hidden_files_beside_them(tmp_pat
     assert torch.equal(next(iter(found.slices)).along_x, torch.from_numpy(images[1, 0]))
 
 
-@pytest.mark.parametrize("kind", [EvaluateSettings, CompareSettings])
 def test_evaluation_leaves_bad_volumes_out_if_it_may(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: type[EvaluateSettings | CompareSettings]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "data"
     write_volume(folder / "good.h5")
     write_volume(folder / "no_target.h5", with_target=False)
     (folder / "text.h5").write_text("no HDF5 file")
+    settings = SetsSettings(sets={"a": tmp_path}, volumes=folder, logs=tmp_path)
     with pytest.raises(VolumeError, match=r"text\.h5"):
-        choose_volumes(kind(volumes=folder, logs=tmp_path))
-    files = choose_volumes(kind(volumes=folder, logs=tmp_path, skip_bad_volumes=True))
+        choose_volumes(settings)
+    files = choose_volumes(replace(settings, skip_bad_volumes=True))
     assert [file.name for file in files] == ["good.h5"]
     assert "text.h5" in caplog.text and "no_target.h5: has no target" in caplog.text
 

@@ -1,4 +1,4 @@
-"""Faults are done to training runs; the table says which are survived, and what they cost.
+"""Injects faults into training runs; the table says which are survived, and what they cost.
 
     make faults
     python -m tests.faults

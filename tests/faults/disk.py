@@ -98,7 +98,7 @@ def _umount(*words: str) -> None:
 
 WRITES: dict[str, tuple[str, ...]] = {
     "a checkpoint": ("log_every=100000",),
-    "figures": ("log_every=1", "checkpoint_every=null"),
+    "metrics": ("log_every=1", "checkpoint_every=null"),
     "log and curves": ("log_every=100000", "checkpoint_every=null"),
     "a grid": ("log_every=100000", "checkpoint_every=null", "grid_slices=4"),
     "the index": (),

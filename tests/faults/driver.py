@@ -55,11 +55,11 @@ def _spoil(kind: str, number: int) -> None:
             return 1000 * loss, similarity
         return loss, similarity
 
-    def calmed(self: safeguard.Safeguard, *, to_validated: bool = False) -> dict[str, Any]:
+    def calmed(self: safeguard.Safeguard, *, to_validated: bool = False) -> None:
         nonlocal calls
         if kind == "explodes":
             calls = -(10**9)
-        return back(self, to_validated=to_validated)
+        back(self, to_validated=to_validated)
 
     safeguard.EARLY = 2  # toy epochs are shorter than what else is early
     step.reconstruction_loss = spoilt  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Whether a run that was harmed ends as one that was not: its weights, metrics and files."""
+"""Whether a run with a fault ends like one without: its weights, metrics and files."""
 
 import shutil
 import zlib
@@ -8,7 +8,7 @@ import torch
 
 from banding_removal.data.phantom.files import write_dataset
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
-from banding_removal.runs.log import read_rows
+from banding_removal.runs.metrics_file import read_rows
 from tests.faults.job import Job
 from tests.faults.toy import EVERY, PHANTOM, Toy, expect
 
@@ -66,7 +66,7 @@ def expect_same_end(toy: Toy, other: Toy) -> None:
         for key, value in mine.items():
             expect(torch.equal(value, its[key]), f"{key} differs")
     steps = [row["step"] for row in read_rows(toy.run / "metrics.jsonl") if row["kind"] == "train"]
-    expect(steps == [*range(1, a.step + 1)], f"figures of steps {steps}")
+    expect(steps == [*range(1, a.step + 1)], f"metrics of steps {steps}")
     left = [path.name for path in toy.run.rglob(".*") if path.name != ".lock"]
     expect(not left, f"left behind: {left}")
 

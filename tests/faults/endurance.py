@@ -29,10 +29,10 @@ def soak(bench: Bench) -> Iterator[Try]:
         while job.process.poll() is None:
             step, pids = toy.step(), job.trainers()
             try:
-                figures = process_figures(pids)
+                usage = process_usage(pids)
             except (FileNotFoundError, ProcessLookupError, KeyError):
                 break  # it has just ended
-            for key, value in figures.items():
+            for key, value in usage.items():
                 samples.setdefault(key, []).append((step / 1000, value))
             time.sleep(1)
         job.ends_with(0)
@@ -49,11 +49,11 @@ def soak(bench: Bench) -> Iterator[Try]:
 
 def epochs_with_workers(bench: Bench) -> Iterator[Try]:
     """Epochs with data loading workers: no process or shared memory is left at the end."""
-    segments = process_figures([])["segments"]
+    segments = process_usage([])["segments"]
     toy = bench.fresh("workers", epochs=3)
     with Job(toy, "workers=2", cold=True) as job:
         job.ends_with(0)  # which looks for processes that are left
-    expect(process_figures([])["segments"] <= segments, "shared memory is left")
+    expect(process_usage([])["segments"] <= segments, "shared memory is left")
     expect_same_end(toy, unharmed(toy))
     yield Try(fault="epochs with loading processes: what is left")
 
@@ -94,7 +94,7 @@ def slope(samples: Sequence[tuple[float, float]]) -> float:
     return sum((a - x) * (b - y) for a, b in samples) / spread if spread else 0.0
 
 
-def process_figures(pids: Sequence[int]) -> dict[str, float]:
+def process_usage(pids: Sequence[int]) -> dict[str, float]:
     """Memory (MB), open files and threads of processes; shared segments of the machine."""
     totals = {"rss_mb": 0.0, "files": 0.0, "threads": 0.0}
     for pid in pids:

@@ -47,11 +47,10 @@ from banding_removal.reconstruction.files import Origin, difference, differences
 from banding_removal.runs.checkpoint import (
     Checkpoint,
     load_checkpoint,
-    load_optimizer,
-    load_weights,
     random_state,
     save_checkpoint,
 )
+from banding_removal.runs.weights import load_optimizer, load_weights
 from tests.faults import mutations
 from tests.support.fastmri_files import write_volume
 
@@ -371,9 +370,9 @@ def fuzz(settings: FuzzSettings) -> Iterator[Row]:
 
 def line_of(row: Row) -> str:
     """A line of the table."""
-    figures = [f"{row.counts[end]:{len(title)}}" for end, title in ENDS.items()]
+    counts = [f"{row.counts[end]:{len(title)}}" for end, title in ENDS.items()]
     cases, memory = row.counts.total(), row.memory / 1e6
-    return f"{row.kind:25} | {cases:5} | {' | '.join(figures)} | {memory:16.0f}"
+    return f"{row.kind:25} | {cases:5} | {' | '.join(counts)} | {memory:16.0f}"
 
 
 def main(settings: FuzzSettings) -> None:

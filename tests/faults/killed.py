@@ -140,7 +140,7 @@ def rank_lost(bench: Bench) -> Iterator[Try]:
     """SIGKILL or SIGSTOP of one of two processes."""
     for number, words in (
         (signal.SIGKILL, r"rank {rank} \(process {pid}\) was ended by SIGKILL"),
-        (signal.SIGSTOP, r"rank {rank} \(process {pid} on .*\) has not been heard of for 15 s"),
+        (signal.SIGSTOP, r"rank {rank} \(process {pid} on .*\) has not responded for 15 s"),
     ):
         for rank in (0, 1):
             toy = bench.fresh("rank")

@@ -12,7 +12,7 @@ import h5py
 
 from banding_removal.data.phantom.files import write_dataset
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
-from banding_removal.runs.log import read_rows
+from banding_removal.runs.metrics_file import read_rows
 from tests.faults.bench import Bench, Try
 from tests.faults.disk import damage
 from tests.faults.ends import lost_steps, same_end
@@ -46,7 +46,7 @@ def fails_once(bench: Bench, names: Sequence[str] = tuple(FAILURES)) -> Iterator
         expect(re.search(words, event["why"]) is not None, f"the event says {event['why']}")
         expect("Rollback 1 of 5" in toy.log, "the log does not say so")
         rows = [row for row in read_rows(toy.run / "metrics.jsonl") if row["kind"] == "rollback"]
-        expect(len(rows) >= 1, "the figures do not say so")
+        expect(len(rows) >= 1, "the metrics do not say so")
         undone = event["step"] - event["back_to"]
         expect(undone <= 2 * EVERY, f"{undone} steps were undone")
         yield Try(fault=name, lost=undone)

@@ -1,4 +1,4 @@
-"""Faults done to real runs: the quick part of `make faults`."""
+"""Faults injected into real runs: the quick part of `make faults`."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -65,7 +65,7 @@ def test_a_second_ctrl_c_ends_in_the_middle_of_a_write(bench_of: Callable[..., B
 
 
 @needs_a_disk
-@pytest.mark.parametrize("what", ["a checkpoint", "figures", "log and curves"])
+@pytest.mark.parametrize("what", ["a checkpoint", "metrics", "log and curves"])
 def test_a_full_disk_ends_a_run_which_goes_on_when_there_is_room(
     bench_of: Callable[..., Bench], what: str
 ) -> None:

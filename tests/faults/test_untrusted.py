@@ -23,12 +23,12 @@ from banding_removal.errors import CheckpointError, ConfigError
 from banding_removal.runs.checkpoint import (
     Checkpoint,
     load_checkpoint,
-    load_optimizer,
     restore_random_state,
     save_checkpoint,
 )
 from banding_removal.runs.folder import latest_run
 from banding_removal.runs.safe_load import RefusedError, fits, load_plain
+from banding_removal.runs.weights import load_optimizer
 from banding_removal.training.loop import train
 from tests.faults.bounds import memory_below
 from tests.support.checkpoints import Exploit, checkpoint_of, tiny_predictor

@@ -187,7 +187,7 @@ def test_a_run_goes_on_without_a_volume_that_stays_away_and_says_so(
     folder = train(settings)
     assert folder == settings.logs / "toy"
     text = (folder / "log.txt").read_text()
-    assert "other training volumes than at the checkpoint: 0 new, 1 missing" in text
+    assert "the training volumes are not those of the checkpoint: 0 new, 1 missing" in text
     assert text.rstrip().endswith("the run is complete")
 
 

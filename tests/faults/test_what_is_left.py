@@ -18,8 +18,9 @@ from banding_removal.errors import RunInUseError
 from banding_removal.model.predictor import Predictor
 from banding_removal.processes.signals import StopRequest
 from banding_removal.runs.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
-from banding_removal.runs.folder import RunLock
-from banding_removal.runs.log import MetricsWriter, ending_of, logging_to, read_records, read_rows
+from banding_removal.runs.lock import RunLock
+from banding_removal.runs.log import ending_of, logging_to, read_records
+from banding_removal.runs.metrics_file import MetricsWriter, read_rows
 from banding_removal.runs.resume import decide_start
 from banding_removal.runs.status import status
 from banding_removal.training.loading import batches_of
@@ -101,7 +102,7 @@ def test_a_folder_in_which_nothing_was_saved_is_reused(settings: Settings) -> No
         lock.take(folder)
     assert train(replace(settings, epochs=1)) == folder
     for checkpoint in list_checkpoints(folder):
-        checkpoint.unlink()  # by somebody who wants the room: its figures are worth keeping
+        checkpoint.unlink()  # by somebody who wants the room: its metrics are worth keeping
     assert train(replace(settings, epochs=1)).name == "toy_2"
 
 

@@ -10,7 +10,7 @@ from banding_removal.config.settings import REPOSITORY
 from banding_removal.data.phantom.spec import DEMO
 from banding_removal.errors import CheckpointError
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
-from banding_removal.runs.log import read_rows
+from banding_removal.runs.metrics_file import read_rows
 
 EVERY = 5  # steps between checkpoints
 

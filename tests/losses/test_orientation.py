@@ -2,12 +2,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from banding_removal.losses.orientation import (
-    Change,
-    OrientationObjective,
-    adversary_input,
-    upright,
-)
+from banding_removal.losses.adversary_input import Change, adversary_input, upright
+from banding_removal.losses.orientation import OrientationObjective
 from banding_removal.model.classifiers import ARCHITECTURES, Architecture, build_adversary
 
 

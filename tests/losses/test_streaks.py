@@ -12,11 +12,12 @@ from banding_removal.data.dataset import Draw
 from banding_removal.data.operators import crop_to_smaller
 from banding_removal.data.phantom.files import write_dataset
 from banding_removal.data.phantom.spec import DEMO
-from banding_removal.losses.orientation import OrientationObjective, only_streaks
+from banding_removal.losses.adversary_input import only_streaks
+from banding_removal.losses.orientation import OrientationObjective
 from banding_removal.losses.reconstruction import reconstruction_loss
 from banding_removal.losses.streaks import ROUNDED, streak_term
 from banding_removal.model.classifiers import build_adversary
-from banding_removal.runs.build import make_datasets
+from banding_removal.runs.datasets import make_datasets
 from banding_removal.training.players import make_players
 from banding_removal.training.schedule import settings_of_step
 from banding_removal.training.step import predictor_step

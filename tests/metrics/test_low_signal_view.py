@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from banding_removal.losses.orientation import OrientationObjective, adversary_input
+from banding_removal.losses.adversary_input import adversary_input
+from banding_removal.losses.orientation import OrientationObjective
 from banding_removal.metrics.low_signal_view import low_signal_view
 from banding_removal.model.classifiers import build_adversary
 

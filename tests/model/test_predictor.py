@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from banding_removal.data.operators import rss, to_image
-from banding_removal.model.predictor import Predictor, center_columns
+from banding_removal.model.predictor import Predictor
+from banding_removal.model.sensitivity import center_columns
 from banding_removal.model.unet import ComplexUNet, UNet
 
 

@@ -1,7 +1,6 @@
 """The run page in Debian's Chromium, opened from the disk, as a reader uses it."""
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
@@ -19,14 +18,10 @@ from banding_removal.metrics.low_signal_view import low_signal_view
 from banding_removal.pictures.image_code import STEPS, decode
 from banding_removal.pictures.kept_slices import read_slices
 from banding_removal.pictures.run_page import NAME, PageWriter, ShownRun, write_run_page
+from tests.support.browser import Browser, chromium, needs_chromium, visit
 from tests.support.pages import HISTORY, write_run
 
-CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER),
-    reason="no Chromium: apt-get install chromium chromium-driver",
-)
-Browser = webdriver.Chrome
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -37,31 +32,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
-    yield browser
-    browser.quit()
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with chromium(tmp_path_factory.mktemp("downloads")) as one:
+        yield one
 
 
 @pytest.fixture
-def page(chromium: Browser, folder: Path) -> Iterator[Browser]:
-    open_page(chromium, folder / NAME)
-    yield chromium
-    assert chromium.get_log("browser") == []  # no errors, nothing refused
+def page(browser: Browser, folder: Path) -> Iterator[Browser]:
+    open_page(browser, folder / NAME)
+    yield browser
+    assert browser.get_log("browser") == []  # no errors, nothing refused
 
 
 def open_page(browser: Browser, path: Path, width: int = 1280, height: int = 800) -> None:
-    browser.get("about:blank")
-    browser.get_log("browser")
-    browser.get_log("performance")
-    screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-    browser.get(path.as_uri())
+    visit(browser, path, width, height)
     until(lambda: browser.execute_script("return drawn.length > 0"))
 
 
@@ -219,7 +203,7 @@ def test_zoom_and_pan_stay_when_one_flips_and_after_a_reload(page: Browser) -> N
     assert state(page, "center") == center and state(page, "epoch") == 2
     press(page, "0")
     assert state(page, "center") == [0.5, 0.5] and state(page, "zoom") == 1
-    origin = webdriver.common.actions.wheel_input.ScrollOrigin.from_element(canvas_of(page))
+    origin = ScrollOrigin.from_element(canvas_of(page))
     ActionChains(page).scroll_from_origin(origin, 0, -200).perform()
     assert state(page, "zoom") > 1.3
 
@@ -326,75 +310,75 @@ def test_the_error_says_what_its_greys_mean(page: Browser) -> None:
     assert "black -8.7 %, white +8.7 %" in captions(page)[0]
 
 
-def test_the_images_before_stage_2_are_the_first(chromium: Browser, tmp_path: Path) -> None:
+def test_the_images_before_stage_2_are_the_first(browser: Browser, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", epochs=[0, 2], slices=2)
     PageWriter(folder, Settings()).write(HISTORY, {"banding": 2.5})
-    open_page(chromium, folder / NAME)
-    press(chromium, Keys.HOME)
-    assert captions(chromium)[0].startswith("before stage 2 · phase encode along x")
-    assert chromium.find_element(By.ID, "epoch-text").text == "before stage 2"
-    press(chromium, "b")
-    press(chromium, "e", "b")
-    assert "before stage 2" in captions(chromium)[0]
-    assert chromium.get_log("browser") == []
+    open_page(browser, folder / NAME)
+    press(browser, Keys.HOME)
+    assert captions(browser)[0].startswith("before stage 2 · phase encode along x")
+    assert browser.find_element(By.ID, "epoch-text").text == "before stage 2"
+    press(browser, "b")
+    press(browser, "e", "b")
+    assert "before stage 2" in captions(browser)[0]
+    assert browser.get_log("browser") == []
 
 
 def test_a_run_without_slices_has_a_page_without_their_controls(
-    chromium: Browser, tmp_path: Path
+    browser: Browser, tmp_path: Path
 ) -> None:
     folder = write_run(tmp_path / "run", epochs=[])
     older = {"lr": 0.5}  # without the other settings
     write_run_page(folder / NAME, [ShownRun(folder, older, HISTORY, False)])
-    chromium.get((folder / NAME).as_uri())
-    chromium.get_log("browser")
-    assert "No slices are kept" in chromium.find_element(By.ID, "viewer").text
-    assert not chromium.find_element(By.ID, "play").is_displayed()
-    press(chromium, Keys.ARROW_LEFT, "t", "b", " ")
-    assert chromium.find_elements(By.CLASS_NAME, "plot")
-    changed = chromium.find_element(By.CSS_SELECTOR, "#settings tbody").text
+    browser.get((folder / NAME).as_uri())
+    browser.get_log("browser")
+    assert "No slices are kept" in browser.find_element(By.ID, "viewer").text
+    assert not browser.find_element(By.ID, "play").is_displayed()
+    press(browser, Keys.ARROW_LEFT, "t", "b", " ")
+    assert browser.find_elements(By.CLASS_NAME, "plot")
+    changed = browser.find_element(By.CSS_SELECTOR, "#settings tbody").text
     assert changed.split() == ["lr", "0.5", "0.0003"]
-    assert chromium.get_log("browser") == []
+    assert browser.get_log("browser") == []
 
 
-def test_a_phones_width_shows_everything(chromium: Browser, folder: Path) -> None:
-    open_page(chromium, folder / NAME, width=390, height=844)
-    assert chromium.execute_script("return document.documentElement.scrollWidth") <= 390
+def test_a_phones_width_shows_everything(browser: Browser, folder: Path) -> None:
+    open_page(browser, folder / NAME, width=390, height=844)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
     script = """return [...document.querySelectorAll("button, select, input, canvas.pane")]
         .filter((one) => one.offsetParent)
         .map((one) => [one.outerHTML, one.getBoundingClientRect()])
         .filter(([, box]) => box.left < 0 || box.right > 390 || box.width < 24)
         .map(([text]) => text)"""
-    assert chromium.execute_script(script) == []
+    assert browser.execute_script(script) == []
     clipped = """return [...document.querySelectorAll("button")]
         .filter((one) => one.scrollWidth > one.clientWidth + 1).map((one) => one.textContent)"""
-    assert chromium.execute_script(clipped) == []
-    canvas = canvas_of(chromium)
+    assert browser.execute_script(clipped) == []
+    canvas = canvas_of(browser)
     touch = {"x": canvas.rect["x"] + 100, "y": canvas.rect["y"] + 100}
-    chromium.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
     send = "Input.dispatchTouchEvent"
-    chromium.execute_cdp_cmd(send, {"type": "touchStart", "touchPoints": [touch]})
+    browser.execute_cdp_cmd(send, {"type": "touchStart", "touchPoints": [touch]})
     moved = {**touch, "x": touch["x"] + 80}
-    chromium.execute_cdp_cmd(send, {"type": "touchMove", "touchPoints": [moved]})
-    chromium.execute_cdp_cmd(send, {"type": "touchEnd", "touchPoints": []})
-    chromium.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
-    low, high = state(chromium, "windows.grey")
+    browser.execute_cdp_cmd(send, {"type": "touchMove", "touchPoints": [moved]})
+    browser.execute_cdp_cmd(send, {"type": "touchEnd", "touchPoints": []})
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
+    low, high = state(browser, "windows.grey")
     assert high - low > 1.2
-    assert chromium.get_log("browser") == []
+    assert browser.get_log("browser") == []
 
 
-def test_several_runs_are_linked(chromium: Browser, folder: Path, tmp_path: Path) -> None:
+def test_several_runs_are_linked(browser: Browser, folder: Path, tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", epochs=[2], slices=2)
     runs = [ShownRun(path, {"lr": lr}, HISTORY, False) for path, lr in ((folder, 1), (other, 2))]
     write_run_page(tmp_path / "both.html", runs)
-    open_page(chromium, tmp_path / "both.html")
-    assert [text[:18] for text in captions(chromium)] == [
+    open_page(browser, tmp_path / "both.html")
+    assert [text[:18] for text in captions(browser)] == [
         "a run · epoch 3 · ",
         "other · epoch 2 · ",
     ]
-    press(chromium, Keys.ARROW_DOWN)
-    assert "does not show this slice" in captions(chromium)[1]
-    press(chromium, Keys.ARROW_UP, "+", "l")
-    first, second = chromium.find_elements(By.CSS_SELECTOR, "canvas.pane")
+    press(browser, Keys.ARROW_DOWN)
+    assert "does not show this slice" in captions(browser)[1]
+    press(browser, Keys.ARROW_UP, "+", "l")
+    first, second = browser.find_elements(By.CSS_SELECTOR, "canvas.pane")
     assert first.size == second.size
-    assert "other: val_loss" in chromium.find_element(By.ID, "curves").text
-    assert chromium.get_log("browser") == []
+    assert "other: val_loss" in browser.find_element(By.ID, "curves").text
+    assert browser.get_log("browser") == []

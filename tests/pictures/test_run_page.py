@@ -12,7 +12,8 @@ from banding_removal.errors import ConfigError
 from banding_removal.pictures.page_content import curves, events, step_curves, with_start
 from banding_removal.pictures.run_page import NAME, PageSettings, PageWriter, page_of_runs
 from banding_removal.runs.checkpoint import save_checkpoint
-from banding_removal.runs.log import METRICS, read_records, spread_rows
+from banding_removal.runs.log import read_records
+from banding_removal.runs.metrics_file import METRICS, spread_rows
 from tests.support.checkpoints import checkpoint_of, tiny_predictor
 from tests.support.pages import HISTORY, banded_slice, write_run
 

@@ -151,7 +151,7 @@ def test_a_run_that_is_going_on_is_left_alone(
             launch(train, settings)
     monkeypatch.setattr("banding_removal.runs.resume.PATIENCE_S", 0.0)
     hold = (
-        "import sys, pathlib; from banding_removal.runs.folder import RunLock; lock = RunLock();"
+        "import sys, pathlib; from banding_removal.runs.lock import RunLock; lock = RunLock();"
         "lock.take(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", hold, str(settings.logs / "toy")]

@@ -33,7 +33,7 @@ def beat():
 
 threading.Thread(target=beat, daemon=True).start()
 store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-with stop.on_signals(), ending_waits(stop, others), stop.while_doing(Doing.HEEDING):
+with stop.on_signals(), ending_waits(stop, others), stop.while_doing(Doing.WORKING):
     with stop.while_doing(doing):
         time.sleep(0.5)
         print("waiting", flush=True)
@@ -72,7 +72,7 @@ def test_sigterm_ends_a_collective_that_nobody_completes_within_five_seconds() -
 
 
 def test_sigterm_ends_a_wait_for_loading_processes_whatever_the_others_do() -> None:
-    code, _, err, seconds = waiting("loading", "heeding", 60)
+    code, _, err, seconds = waiting("loading", "working", 60)
     assert code == 75
     assert "while waiting in vain for loading processes" in err
     assert seconds < 3
@@ -91,36 +91,36 @@ def asked(doing: Doing, seconds: float) -> StopRequest:
 
 def test_what_waits_in_vain_and_what_does_not() -> None:
     alone, others, long = Others(), Others(), 1000.0
-    for doing in (Doing.STARTING, Doing.HEEDING, Doing.SAVING):
+    for doing in (Doing.STARTING, Doing.WORKING, Doing.SAVING):
         assert not waits_in_vain(asked(doing, long), alone)
     assert waits_in_vain(asked(Doing.LOADING, long), alone)
     assert not waits_in_vain(asked(Doing.LOADING, 0.1), alone)  # a batch may come yet
     assert waits_in_vain(asked(Doing.EXCHANGING, long), alone)
     for doing, vain in (
-        *((Doing.HEEDING, False), (Doing.SAVING, False)),
+        *((Doing.WORKING, False), (Doing.SAVING, False)),
         *((Doing.STARTING, True), (Doing.LOADING, True), (Doing.EXCHANGING, True)),
     ):
         others.heard = {1: (doing, time.monotonic()), 2: (Doing.EXCHANGING, time.monotonic())}
         assert bool(waits_in_vain(asked(Doing.EXCHANGING, long), others)) == vain
-        assert not waits_in_vain(asked(Doing.HEEDING, long), others)
+        assert not waits_in_vain(asked(Doing.WORKING, long), others)
 
 
 def test_a_process_that_is_silent_ends_all_but_the_writing_of_a_checkpoint() -> None:
     others = Others()
-    others.heard = {1: (Doing.HEEDING, time.monotonic() - stuck.SILENT_S - 1)}
+    others.heard = {1: (Doing.WORKING, time.monotonic() - stuck.SILENT_S - 1)}
     others.names = {1: "process 7 on a"}
-    awaited = "rank 1 (process 7 on a), which is not heard of any more"
-    assert waits_in_vain(asked(Doing.HEEDING, 1000), others) == awaited
+    awaited = "rank 1 (process 7 on a), which no longer responds"
+    assert waits_in_vain(asked(Doing.WORKING, 1000), others) == awaited
     assert waits_in_vain(asked(Doing.EXCHANGING, 0), others)
     assert not waits_in_vain(asked(Doing.SAVING, 1000), others)
 
 
 def test_what_the_main_thread_does_is_nested() -> None:
     stop, seen = StopRequest(), []
-    with stop.while_doing(Doing.HEEDING):
+    with stop.while_doing(Doing.WORKING):
         seen.append(stop.doing)
         with stop.while_doing(Doing.SAVING):
             seen.append(stop.doing)
         seen.append(stop.doing)
-    assert seen == [Doing.HEEDING, Doing.SAVING, Doing.HEEDING]
-    assert (stop.doing, stop.has_heeded) == (Doing.STARTING, True)
+    assert seen == [Doing.WORKING, Doing.SAVING, Doing.WORKING]
+    assert (stop.doing, stop.has_worked) == (Doing.STARTING, True)

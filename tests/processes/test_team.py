@@ -12,8 +12,8 @@ from banding_removal.config.settings import Settings
 from banding_removal.data.sampler import shares_by_volume
 from banding_removal.processes.launch import launch
 from banding_removal.processes.team import Team
-from banding_removal.runs.build import make_datasets
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
+from banding_removal.runs.datasets import make_datasets
 from banding_removal.training.loop import train
 from tests.support import distributed_jobs as jobs
 from tests.support.fastmri_files import write_volume

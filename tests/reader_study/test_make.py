@@ -16,25 +16,9 @@ from banding_removal.reader_study import make
 from banding_removal.reader_study.blinding import arrange
 from banding_removal.reader_study.key import read_key
 from banding_removal.reader_study.make import make_study
-from banding_removal.reader_study.settings import MakeSettings
-from tests.support.studies import SIZE, SLICES, write_sets
+from tests.support.studies import SIZE, SLICES, settings_of, write_sets
 
 PIXELS = re.compile(r'id="pixels-([0-9a-f]+)-(\d)">([^<]*)<')
-
-
-def settings_of(folder: Path, **fields: Any) -> MakeSettings:
-    settings = MakeSettings(
-        sets={"pretrained": folder / "a", "trained $x$": folder / "b"},
-        volumes=folder / "volumes",
-        output=folder / "study",
-        logs=folder / "logs",
-        cases=5,
-        readers=2,
-        repeats=0.4,
-        low_anatomy=0.2,
-        device="cpu",
-    )
-    return replace(settings, **fields)
 
 
 def study_of(page: str) -> dict[str, Any]:

@@ -1,47 +1,31 @@
 """The page in a browser: Chromium and its driver, as Debian packages them."""
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from selenium.webdriver.common.action_chains import ActionChains
 
 from banding_removal.reader_study.blinding import Reader
 from banding_removal.reader_study.key import Key, read_key
 from banding_removal.reader_study.make import make_study
 from banding_removal.reader_study.ratings import read_ratings
 from banding_removal.reader_study.settings import Rating
-from tests.reader_study.test_make import settings_of
-from tests.support.studies import write_sets
+from tests.support.browser import Browser, chromium, needs_chromium, visit
+from tests.support.studies import settings_of, write_sets
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: requirements-dev.txt")
-Driver = Any
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="needs Debian's packages chromium and chromium-driver"
-)
+pytestmark = needs_chromium
 ENTER, SHIFT, RIGHT = "\ue007", "\ue008", "\ue014"
 PAINT = "requestAnimationFrame(() => requestAnimationFrame(arguments[0]))"
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(word)
-    options.add_experimental_option(
-        "prefs", {"download.default_directory": str(tmp_path_factory.mktemp("downloads"))}
-    )
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(executable_path=DRIVER)
-    driver = webdriver.Chrome(options=options, service=service)
-    yield driver
-    driver.quit()
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with chromium(tmp_path_factory.mktemp("downloads")) as one:
+        yield one
 
 
 def make(folder: Path, rating: Rating = "rank") -> Key:
@@ -49,9 +33,9 @@ def make(folder: Path, rating: Rating = "rank") -> Key:
     return read_key(folder / "study")
 
 
-def press(browser: Driver, keys: str, holding: str = "") -> None:
+def press(browser: Browser, keys: str, holding: str = "") -> None:
     """Press keys one after the other, whatever has the focus."""
-    actions = webdriver.ActionChains(browser)
+    actions = ActionChains(browser)
     if holding:
         actions.key_down(holding)
     actions.send_keys(keys)
@@ -60,26 +44,22 @@ def press(browser: Driver, keys: str, holding: str = "") -> None:
     actions.perform()
 
 
-def open_page(browser: Driver, path: Path, size: tuple[int, int] = (1280, 800)) -> None:
-    metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    browser.get_log("browser")
-    browser.get_log("performance")
-    browser.get(path.as_uri())
+def open_page(browser: Browser, path: Path, size: tuple[int, int] = (1280, 800)) -> None:
+    visit(browser, path, *size)
     press(browser, ENTER)  # Start has the focus
 
 
-def text_of(browser: Driver, name: str) -> str:
+def text_of(browser: Browser, name: str) -> str:
     return str(browser.find_element("id", name).text)
 
 
-def rate_case(browser: Driver, reader: Reader, number: int) -> None:
+def rate_case(browser: Browser, reader: Reader, number: int) -> None:
     """Set 0 is better, except by `noise`: equal."""
     better, worse = ("1", "2") if reader.views[number].sets == (0, 1) else ("2", "1")
     press(browser, better + worse + better + worse + "11" + better + worse)
 
 
-def saved_file(browser: Driver, folder: Path) -> Path:
+def saved_file(browser: Browser, folder: Path) -> Path:
     browser.execute_cdp_cmd(
         "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)}
     )
@@ -93,7 +73,7 @@ def saved_file(browser: Driver, folder: Path) -> Path:
 
 
 def test_a_study_is_rated_with_keys_alone_reloaded_half_way_and_scored(
-    browser: Driver, tmp_path: Path
+    browser: Browser, tmp_path: Path
 ) -> None:
     key = make(tmp_path)
     page, reader = tmp_path / "study" / "reader_1.html", key.readers[0]
@@ -133,7 +113,7 @@ def test_a_study_is_rated_with_keys_alone_reloaded_half_way_and_scored(
 
 
 def test_the_other_readers_page_has_its_own_progress_and_buttons_work(
-    browser: Driver, tmp_path: Path
+    browser: Browser, tmp_path: Path
 ) -> None:
     make(tmp_path, rating="score")
     open_page(browser, tmp_path / "study" / "reader_1.html")
@@ -152,7 +132,7 @@ def test_the_other_readers_page_has_its_own_progress_and_buttons_work(
     assert all(values == [3, 3] for values in stored.values())
 
 
-def shown_greys(browser: Driver) -> list[int]:
+def shown_greys(browser: Browser) -> list[int]:
     """Grey values of the image A, as large as the file's."""
     browser.execute_async_script(PAINT)
     pixels = browser.execute_script(
@@ -164,7 +144,7 @@ def shown_greys(browser: Driver) -> list[int]:
 
 
 def test_window_and_zoom_act_on_all_images_and_16_bits_show_no_steps(
-    browser: Driver, tmp_path: Path
+    browser: Browser, tmp_path: Path
 ) -> None:
     make(tmp_path)
     open_page(browser, tmp_path / "study" / "reader_1.html")
@@ -192,7 +172,7 @@ def test_window_and_zoom_act_on_all_images_and_16_bits_show_no_steps(
 
 
 @pytest.mark.parametrize("size", [(1280, 800), (390, 844)])
-def test_the_page_fits_the_screen(browser: Driver, tmp_path: Path, size: tuple[int, int]) -> None:
+def test_the_page_fits_the_screen(browser: Browser, tmp_path: Path, size: tuple[int, int]) -> None:
     make(tmp_path)
     open_page(browser, tmp_path / "study" / "reader_1.html", size)
     widest, height = browser.execute_script(
@@ -208,7 +188,7 @@ def test_the_page_fits_the_screen(browser: Driver, tmp_path: Path, size: tuple[i
     assert min(canvas["width"], canvas["height"]) > 180
 
 
-def test_a_browser_that_keeps_nothing_says_so(browser: Driver, tmp_path: Path) -> None:
+def test_a_browser_that_keeps_nothing_says_so(browser: Browser, tmp_path: Path) -> None:
     make(tmp_path)
     open_page(browser, tmp_path / "study" / "reader_1.html")
     browser.execute_script("Storage.prototype.setItem = () => { throw new Error('full'); }")

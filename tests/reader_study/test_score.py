@@ -16,8 +16,7 @@ from banding_removal.reader_study.report import write_results
 from banding_removal.reader_study.score import score_files
 from banding_removal.reader_study.settings import ScoreSettings
 from scripts import reader_study as script
-from tests.reader_study.test_make import settings_of
-from tests.support.studies import answers, write_json, write_sets
+from tests.support.studies import answers, settings_of, write_json, write_sets
 
 Change = Callable[[dict[str, Any]], Any]
 

@@ -476,7 +476,7 @@ def test_every_setting_of_a_reconstruction_is_read() -> None:
     for field in dataclasses.fields(ReconstructSettings):
         assert f"settings.{field.name}" in text
     for word in ("window=0", "nproc=0", "timeout_minutes=-1"):
-        with pytest.raises(ConfigError, match="must be positive"):
+        with pytest.raises(ConfigError, match="must be above 0"):
             from_words(ReconstructSettings(), [word])
 
 

@@ -17,10 +17,10 @@ from banding_removal.runs.checkpoint import (
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
-    load_weights,
     restore_random_state,
     save_checkpoint,
 )
+from banding_removal.runs.weights import load_weights
 from tests.support.checkpoints import Exploit, checkpoint_of, tiny_predictor
 
 

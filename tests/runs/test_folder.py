@@ -9,7 +9,8 @@ import pytest
 
 from banding_removal.config.settings import Settings
 from banding_removal.runs.checkpoint import find_checkpoint
-from banding_removal.runs.folder import RunLock, in_latest, new_run_folder, show_as_latest
+from banding_removal.runs.folder import in_latest, new_run_folder, show_as_latest
+from banding_removal.runs.lock import RunLock
 from banding_removal.runs.status import status
 from banding_removal.training.loop import train
 

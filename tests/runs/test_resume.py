@@ -15,7 +15,7 @@ from banding_removal.runs.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from banding_removal.runs.folder import RunLock
+from banding_removal.runs.lock import RunLock
 from banding_removal.runs.resume import completed_run, decide_start
 from banding_removal.training.loop import train
 from tests.support.old_settings import as_saved_before_renames

@@ -11,7 +11,7 @@ import pytest
 from banding_removal.config.settings import Settings
 from banding_removal.errors import ConfigError
 from banding_removal.processes.signals import Stopped
-from banding_removal.runs.folder import RunLock
+from banding_removal.runs.lock import LOCK
 from banding_removal.runs.status import status
 from banding_removal.training.loop import train
 from scripts import status as script
@@ -37,7 +37,7 @@ def test_a_running_run_is_reported_with_the_time_left(settings: Settings) -> Non
     half = [json.loads(row) | {"step_ms": 60_000} for row in train_rows[:5]]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in half))
     hold = "import sys, time; from pathlib import Path; "
-    hold += "from banding_removal.runs.folder import RunLock; "
+    hold += "from banding_removal.runs.lock import RunLock; "
     hold += "lock = RunLock(); lock.take(Path(sys.argv[1])); print('held', flush=True); "
     hold += "time.sleep(60)"
     command = [sys.executable, "-c", hold, str(folder)]
@@ -52,11 +52,15 @@ def test_a_running_run_is_reported_with_the_time_left(settings: Settings) -> Non
     assert "toy: running" not in status(folder)
 
 
-def test_status_does_not_lock_the_folder(settings: Settings) -> None:
-    folder = train(settings)
-    status(folder)
-    with RunLock() as lock:
-        lock.take(folder)
+def test_status_does_not_keep_the_folder_locked(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").touch()
+    (tmp_path / LOCK).touch()
+    assert "no metrics yet" in status(tmp_path)
+    # In another process: locks of one process do not exclude each other.
+    take = "import sys; from pathlib import Path; from banding_removal.runs.lock import RunLock; "
+    take += "RunLock().take(Path(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", take, str(tmp_path)], cwd=REPOSITORY, check=False)
+    assert done.returncode == 0
 
 
 def test_a_killed_run_is_reported_with_its_events(settings: Settings) -> None:

@@ -12,7 +12,7 @@ from banding_removal.data.batch import collate
 from banding_removal.data.dataset import Draw, SliceDataset
 from banding_removal.data.volume import VolumeError
 from banding_removal.processes.team import Team
-from banding_removal.runs.build import make_datasets
+from banding_removal.runs.datasets import make_datasets
 from banding_removal.training.players import Players, make_players
 from banding_removal.training.schedule import settings_of_step
 from banding_removal.training.step import train_step

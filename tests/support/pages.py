@@ -11,7 +11,7 @@ from banding_removal.metrics.image_quality import Quality
 from banding_removal.metrics.slice_pair import SlicePair
 from banding_removal.pictures.kept_slices import keep_slices
 from banding_removal.pictures.validation_grid import ValidatedSlice
-from banding_removal.runs.log import METRICS
+from banding_removal.runs.metrics_file import METRICS
 
 UNIT = 3e-4  # of the targets' maximum, as in fastMRI's files
 LOG = """\

@@ -1,6 +1,7 @@
 """Small reader studies: volumes, sets of images with known faults, and readers' answers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,26 @@ from banding_removal.evaluation.image_files import KEY
 from banding_removal.reader_study.key import Key
 from banding_removal.reader_study.page import FORMAT, RATINGS_KIND
 from banding_removal.reader_study.ratings import checksum
+from banding_removal.reader_study.settings import MakeSettings
 from tests.support.fastmri_files import write_volume
 
 SLICES = 3
 SIZE = 24
+
+
+def settings_of(folder: Path, **fields: Any) -> MakeSettings:
+    settings = MakeSettings(
+        sets={"pretrained": folder / "a", "trained $x$": folder / "b"},
+        volumes=folder / "volumes",
+        output=folder / "study",
+        logs=folder / "logs",
+        cases=5,
+        readers=2,
+        repeats=0.4,
+        low_anatomy=0.2,
+        device="cpu",
+    )
+    return replace(settings, **fields)
 
 
 def write_sets(folder: Path, names: tuple[str, ...] = ("a", "b"), volumes: int = 2) -> Path:

@@ -19,8 +19,8 @@ from banding_removal.errors import CheckpointError, ConfigError
 from banding_removal.model.classifiers import Architecture
 from banding_removal.pictures.kept_slices import read_slices
 from banding_removal.processes.team import Team
-from banding_removal.runs.build import make_datasets
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
+from banding_removal.runs.datasets import make_datasets
 from banding_removal.runs.log import early_records
 from banding_removal.training.loop import train
 from banding_removal.training.players import make_players
@@ -150,7 +150,7 @@ def test_a_resume_says_that_the_data_changed_and_that_nothing_is_left(settings: 
     (settings.data_path / "multicoil_train" / "file0.h5").unlink()
     train(replace(settings, epochs=1, resume=folder))
     text = (folder / "log.txt").read_text()
-    assert "other training volumes than at the checkpoint: 0 new, 1 missing" in text
+    assert "the training volumes are not those of the checkpoint: 0 new, 1 missing" in text
     assert "nothing is left to do" in text
 
 

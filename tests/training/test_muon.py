@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from banding_removal.config.settings import Settings
 from banding_removal.errors import CheckpointError
-from banding_removal.runs.checkpoint import load_optimizer
+from banding_removal.runs.weights import load_optimizer
 from banding_removal.training.loop import train
 from banding_removal.training.muon import ADAM_PART, MOMENTUM, Muon, orthogonal
 from tests.support.runs import assert_same_weights, read_metrics

@@ -16,7 +16,7 @@ from banding_removal.errors import ConfigError, RunFailedError
 from banding_removal.runs.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
 from banding_removal.training import loop, run, step
 from banding_removal.training.loop import train
-from banding_removal.training.safeguard import FailingRun, check_validation, warn_of_chance
+from banding_removal.training.safeguard import FailingRun, check_validation, warn_if_at_chance
 from banding_removal.training.schedule import StepSettings
 
 Loss = Callable[..., tuple[Tensor, Tensor]]
@@ -220,11 +220,11 @@ def test_a_run_that_went_back_resumes_as_gently(
 
 def test_an_adversary_at_chance_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    warn_of_chance({"accuracy": 0.9, "val_banding": 2.0})
-    warn_of_chance({"accuracy": 0.5, "val_banding": 0.1})
-    warn_of_chance({"train_loss": 0.1})
+    warn_if_at_chance({"accuracy": 0.9, "val_banding": 2.0})
+    warn_if_at_chance({"accuracy": 0.5, "val_banding": 0.1})
+    warn_if_at_chance({"train_loss": 0.1})
     assert not caplog.records
-    warn_of_chance({"accuracy": 0.5, "val_banding": 2.0})
+    warn_if_at_chance({"accuracy": 0.5, "val_banding": 2.0})
     assert "the adversary is at chance" in caplog.text
 
 

@@ -16,8 +16,8 @@ from banding_removal.errors import CheckpointError, ConfigError
 from banding_removal.pictures.kept_slices import read_slices
 from banding_removal.processes.team import Team
 from banding_removal.reconstruction.pairs import reconstruct_pairs
-from banding_removal.runs.build import make_datasets
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
+from banding_removal.runs.datasets import make_datasets
 from banding_removal.training.loading import make_loader
 from banding_removal.training.loop import train
 from banding_removal.training.players import make_players

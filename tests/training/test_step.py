@@ -14,7 +14,7 @@ from banding_removal.data.dataset import SliceDataset
 from banding_removal.data.operators import crop_to_smaller
 from banding_removal.data.sampler import EpochSampler
 from banding_removal.errors import CheckpointError
-from banding_removal.losses.orientation import upright
+from banding_removal.losses.adversary_input import upright
 from banding_removal.training.loading import make_loader
 from banding_removal.training.players import Players, make_players
 from banding_removal.training.replay import PairStore

@@ -69,7 +69,7 @@ RECIPES: dict[Recipe, dict[str, Any]] = {
     "paper": PAPER,
 }
 
-# The length and the learning rates of stage 2 as published.
+# The length and the learning rates of stage 2 as published, but never below `lr_min`.
 PUBLISHED: dict[str, Any] = {
     "epochs": 1000,
     "epoch_fraction": 0.2,

@@ -48,7 +48,7 @@ class CompareSettings(SetsSettings):
     blur: float = bounded(0.5, above=0)  # pixels, standard deviation
     rows: int = bounded(4, above=0)  # slices in the picture, four rows each
     window: float = bounded(0.25, above=0)  # white of the zooms, of the volume's largest value
-    probe: bool = False  # train classifiers: about a minute per set
+    probe: bool = False  # train classifiers: about two minutes per set
     output: Path = REPOSITORY / "logs" / "comparison"  # folder for comparison.png and comparison.md
 
 

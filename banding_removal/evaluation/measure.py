@@ -219,7 +219,7 @@ def warnings_of(sums: Mapping[str, VolumeSums]) -> Iterator[str]:
     if not all(1 / SCALE_TOLERANCE <= factor <= SCALE_TOLERANCE for factor in factors):
         low, high = min(factors[1:]), max(factors[1:])
         yield (
-            "the images are in another unit than the targets: a factor of "
+            "the images are in another unit than the targets, or poor: a factor of "
             f"{whole:.4g} ({low:.4g} to {high:.4g} by volume) brings them nearest; nothing was "
             "rescaled"
         )

@@ -19,7 +19,7 @@ class EvaluateSettings(SetsSettings):
     """What to evaluate."""
 
     output: Path = REPOSITORY / "logs" / "evaluation"
-    probe: bool = True  # train the classifiers of both probes: about two minutes a set
+    probe: bool = True  # train classifiers: about two minutes per set
     probe_steps: int = bounded(300, at_least=1)  # optimiser steps of each classifier
 
 

@@ -49,9 +49,11 @@ B, signed excess, along, across, AUC: banding in flat low-signal pixels, means o
 pair of orientations. Without banding, B and signed excess are 0, along and across are equal, and
 AUC is 0.5. A negative B or signed excess means over-corrected, which is as wrong as banding. No
 single metric is enough: noise lowers B, blur lowers the excess, texture across lowers both and
-raises `across`.
+raises `across`."""
+PROBE_NOTES = """\
 Probe: how often a newly trained classifier identifies the orientation of held-out images; 0.5
-without banding. Low signal: the same for a classifier that sees the dark texture alone.
+without banding. Low signal: the same for a classifier that sees the dark texture alone."""
+SINGLE_NOTES = """\
 Weaker, x alone: estimates of B and signed excess from phase encoding along x and the target;
 compare them with each other only."""
 
@@ -67,9 +69,11 @@ def markdown(evaluation: Evaluation) -> str:
     columns = _columns(sets)
     in_regions = REGION_COLUMNS + tuple((f"single.{name}", t, form) for name, t, form in single)
     by_set = [((s.name,), s.overall.metrics) for s in sets]
-    parts = [overview(evaluation), NOTES]
+    probed = any(not math.isnan(metrics["probe.auc"].value) for _, metrics in by_set)
+    notes = [NOTES, *([PROBE_NOTES] if probed else []), *([SINGLE_NOTES] if single else [])]
+    parts = [overview(evaluation), "\n".join(notes)]
     parts += ["## Regions", _table(("set", "region"), in_regions, list(_by_region(sets)))]
-    if any(not math.isnan(metrics["probe.auc"].value) for _, metrics in by_set):
+    if probed:
         parts += ["## Probe", _table(("set",), PROBE_COLUMNS, by_set)]
     for grouping in ("acquisition", "scanner"):
         rows = [

@@ -16,7 +16,7 @@ other.
 * m (`streak_below`) aims slightly below zero banding, because the reconstruction loss pulls the
   other way and training ends in between.
 * Background weighs less than anatomy: streaks disappear there sooner, and with equal weights they
-  stay in anatomy for longer (docs/results.md).
+  stay in anatomy for longer (docs/history.md).
 * Subtracting the target's ratio removes the effect of anatomy that itself has a direction.
 * In the backward pass, E_across(r) is a constant. Otherwise, new texture across the streaks would
   lower the term as much as removing them does, and raise the reconstruction loss less.

@@ -54,7 +54,7 @@ def status(folder: Path) -> str:
     if trained:
         lines += _progress(trained[-2:], folder / METRICS, running=running)
     else:
-        lines.append("no metrics yet")
+        lines.append("no step has been logged yet")
     if validated:
         last = validated[-1]
         shown = ("ssim", "nmse", "banding", "banding_signed_excess")

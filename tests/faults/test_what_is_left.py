@@ -215,7 +215,7 @@ def test_a_damaged_run_still_has_a_status(settings: Settings) -> None:
     for words in ("ended without a message", "epoch 1, step ", "2 checkpoints", "GB free"):
         assert words in text
     (folder / "metrics.jsonl").write_bytes(b"")
-    assert "no metrics yet" in status(folder)
+    assert "no step has been logged yet" in status(folder)
 
 
 def test_a_worker_killed_while_it_sends_a_batch_is_named() -> None:

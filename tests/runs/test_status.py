@@ -55,7 +55,7 @@ def test_a_running_run_is_reported_with_the_time_left(settings: Settings) -> Non
 def test_status_does_not_keep_the_folder_locked(tmp_path: Path) -> None:
     (tmp_path / "log.txt").touch()
     (tmp_path / LOCK).touch()
-    assert "no metrics yet" in status(tmp_path)
+    assert "no step has been logged yet" in status(tmp_path)
     # In another process: locks of one process do not exclude each other.
     take = "import sys; from pathlib import Path; from banding_removal.runs.lock import RunLock; "
     take += "RunLock().take(Path(sys.argv[1]))"

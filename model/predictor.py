@@ -158,6 +158,7 @@ class UnrolledNetwork(nn.Module):
         masked_kspace: Tensor,
         mask: Tensor,
         acs_lines: Tensor,
+        *,
         index: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Reconstruct a batch.

@@ -75,7 +75,7 @@ def _imported(name: str) -> Any:
 def reconstruct(network: nn.Module, batch: Batch) -> Tensor:
     """A predictor's image of a batch, real (B, 1, H, W), in float32 at least.
 
-    This project's networks are also given which columns are measured, because the batch knows.
+    `UnrolledNetwork.forward` is also given which columns are measured, because the batch knows.
 
     Args:
         network: the predictor, wrapped for distributed training or not.
@@ -84,9 +84,13 @@ def reconstruct(network: nn.Module, batch: Batch) -> Tensor:
     Raises:
         ValueError: see `checked_image`.
     """
-    known = isinstance(getattr(network, "module", network), UnrolledNetwork)
-    more = (batch.measured_columns,) if known else ()
-    output = network(batch.masked_kspace, batch.mask, batch.acs_lines, *more)
+    bare = getattr(network, "module", network)
+    # A subclass may have a `forward` of its own.
+    takes_index = isinstance(bare, UnrolledNetwork) and (
+        type(bare).forward is UnrolledNetwork.forward
+    )
+    more = {"index": batch.measured_columns} if takes_index else {}
+    output = network(batch.masked_kspace, batch.mask, batch.acs_lines, **more)
     return checked_image(output, batch.masked_kspace)
 
 

@@ -120,8 +120,13 @@ def test_a_step_reads_its_metrics_once(
     small = {"stage": "train", "adversary_chans": 8, "accumulate": 2}
     settings = replace(settings, **{**PAPER, **small})
     players = make_players(settings, CPU)
-    reads = []
-    monkeypatch.setattr(Tensor, "tolist", lambda x: reads.append(x) or x.numpy().tolist())
+    reads: list[Tensor] = []
+
+    def read(x: Tensor) -> Any:
+        reads.append(x)
+        return x.numpy().tolist()
+
+    monkeypatch.setattr(Tensor, "tolist", read)
     groups = [group_of(train_set, False), group_of(train_set, True)]
     with Watched():
         values = train_step(players, groups, settings_of_step(settings, epochs=0, step=1))

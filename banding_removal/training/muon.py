@@ -139,6 +139,8 @@ def orthogonal(matrices: Tensor) -> Tensor:
     norm = torch.linalg.matrix_norm(x, keepdim=True)
     x = x / torch.where(norm > 0, norm, 1.0)
     for _ in range(ITERATIONS):
+        # a x + (b s + c s s) x with s = x x^T, in as few kernels as possible
         square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
+        polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
     return x.mT if tall else x

@@ -3,11 +3,14 @@
     python -m benchmarks.data_loading
     python -m benchmarks.data_loading step=0.1       (workers needed for steps of so many seconds)
     python -m benchmarks.data_loading reads=20000    (reads of the memory test; 0: no test)
+    python -m benchmarks.data_loading 'workers=[1,2,4,8]' reads=0 out=loader.jsonl
 
 The files are in the page cache, so that the disk is not measured.
 """
 
+import json
 import math
+import os
 import resource
 import statistics
 import sys
@@ -31,12 +34,12 @@ from banding_removal.data.index import index_folder
 from banding_removal.data.masks import MaskSampler
 from banding_removal.data.phantom.files import write_dataset
 from banding_removal.data.phantom.spec import DEMO, REAL_SIZE, PhantomSpec
+from banding_removal.errors import ConfigError
 from banding_removal.runs.build import choose_device
 from banding_removal.training.loading import make_loader
 
 MASKS = MaskSampler(kind="magic", accelerations=(4,), acs=(16,))
 ORIENTATIONS = {"upright": False, "transposed": True}
-WORKERS = (0, 1, 2)
 WARM_UP = 8  # slices before the clock starts, more than the loader reads ahead
 
 
@@ -48,6 +51,12 @@ class Timing:
     slices: int = 100  # slices in each pass through a loader
     passes: int = 5
     reads: int = 20_000  # reads of the memory test
+    workers: tuple[int, ...] = (0, 1, 2)  # loading processes
+    out: Path | None = None  # JSON lines are added: a rate each
+
+    def __post_init__(self) -> None:
+        if 1 not in self.workers:
+            raise ConfigError("workers needs a 1: the prediction is made from it")
 
 
 def resident_mb() -> float:
@@ -135,7 +144,7 @@ def time_loader(dataset: SliceDataset, settings: Timing) -> float:
             [Draw(epoch=i, index=i % len(dataset), rotated=rotated)]
             for i in range(settings.slices + WARM_UP)
         ]
-        for workers in WORKERS:
+        for workers in settings.workers:
             loader = make_loader(dataset, draws, workers, device)
             here, there = (cpu_seconds(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
             rates = []
@@ -157,6 +166,11 @@ def time_loader(dataset: SliceDataset, settings: Timing) -> float:
             )
             if workers == 1:
                 slowest = max(slowest, of_worker)
+            if settings.out is not None:
+                found = {"orientation": name, "workers": workers, "slices_per_s": rates}
+                where = {"device": device.type, "cores": os.cpu_count(), "torch": torch.__version__}
+                with settings.out.open("a") as file:
+                    file.write(json.dumps(found | where) + "\n")
     return slowest
 
 

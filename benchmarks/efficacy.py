@@ -2,13 +2,15 @@
 
     python -m benchmarks.efficacy 'seeds=[0,1,2]' 'recipes=[control,direct]'
     python -m benchmarks.efficacy size=128 'seeds=[0]' volumes=chosen
+    python -m benchmarks.efficacy size=paper varied=false volumes=final device=cuda minutes=9
 
 For each seed: stage 1 from random weights, then from its weights each recipe for the same number of
 steps; the control does nothing against banding. All are measured on volumes that were neither
 trained nor validated on (`volumes=final`), or, while recipes are being chosen, on others
 (`chosen`). Seeds run side by side, each on one core. What is complete is not run again, and what
-was interrupted continues. Rows, one per run and volumes, are in <folder>/rows/*.jsonl;
-`benchmarks/efficacy_report.py` makes tables and plots of them.
+was interrupted continues, also on another machine (benchmarks/carry.py). Rows, one per run and
+volumes, are in <folder>/rows/*.jsonl; `benchmarks/efficacy_report.py` makes tables and plots of
+them.
 """
 
 import json
@@ -58,7 +60,8 @@ class Efficacy:
     volume_count: int = 8  # to measure on
     probe: bool = True
     template: Path | None = None  # of size=brain: see benchmarks/brain.py
-    jobs: int = 2  # seeds side by side, each on one core
+    jobs: int = 2  # seeds side by side, each on one core; also volumes
+    minutes: float | None = None  # after these, runs save their state and stop; null: no limit
     device: str = "cpu"  # to train, reconstruct and probe on
     child: bool = False  # the benchmark's own processes
 
@@ -165,8 +168,10 @@ def main(words: list[str]) -> None:
     if settings.child:
         run_seed(settings, settings.seeds[0])
         return
+    begun = time.monotonic()
     size = SIZES[settings.size]
-    for name, seed in SEEDS.items():
+    for name in ("phantom", "varied", settings.volumes):
+        seed = SEEDS[name]
         folder = settings.folder / f"{name}-{settings.size}"
         counts: dict[str, Any] = {"train_volumes": 0, "val_volumes": settings.volume_count}
         if name == "phantom":
@@ -174,26 +179,37 @@ def main(words: list[str]) -> None:
         if name == "varied":
             if settings.varied:
                 counts = {"train_volumes": 2 * size.train_volumes, "val_volumes": 2}
-                write_dataset(folder, size.phantom, **counts, seed=seed, vary=True)
+                write_dataset(
+                    folder, size.phantom, **counts, seed=seed, vary=True, jobs=settings.jobs
+                )
         elif not size.brain:
-            write_dataset(folder, size.phantom, **counts, seed=seed)
+            write_dataset(folder, size.phantom, **counts, seed=seed, jobs=settings.jobs)
         elif settings.template is None:
             raise ConfigError("size=brain needs template=...: see benchmarks/brain.py")
         else:
             write_brains(folder, size.phantom, settings.template, **counts, seed=seed)
 
     def start(seed: int) -> int:
-        begun = time.monotonic()
         log = settings.folder / f"{settings.size}-{seed}.log"
         child = [*words, f"seeds=[{seed}]", "child=true"]
-        with log.open("a") as file:
-            code = subprocess.run(
+        how = "complete"
+        with (
+            log.open("a") as file,
+            subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.efficacy", *child],
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
-                stdout=file, stderr=file, check=False,
-            ).returncode  # fmt: skip
+                stdout=file, stderr=file,
+            ) as process,
+        ):  # fmt: skip
+            try:
+                limit = None if settings.minutes is None else 60 * settings.minutes
+                code = process.wait(None if limit is None else begun + limit - time.monotonic())
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                code, how = process.wait(), "stopped, to go on with the same command,"
+            else:
+                how = how if code == 0 else f"failed ({code}): see {log}"
         minutes = (time.monotonic() - begun) / 60
-        how = "complete" if code == 0 else f"failed ({code}): see {log}"
         print(f"size {settings.size}, seed {seed}: {how} after {minutes:.1f} min", flush=True)
         return code
 

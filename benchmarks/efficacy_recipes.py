@@ -34,6 +34,15 @@ SIZES = {
     "real": Size(
         phantom=replace(REAL_SIZE, slices=12), settings={"acs_lines": (16,)}, train_volumes=12
     ),
+    # The same with the published network. Stage 2 as published is the recipe `paper`.
+    "paper": Size(
+        phantom=replace(REAL_SIZE, slices=12),
+        settings={
+            **{"acs_lines": (16,), "cascades": 12, "chans": 18, "pools": 4, "sens_chans": 8},
+            "checkpoint_every": 100,
+        },
+        train_volumes=12,
+    ),
     "tiny": Size(
         phantom=replace(
             DEMO, kspace_size=(48, 48), target_size=(48, 48), acquired=(0, 48), coils=2, slices=4

@@ -116,13 +116,10 @@ class SensitivityNet(nn.Module):
 
     def forward(self, masked_kspace: Tensor, acs_lines: Tensor) -> Tensor:
         """(B, coil, H, W) complex, (B,) -> (B, coil, H, W) complex."""
-        width = masked_kspace.shape[-1]
-        centre = torch.zeros_like(masked_kspace)
-        for sample, lines in enumerate(acs_lines.tolist()):
-            first = (width - lines + 1) // 2
-            columns = slice(first, first + lines)
-            centre[sample, ..., columns] = masked_kspace[sample, ..., columns]
-        images = to_image(centre)
+        width, lines = masked_kspace.shape[-1], acs_lines.view(-1, 1, 1, 1)
+        column = torch.arange(width, device=lines.device)
+        first = (width - lines + 1) // 2
+        images = to_image(masked_kspace * ((column >= first) & (column < first + lines)))
         maps = self.unet(images.flatten(0, 1)).view(images.shape)
         return maps / rss(maps)
 
@@ -241,9 +238,9 @@ def reconstruction_loss(image: Tensor, batch: Batch) -> Tensor:
 
 
 def adversary_input(image: Tensor, rotated: Tensor) -> Tensor:
-    """Transposed back where rotated, three channels, minus the mean, over the deviation."""
-    upright = [x.swapaxes(-2, -1) if r else x for x, r in zip(image, rotated.tolist(), strict=True)]
-    x = torch.stack(upright).repeat(1, 3, 1, 1)
+    """Square images: back where rotated, three channels, minus the mean, over the deviation."""
+    upright = torch.where(rotated.view(-1, 1, 1, 1) > 0, image.swapaxes(-2, -1), image)
+    x = upright.repeat(1, 3, 1, 1)
     mean, std = x.mean(dim=(1, 2, 3), keepdim=True), x.std(dim=(1, 2, 3), keepdim=True)
     return (x - mean) / std
 
@@ -272,6 +269,11 @@ class PlainPlayers:
             adversary_optimizer=rest[0] if rest else None,
             bfloat16=bfloat16,
         )
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """One for each network."""
+        return [o for o in (self.optimizer, self.adversary_optimizer) if o is not None]
 
     def reconstruct(self, batch: Batch) -> Tensor:
         """The predictor's image, (B, 1, H, W)."""
@@ -327,10 +329,9 @@ def backward(players: PlainPlayers, batch: Batch) -> dict[str, Tensor]:
 
 def train_step(players: PlainPlayers, batch: Batch) -> dict[str, float]:
     """One step of both players on a batch; its losses."""
-    optimizers = [o for o in (players.optimizer, players.adversary_optimizer) if o is not None]
-    for optimizer in optimizers:
+    for optimizer in players.optimizers:
         optimizer.zero_grad()
     losses = backward(players, batch)
-    for optimizer in optimizers:
+    for optimizer in players.optimizers:
         optimizer.step()
     return {name: loss.item() for name, loss in losses.items()}

@@ -6,11 +6,13 @@
 
 `ours` is the project's own code in float32, with or without recomputation and bfloat16; `plain` the
 formulation in benchmarks/plain.py, also in bfloat16, with channels last, or with its predictor
-compiled; `fastmri` the public VarNet with as many cascades, channels and poolings (its U-Nets have
+compiled. Of either, `graphs` starts the kernels of a step by one call (benchmarks/graphs.py: needs
+a GPU). `fastmri` the public VarNet with as many cascades, channels and poolings (its U-Nets have
 a level more, of twice the width: the table gives the weights), and `varnet` the project's own code
 for that network. Every run is a process of its own, one unmeasured step and then the timed ones,
-and the variants take turns. The share of each group of operators is measured apart from that. With
-`out` a benchmark that was stopped goes on where it was. For Linux.
+and the variants take turns. The share of each group of operators is measured apart from that, and
+with it how busy a GPU is: the time of a step's kernels over that of the step. With `out` a
+benchmark that was stopped goes on where it was. For Linux.
 """
 
 import contextlib
@@ -35,7 +37,8 @@ from banding_removal.config.settings import REPOSITORY
 from banding_removal.errors import ConfigError
 from banding_removal.runs.build import choose_device
 from benchmarks.operator_groups import CONVOLUTION, GROUPS, profiled
-from benchmarks.step_variants import SIZES, Stage, UnavailableError, Variant, prepare
+from benchmarks.step_sizes import SIZES
+from benchmarks.step_variants import Stage, UnavailableError, Variant, prepare
 
 Row = dict[str, Any]
 
@@ -81,16 +84,17 @@ def measure(benchmark: Benchmark) -> Row:
     step, predictor = prepare(variant, stage, size, device, slices)
     parameters = sum(weight.numel() for weight in predictor.parameters())
     before = _reset_peak(device)
-    seconds = []
+    seconds, found = [], None
     for _ in range(1 + (benchmark.steps or 1)):
         start = _now(device)
-        step()
+        found = step()
         seconds.append(_now(device) - start)
         if benchmark.child == "breakdown":
             return {"parameters": parameters, "groups": profiled(step, device)}
-    peak = _peak(device)
+    peak = _peak(device, in_graphs="graphs" in variant or "reduce-overhead" in variant)
     memory = {"peak_mb": peak / MB, "step_mb": (peak - before) / MB}
-    return {"parameters": parameters, "seconds": seconds[1:], **memory}
+    last = {"metrics": found} if isinstance(found, dict) else {}  # of the last step
+    return {"parameters": parameters, "seconds": seconds[1:], **memory, **last}
 
 
 def _now(device: torch.device) -> float:
@@ -103,6 +107,7 @@ def _now(device: torch.device) -> float:
 def _reset_peak(device: torch.device) -> float:
     """Bytes in use; the peak is counted from here."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     with contextlib.suppress(AttributeError):  # not every C library has it
@@ -113,9 +118,13 @@ def _reset_peak(device: torch.device) -> float:
     return _status("VmRSS")
 
 
-def _peak(device: torch.device) -> float:
-    # Not getrusage: its peak starts with that of the process that started this one.
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
+def _peak(device: torch.device, *, in_graphs: bool) -> float:
+    if device.type != "cuda":
+        # Not getrusage: its peak starts with that of the process that started this one.
+        return _status("VmHWM")
+    if in_graphs:  # the memory that a graph works in does not count as allocated
+        return torch.cuda.max_memory_reserved(device)
+    return torch.cuda.max_memory_allocated(device)
 
 
 def _status(key: str) -> float:
@@ -236,7 +245,7 @@ def print_tables(rows: list[Row]) -> None:
     )
     print(
         f"{'stage':12} {'variant':20} {'weights':>9} {'s':>8} {'min - max':>17} {'ratio':>6} "
-        f"{'step MB':>8} {'ratio':>6} {'peak MB':>8} {'ratio':>6} {'conv':>5}"
+        f"{'step MB':>8} {'ratio':>6} {'peak MB':>8} {'ratio':>6} {'conv':>5} {'busy':>5}"
     )
     for (stage, variant), own in figures.items():
         baseline = "fastmri" if variant.startswith("varnet") else "plain"
@@ -244,10 +253,11 @@ def print_tables(rows: list[Row]) -> None:
         ratio = {key: own[key] / base[key] if key in base else float("nan") for key in MEASURED}
         extent = f"{own['min']:.3g} - {own['max']:.3g}"
         share = f"{own['groups'][CONVOLUTION]:.0%}" if "groups" in own else "-"
+        busy = f"{own['busy']:.0%}" if "busy" in own else "-"
         print(
             f"{stage:12} {variant:20} {own['parameters']:9} {own['seconds']:8.3g} {extent:>17} "
             f"{ratio['seconds']:6.2f} {own['step_mb']:8.0f} {ratio['step_mb']:6.2f} "
-            f"{own['peak_mb']:8.0f} {ratio['peak_mb']:6.2f} {share:>5}"
+            f"{own['peak_mb']:8.0f} {ratio['peak_mb']:6.2f} {share:>5} {busy:>5}"
         )
     if any("groups" in own for own in figures.values()):
         print(f"\nshares of the operators' time\n{'':33}", *(f"{name:>20}" for name in GROUPS))
@@ -264,7 +274,7 @@ def _places(rows: list[Row]) -> list[tuple[str, str]]:
 
 
 def _figures(rows: list[Row], stage: str, variant: str) -> Row:
-    """A line of the table; `groups` are shares."""
+    """A line of the table; `groups` are shares, and `busy` is a GPU's part of the time."""
     mine = [row for row in rows if (row["stage"], row["variant"]) == (stage, variant)]
     timed = [row for row in mine if row["kind"] == "timing"]
     seconds = [second for row in timed for second in row["seconds"]]
@@ -280,6 +290,8 @@ def _figures(rows: list[Row], stage: str, variant: str) -> Row:
         if row["kind"] == "breakdown":
             total = sum(row["groups"].values())
             figures["groups"] = {name: value / total for name, value in row["groups"].items()}
+            if row["device"] != "cpu":
+                figures["busy"] = total / figures["seconds"]
     return figures
 
 

@@ -1,25 +1,34 @@
 """What `benchmarks.step` measures: for each variant a training step, or inference of one slice."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, TypeVar
+from unittest import mock
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from banding_removal.config.recipes import DIRECT
 from banding_removal.config.renames import EVERY_NETWORK
 from banding_removal.config.settings import Settings
-from banding_removal.data.batch import Batch, Example, collate
-from banding_removal.data.masks import MaskSampler
+from banding_removal.data.batch import Batch
 from banding_removal.data.operators import center_crop
-from banding_removal.data.phantom.scan import make_volume
-from banding_removal.data.phantom.spec import DEMO, MEDIUM, REAL_SIZE, PhantomSpec
+from banding_removal.model import layers
+from banding_removal.model.predictors import reconstruct
+from banding_removal.training.compute import fetch
 from banding_removal.training.players import make_players
 from banding_removal.training.schedule import settings_of_step
-from banding_removal.training.step import train_step
-from benchmarks import plain
+from banding_removal.training.step import (
+    adversary_step,
+    clip_all_gradients,
+    predictor_step,
+    step_optimizers,
+    train_step,
+)
+from benchmarks import graphs, plain
+from benchmarks.step_sizes import Size, make_batch
 
 Variant = Literal[
     "plain",
@@ -28,11 +37,19 @@ Variant = Literal[
     "plain-bf16-channels-last",
     "plain-compile",  # the predictor by torch.compile
     "plain-bf16-compile",
+    "plain-bf16-reduce-overhead",  # the same with torch.compile's own CUDA graphs
+    "plain-bf16-graphs",  # the whole step as a CUDA graph (benchmarks/graphs.py)
     "ours",
     "ours-recompute",
     "ours-bf16",
     "ours-bf16-recompute",
+    "ours-graphs",
+    "ours-bf16-graphs",
+    "ours-bf16-plain-layers",  # PyTorch's layers in place of our fused ones
+    "ours-bf16-plain-layers-graphs",
     "ours-streaks",  # stage 2 with the direct loss
+    "ours-bf16-streaks",
+    "ours-bf16-streaks-graphs",
     "varnet",  # predictor=varnet: what fastmri computes
     "varnet-recompute",
     "varnet-bf16",
@@ -42,82 +59,13 @@ Variant = Literal[
 Stage = Literal["pretrain", "adversarial", "inference"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """Sizes of the data and of the networks."""
-
-    phantom: PhantomSpec
-    cascades: int
-    chans: int
-    pools: int
-    sens_chans: int
-    acs_lines: int
-    adversary_chans: int
-    steps: int  # timed in each run
-
-
-TINY = replace(DEMO, kspace_size=(40, 36), target_size=(32, 32), coils=2, acquired=(0, 36))
-DEV = Size(
-    phantom=REAL_SIZE,
-    cascades=6,
-    chans=18,
-    pools=4,
-    sens_chans=8,
-    acs_lines=16,
-    adversary_chans=64,
-    steps=3,
-)
-SIZES = {
-    "tiny": Size(
-        phantom=TINY,
-        cascades=1,
-        chans=2,
-        pools=2,
-        sens_chans=2,
-        acs_lines=4,
-        adversary_chans=4,
-        steps=2,
-    ),
-    "medium": Size(
-        phantom=MEDIUM,
-        cascades=4,
-        chans=8,
-        pools=2,
-        sens_chans=4,
-        acs_lines=12,
-        adversary_chans=12,
-        steps=10,
-    ),
-    "dev": DEV,
-    "paper": replace(DEV, cascades=12, steps=2),
-}
+# Largest difference of a graph from the step that it records, by whether it is in bfloat16: a GPU
+# adds in any order.
+GRAPH_TOLERANCE = {False: 1e-3, True: 3e-2}
 
 
 class UnavailableError(Exception):
     """The variant cannot run here."""
-
-
-def make_batch(size: Size, count: int = 1) -> Batch:
-    """So many slices of the phantom that show anatomy, undersampled as in training, by one mask."""
-    volume = make_volume(replace(size.phantom, slices=count + 2), seed=0)
-    left, right = size.phantom.acquired
-    sampler = MaskSampler(kind="magic", accelerations=(4,), acs=(size.acs_lines,))
-    width = volume.kspace.shape[-1]
-    mask = sampler.draw(width, np.random.RandomState(0), offset=left, acquired=(left, right))
-    examples = [
-        Example(
-            measured=torch.from_numpy(volume.kspace[index])[..., mask.columns],
-            mask=torch.from_numpy(mask.columns)[None, None],
-            acs_lines=mask.acs_lines,
-            target=torch.from_numpy(volume.target[index])[None].contiguous(),
-            data_range=float(volume.target.max()),
-            rotated=False,
-            name="phantom",
-            slice_index=index,
-        )
-        for index in range(1, count + 1)
-    ]
-    return collate(examples)
 
 
 def prepare(
@@ -135,6 +83,8 @@ def prepare(
     Raises:
         UnavailableError: the variant cannot run here or does not have this stage.
     """
+    if device.type != "cuda" and ("graphs" in variant or "reduce-overhead" in variant):
+        raise UnavailableError("CUDA graphs need a GPU")
     torch.manual_seed(0)
     batch = make_batch(size, slices).to(device)
     if variant.startswith(("ours", "varnet")):
@@ -149,12 +99,23 @@ def prepare(
         adversary = adversary.to(memory_format=torch.channels_last)
     if "compile" in variant:
         predictor.compile()
+    if "reduce-overhead" in variant:
+        predictor.compile(mode="reduce-overhead")
     players = plain.PlainPlayers.of(
         predictor, adversary if stage == "adversarial" else None, bfloat16="bf16" in variant
     )
     if stage == "inference":
         predictor.eval()
-        return lambda: _infer(players.reconstruct, batch), predictor
+        return _inference(variant, lambda: players.reconstruct(batch), batch), predictor
+    if "graphs" in variant:
+        networks = [predictor] if players.adversary is None else [predictor, adversary]
+
+        def step_optimizers() -> None:
+            for optimizer in players.optimizers:
+                optimizer.step()
+
+        act = partial(plain.backward, players, batch)
+        return _graphed_step(variant, act, networks, step_optimizers), predictor
     return lambda: plain.train_step(players, batch), predictor
 
 
@@ -174,7 +135,7 @@ def _ours(
         adversary_chans=size.adversary_chans,
         **numerics_of(variant),
     )
-    if variant == "ours-streaks":
+    if "streaks" in variant:
         if stage != "adversarial":
             raise UnavailableError("it differs from ours in stage 2 only")
         settings = replace(settings, **DIRECT)
@@ -182,11 +143,62 @@ def _ours(
     predictor = players.predictor
     if stage == "inference":
         predictor.eval()
-        return lambda: _infer(
-            lambda one: predictor(one.masked_kspace, one.mask, one.acs_lines), batch
-        ), predictor
+        return _inference(variant, lambda: reconstruct(predictor, batch), batch), predictor
     step = settings_of_step(settings, epochs=0, step=1)
-    return lambda: train_step(players, [[batch]], step), predictor
+    if "graphs" not in variant:
+        return _with_layers_of(variant, lambda: train_step(players, [[batch]], step)), predictor
+
+    def act() -> dict[str, Tensor]:
+        reconstructions, metrics = predictor_step(players, [batch], step)
+        if step.trains_adversary:
+            metrics |= adversary_step(players, reconstructions, step)
+        return metrics | clip_all_gradients(players, step)
+
+    networks = [predictor] if players.adversary is None else [predictor, players.adversary]
+    return _graphed_step(
+        variant, _with_layers_of(variant, act), networks, lambda: step_optimizers(players, step)
+    ), predictor
+
+
+Result = TypeVar("Result")
+
+
+def _with_layers_of(variant: str, function: Callable[[], Result]) -> Callable[[], Result]:
+    """The function, with PyTorch's layers in all U-Nets if the variant asks for them."""
+    if "plain-layers" not in variant:
+        return function
+
+    def with_plain_layers() -> Result:
+        with mock.patch.object(layers, "FUSED_ON", ()):
+            return function()
+
+    return with_plain_layers
+
+
+def _graphed_step(
+    variant: str,
+    act: graphs.Act,
+    networks: Sequence[nn.Module],
+    step_optimizers: Callable[[], object],
+) -> Callable[[], dict[str, float]]:
+    """A step whose act is a graph. It is compared with the act itself first.
+
+    Raises:
+        RuntimeError: they differ by more than rounding.
+    """
+    graph = graphs.graphed(act, networks)
+    apart = graphs.difference(act, graph, networks)
+    if not apart < GRAPH_TOLERANCE["bf16" in variant]:
+        raise RuntimeError(f"the graph differs from the step by {apart:.2g}")
+
+    def step() -> dict[str, float]:
+        (values,) = fetch([graph()])
+        if not all(map(math.isfinite, values.values())):
+            raise FloatingPointError(f"{values}")
+        step_optimizers()
+        return {**values, "graph_difference": apart}
+
+    return step
 
 
 def numerics_of(variant: str) -> dict[str, Any]:
@@ -230,9 +242,22 @@ def _fastmri(size: Size) -> nn.Module:
     return AsOurs()
 
 
-def _infer(reconstruct: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+def _inference(variant: str, act: Callable[[], Tensor], batch: Batch) -> Callable[[], Tensor]:
     """The image, cropped and on the CPU, as `reconstruction.folder` writes it."""
     assert batch.target is not None
     height, width = batch.target.shape[-2:]
-    with torch.no_grad():
-        return center_crop(reconstruct(batch), (height, width)).cpu()
+    act = _with_layers_of(variant, act)
+    if "graphs" in variant:
+        act = _graph_of(act)
+
+    def infer() -> Tensor:
+        with torch.no_grad():
+            return center_crop(act(), (height, width)).cpu()
+
+    return infer
+
+
+@torch.no_grad()
+def _graph_of(inference: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    graph = graphs.graphed(lambda: {"image": inference()})
+    return lambda: graph()["image"]

@@ -50,8 +50,18 @@ class Batch:
     target: Tensor | None  # float32 (B, 1, h, w)
     data_range: Tensor  # float32 (B,)
     rotated: Tensor  # float32 (B,), 1 where transposed: the adversary's label
+    # On the CPU, so that nobody waits for a GPU to know them.
+    counts: tuple[int, ...]  # measured columns of each example
+    transposed: tuple[bool, ...]
     names: tuple[str, ...]
     slices: tuple[int, ...]
+
+    @property
+    def measured_columns(self) -> tuple[Tensor, ...]:
+        """Positions of the measured columns of each example, int64 (n_b,), ascending."""
+        width = self.mask.shape[-1]
+        parts = self.columns.split(self.counts)
+        return tuple(part - number * width for number, part in enumerate(parts))
 
     @cached_property
     def masked_kspace(self) -> Tensor:
@@ -101,9 +111,7 @@ class Batch:
         """Where the examples come from, for messages."""
         return ", ".join(
             f"{name} slice {index}{' (transposed)' if rotated else ''}"
-            for name, index, rotated in zip(
-                self.names, self.slices, self.rotated.tolist(), strict=True
-            )
+            for name, index, rotated in zip(self.names, self.slices, self.transposed, strict=True)
         )
 
 
@@ -154,6 +162,8 @@ def collate(examples: Sequence[Example]) -> Batch:
         target=torch.stack(targets) if targets else None,
         data_range=torch.tensor([e.data_range for e in examples]),
         rotated=torch.tensor([float(e.rotated) for e in examples]),
+        counts=tuple(e.measured.shape[-1] for e in examples),
+        transposed=tuple(e.rotated for e in examples),
         names=tuple(e.name for e in examples),
         slices=tuple(e.slice_index for e in examples),
     )
@@ -183,6 +193,8 @@ def joined(batches: Sequence[Batch]) -> list[Batch]:
             target=torch.cat(targets) if targets else None,
             data_range=torch.cat([batch.data_range for batch in batches]),
             rotated=torch.cat([batch.rotated for batch in batches]),
+            counts=sum((batch.counts for batch in batches), ()),
+            transposed=sum((batch.transposed for batch in batches), ()),
             names=sum((batch.names for batch in batches), ()),
             slices=sum((batch.slices for batch in batches), ()),
         )

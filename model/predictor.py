@@ -23,6 +23,8 @@ of all coils; the second stores only the measured columns (about a quarter of it
 needs 1-D Fourier transforms along phase encode instead of 2-D ones (`model/columns.py`).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -65,21 +67,32 @@ class UnrolledNetwork(nn.Module):
         super().__init__()
         self.recomputed = 0
 
-    def forward(self, masked_kspace: Tensor, mask: Tensor, acs_lines: Tensor) -> Tensor:
+    def forward(
+        self,
+        masked_kspace: Tensor,
+        mask: Tensor,
+        acs_lines: Tensor,
+        *,
+        index: Sequence[Tensor] | None = None,
+    ) -> Tensor:
         """Reconstruct a batch.
 
         Args:
             masked_kspace: complex (B, coil, H, W), zero where not measured.
             mask: bool (B, 1, 1, W), the measured phase-encode columns; or one for all samples.
             acs_lines: integer (B,), fully sampled centre columns of each sample; or one for all.
+            index: positions of the measured columns of each sample, (n_b,) integers, ascending.
+                None: they are looked up in `mask`, for which the CPU waits for a GPU.
 
         Returns:
             The image, real (B, 1, H, W), in the unit of the data.
         """
         acs_lines = self.center_lines(mask, acs_lines)
         mask = mask.expand(len(masked_kspace), -1, -1, -1)
-        # If k-space needs a gradient, its unmeasured columns get one, too.
-        columns = Columns.of(torch.ones_like(mask) if masked_kspace.requires_grad else mask)
+        if masked_kspace.requires_grad:  # then its unmeasured columns get a gradient, too
+            columns = Columns.of(torch.ones_like(mask))
+        else:
+            columns = Columns.of(mask) if index is None else Columns(tuple(index), mask.shape[-1])
         k = columns.values_of(masked_kspace)  # (B, coil, H, n)
         maps, support = self._maps(k, acs_lines, columns)
         measured = columns.gather(mask)  # M on the columns, (B, 1, 1, n)

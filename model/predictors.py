@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from banding_removal.data.batch import Batch
 from banding_removal.model.predictor import Predictor, UnrolledNetwork
 from banding_removal.model.varnet import VarNet
 
@@ -69,6 +70,28 @@ def _imported(name: str) -> Any:
         ) from error
     except AttributeError as error:
         raise ValueError(f"predictor {name}: {error}") from error
+
+
+def reconstruct(network: nn.Module, batch: Batch) -> Tensor:
+    """A predictor's image of a batch, real (B, 1, H, W), in float32 at least.
+
+    `UnrolledNetwork.forward` is also given which columns are measured, because the batch knows.
+
+    Args:
+        network: the predictor, wrapped for distributed training or not.
+        batch: on the network's device.
+
+    Raises:
+        ValueError: see `checked_image`.
+    """
+    bare = getattr(network, "module", network)
+    # A subclass may have a `forward` of its own.
+    takes_index = isinstance(bare, UnrolledNetwork) and (
+        type(bare).forward is UnrolledNetwork.forward
+    )
+    more = {"index": batch.measured_columns} if takes_index else {}
+    output = network(batch.masked_kspace, batch.mask, batch.acs_lines, **more)
+    return checked_image(output, batch.masked_kspace)
 
 
 def checked_image(output: Tensor, masked_kspace: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """The reconstruction loss, (1 - SSIM) + weight * L1."""
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,8 +24,3 @@ def reconstruction_loss(
     prediction, target = crop_to_smaller(prediction, target)
     similarity = ssim(prediction, target, data_range).mean()
     return 1 - similarity + l1_weight * F.l1_loss(prediction, target), similarity.detach()
-
-
-def finite(*values: Tensor) -> bool:
-    """Whether all values are finite (one transfer from the device)."""
-    return bool(torch.stack([value.isfinite().all() for value in values]).all())

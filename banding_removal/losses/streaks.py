@@ -62,7 +62,7 @@ def streak_term(
     # (region, B, h - 2 MARGIN, w - 2 MARGIN): where the longest filter fits
     masks = F.pad(torch.stack(regions).to(image.dtype), (BORDER - MARGIN,) * 4)
     pixels = masks.sum((-2, -1))  # (region, B), as all below
-    h = image.new_tensor(ROUNDED)
+    h = image.new_full((), ROUNDED)
     rounded = torch.zeros_like(pixels)
     for length in LENGTHS:
         along, across = _log_energies(image[:, 0] / scale, length, masks, pixels)
@@ -70,7 +70,8 @@ def streak_term(
         difference = along - across.detach() - (along_t - across_t)
         rounded = rounded + (torch.hypot(difference + below, h) - h) / len(LENGTHS)
     counts = pixels >= MIN_PIXELS
-    weights = image.new_tensor([background, 1 - background])[:, None] * counts
+    shares = torch.stack([image.new_full((), share) for share in (background, 1 - background)])
+    weights = shares[:, None] * counts
     return (weights * torch.where(counts, rounded, 0.0)).sum() / weights.sum().clamp(min=1e-9)
 
 

@@ -13,7 +13,7 @@ from banding_removal.data.batch import Batch, Example, collate
 from banding_removal.data.dataset import Draw, SliceDataset
 from banding_removal.data.operators import center_crop
 from banding_removal.data.volume import Volume
-from banding_removal.model.predictors import checked_image
+from banding_removal.model.predictors import reconstruct
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +105,11 @@ def upright_image(predictor: nn.Module, batch: Batch) -> Tensor:
     Raises:
         FloatingPointError: the reconstruction is not finite; the file and slice are named.
     """
-    output = predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
-    output = checked_image(output, batch.masked_kspace)
+    output = reconstruct(predictor, batch)
     if not output.isfinite().all():
         raise FloatingPointError(f"the reconstruction of {batch.describe()} is not finite")
     image = output[0, 0]
-    return image.T if batch.rotated.item() else image
+    return image.T if batch.transposed[0] else image
 
 
 def _read_ahead(dataset: SliceDataset, draws: Sequence[Draw]) -> Iterator[Example]:

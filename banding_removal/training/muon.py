@@ -50,6 +50,9 @@ class Muon(torch.optim.Optimizer):
             if other := group.keys() - self.param_groups[0].keys():
                 raise ValueError(f"Muon has no {', '.join(sorted(other))}")
         super().load_state_dict(state_dict)
+        for weight, state in self.state.items():
+            if "step" in state:
+                state["step"] = state["step"].to(weight.device)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -95,9 +98,11 @@ class Muon(torch.optim.Optimizer):
                 self.state[weight] = {
                     "exp_avg": torch.zeros_like(weight),
                     "exp_avg_sq": torch.zeros_like(weight),
-                    "step": torch.tensor(0.0),
+                    "step": torch.zeros((), device=weight.device),
                 }
         states = [self.state[weight] for weight in weights]
+        # On a GPU one kernel for all weights, which also counts the steps there.
+        on_gpu = all(weight.is_cuda for weight in weights)
         adam(
             weights,
             [_gradient(weight) for weight in weights],
@@ -105,6 +110,8 @@ class Muon(torch.optim.Optimizer):
             [state["exp_avg_sq"] for state in states],
             [],
             [state["step"] for state in states],
+            fused=on_gpu,
+            foreach=False,
             amsgrad=False,
             beta1=BETAS[0],
             beta2=BETAS[1],
@@ -132,6 +139,8 @@ def orthogonal(matrices: Tensor) -> Tensor:
     norm = torch.linalg.matrix_norm(x, keepdim=True)
     x = x / torch.where(norm > 0, norm, 1.0)
     for _ in range(ITERATIONS):
+        # a x + (b s + c s s) x with s = x x^T, in as few kernels as possible
         square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
+        polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
     return x.mT if tall else x

@@ -57,7 +57,7 @@ class Players:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of this process, under the names of `Checkpoint`; tensors are not copied."""
+        """The state of this process, under the names of `Checkpoint`; weights are not copied."""
         parts: dict[str, nn.Module | torch.optim.Optimizer | None] = {
             "predictor": self.predictor,
             "optimizer": self.optimizer,
@@ -65,7 +65,8 @@ class Players:
             "adversary_optimizer": self.adversary_optimizer,
         }
         states = {key: None if part is None else part.state_dict() for key, part in parts.items()}
-        return {**states, "replay": [] if self.replay is None else [*self.replay.pairs]}
+        pairs = [] if self.replay is None else [pair.cpu() for pair in self.replay.pairs]
+        return {**states, "replay": pairs}
 
     def load_state_dict(self, state: Mapping[str, Any], origin: Path) -> None:
         """Take over what `state_dict` returned; gradients are dropped.
@@ -92,8 +93,11 @@ class Players:
             self.adversary_optimizer.zero_grad(set_to_none=True)
         if self.replay is not None:
             self.replay.pairs.clear()
+            device = next(self.predictor.parameters()).device
             self.replay.add(
-                pair for pair in state["replay"] if len(pair) >= len(self.replay.orientations)
+                pair.to(device)
+                for pair in state["replay"]
+                if len(pair) >= len(self.replay.orientations)
             )
 
 

@@ -10,6 +10,9 @@ k-space, t the target, and `rotated` the label. The weights are `l1_weight` (w),
 
 A group of batches (one batch, or the two orientations of a pair) goes through both acts. The
 gradients of all groups of a step, and of all processes, are averaged; then both optimisers step.
+
+A step reads its metrics from the device once, before the optimisers' steps: a GPU works while the
+CPU starts both acts, and again while the CPU does what comes between two steps.
 """
 
 import math
@@ -25,9 +28,10 @@ from banding_removal.data.batch import Batch, joined
 from banding_removal.data.operators import crop_to_smaller
 from banding_removal.losses.adversary_input import upright
 from banding_removal.losses.orientation import AdversaryLosses
-from banding_removal.losses.reconstruction import finite, reconstruction_loss
+from banding_removal.losses.reconstruction import reconstruction_loss
 from banding_removal.losses.streaks import streak_term
-from banding_removal.model.predictors import checked_image
+from banding_removal.model.predictors import reconstruct
+from banding_removal.training.compute import fetch
 from banding_removal.training.players import Players
 from banding_removal.training.replay import PairStore
 from banding_removal.training.schedule import StepSettings
@@ -59,23 +63,20 @@ def train_step(
         FloatingPointError: a loss or a gradient is NaN or infinite, in any process. The weights
             are unchanged. The message names the slices if this process had them.
     """
-    sums: dict[str, float] = {}
-    nonfinite_losses: list[str] = []
+    metrics_of_groups: list[dict[str, Tensor]] = []
+    slices: list[str] = []
     for number, group in enumerate(groups, start=1):
         last = number == settings.num_groups
         reconstructions, metrics = predictor_step(players, group, settings, average=last)
         if settings.trains_adversary:
             metrics |= adversary_step(players, reconstructions, settings, average=last)
-        values = {name: value.item() for name, value in metrics.items()}
-        sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
-        slices = ", ".join(batch.describe() for batch in group)
-        nonfinite_losses += [
-            f"{name} is {value} on {slices}"
-            for name, value in values.items()
-            if not math.isfinite(value)
-        ]
-    means = {name: value / settings.num_groups for name, value in sums.items()}
-    return means | _step_optimizers(players, settings, nonfinite_losses, slices)
+        metrics_of_groups.append(metrics)
+        slices.append(", ".join(batch.describe() for batch in group))
+    *rows, norms = fetch([*metrics_of_groups, clip_all_gradients(players, settings)])
+    _check(rows, norms, slices)
+    step_optimizers(players, settings)
+    means = {name: sum(row[name] for row in rows) / settings.num_groups for name in rows[0]}
+    return means | norms
 
 
 def predictor_step(
@@ -102,7 +103,8 @@ def predictor_step(
     rows: list[dict[str, Tensor]] = []
     for number, batch in enumerate(batches, start=1):
         with no_sync_if(players.parallel_predictor, not average or number < len(batches)):
-            output = _reconstruct(players, batch)  # P(k)
+            with players.autocast():
+                output = reconstruct(players.parallel_predictor, batch)  # P(k)
             # (1 - SSIM)(x, t) + w L1(x, t) + w_s streaks(x, t)
             loss, image, metrics = _predictor_loss(output, batch, settings)
             losses = None
@@ -118,13 +120,6 @@ def predictor_step(
         rows.append(metrics)
     means = {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}
     return reconstructions, means
-
-
-def _reconstruct(players: Players, batch: Batch) -> Tensor:
-    """P(k), real (B, 1, H, W), in float32 at least."""
-    with players.autocast():
-        output = players.parallel_predictor(batch.masked_kspace, batch.mask, batch.acs_lines)
-    return checked_image(output, batch.masked_kspace)
 
 
 def _predictor_loss(
@@ -233,25 +228,41 @@ def no_sync_if(network: nn.Module, condition: bool) -> AbstractContextManager[No
     return nullcontext()
 
 
-def _step_optimizers(
-    players: Players, settings: StepSettings, nonfinite_losses: Sequence[str], slices: str
-) -> dict[str, float]:
-    """One step of each optimiser; returns the gradients' norms before they are clipped."""
-    players.set_learning_rates(settings.lr, settings.adversary_lr)
+def clip_all_gradients(players: Players, settings: StepSettings) -> dict[str, Tensor]:
+    """Clip the gradients of the players that learn; returns their norms before, on the device."""
     norms = {"grad_norm": clip_gradients(players.predictor, settings.clip_grad_norm)}
+    if settings.trains_adversary:
+        assert players.adversary is not None
+        norms["adversary_grad_norm"] = clip_gradients(players.adversary, settings.clip_grad_norm)
+    return norms
+
+
+def _check(
+    rows: Sequence[dict[str, float]], norms: dict[str, float], slices: Sequence[str]
+) -> None:
+    """Raise FloatingPointError if a norm is NaN or infinite: then a loss or a gradient was."""
+    losses = [
+        f"{name} is {value} on {group}"
+        for row, group in zip(rows, slices, strict=True)
+        for name, value in row.items()
+        if not math.isfinite(value)
+    ]
+    for name, norm in norms.items():
+        if not math.isfinite(norm):
+            here = f"{name} is {norm} on {slices[-1]} or in another process"
+            raise FloatingPointError("; ".join(losses) or here)
+
+
+def step_optimizers(players: Players, settings: StepSettings) -> None:
+    """One step of each optimiser; the gradients are cleared."""
+    players.set_learning_rates(settings.lr, settings.adversary_lr)
     optimizers: list[torch.optim.Optimizer] = [players.optimizer]
     if settings.trains_adversary:
-        assert players.adversary is not None and players.adversary_optimizer is not None
-        norms["adversary_grad_norm"] = clip_gradients(players.adversary, settings.clip_grad_norm)
+        assert players.adversary_optimizer is not None
         optimizers.append(players.adversary_optimizer)
-    for name, norm in norms.items():
-        if not finite(norm):
-            here = f"{name} is {norm.item()} on {slices} or in another process"
-            raise FloatingPointError("; ".join(nonfinite_losses) or here)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return {name: norm.item() for name, norm in norms.items()}
 
 
 def clip_gradients(network: nn.Module, limit: float | None) -> Tensor:

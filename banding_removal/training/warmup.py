@@ -6,6 +6,7 @@ within a few hundred cheap steps.
 """
 
 import logging
+import math
 import time
 from collections import deque
 
@@ -13,9 +14,9 @@ import torch
 
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.errors import ConfigError
-from banding_removal.losses.reconstruction import finite
 from banding_removal.processes.team import Team
 from banding_removal.reconstruction.pairs import reconstruct_pairs
+from banding_removal.training.compute import fetch
 from banding_removal.training.players import Players
 from banding_removal.training.replay import PairStore
 from banding_removal.training.schedule import penalty_weight
@@ -101,15 +102,15 @@ def _train_adversary(
     example = store.pairs[int(torch.randint(len(store.pairs), ()))]
     images, rotated = store.draw(PAIRS, like=example.to(device))
     losses = players.objective.adversary_loss_upright(images, rotated, penalty_weight)
-    if not finite(losses.loss):
-        raise FloatingPointError(
-            f"the adversary's loss is {losses.loss.item()} while it trains alone"
-        )
     losses.loss.backward()
-    clip_gradients(players.adversary, clip_grad_norm)
+    norm = clip_gradients(players.adversary, clip_grad_norm)
+    checked, metrics = fetch([{"loss": losses.loss.detach(), "grad_norm": norm}, losses.metrics()])
+    for name, value in checked.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the adversary's {name} is {value} while it trains alone")
     players.adversary_optimizer.step()
     players.adversary_optimizer.zero_grad(set_to_none=True)
-    return {name: value.item() for name, value in losses.metrics().items()}
+    return metrics
 
 
 def _asked_to_stop(team: Team) -> bool:

@@ -61,6 +61,17 @@ def test_seeds_are_trained_and_judged_once_and_reported(
     assert control.change("ssim") == 0
 
 
+def test_seeds_stop_in_time_and_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "efficacy"
+    words = [f"folder={folder}", "size=tiny", "volume_count=1", "probe=false", "recipes=[control]"]
+    with pytest.raises(SystemExit):
+        efficacy.main([*words, "minutes=0.05"])
+    assert "stopped, to go on with the same command" in capsys.readouterr().out
+    assert not (folder / "rows" / "tiny-0.jsonl").exists()
+    efficacy.main([*words, "minutes=5"])
+    assert len((folder / "rows" / "tiny-0.jsonl").read_text().splitlines()) == 2
+
+
 def test_what_is_not_known_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="none of control"):
         Efficacy(recipes=("magic",))

@@ -1,4 +1,5 @@
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from banding_removal.model.varnet import VarNet
 from banding_removal.training.players import Players, make_players
 from banding_removal.training.schedule import settings_of_step
 from banding_removal.training.step import adversary_step, predictor_step
-from benchmarks import plain
+from benchmarks import graphs, plain
 from benchmarks.operator_groups import (
     COILS,
     CONVOLUTION,
     COPIES,
     FOURIER,
+    GROUPS,
     LEARNING,
     NORMS,
     OTHER,
@@ -28,14 +30,9 @@ from benchmarks.operator_groups import (
     profiled,
     seconds_by_group,
 )
-from benchmarks.step import Benchmark, main
-from benchmarks.step_variants import (
-    SIZES,
-    UnavailableError,
-    make_batch,
-    numerics_of,
-    prepare,
-)
+from benchmarks.step import Benchmark, main, print_tables
+from benchmarks.step_sizes import SIZES, make_batch
+from benchmarks.step_variants import UnavailableError, numerics_of, prepare
 
 NETWORK: dict[str, Any] = {"cascades": 2, "chans": 4, "pools": 2, "sens_chans": 2}
 CPU = torch.device("cpu")
@@ -280,6 +277,51 @@ def test_plain_steps_compute_the_same_in_every_memory_layout(slices: int) -> Non
         losses.append(found["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert make_batch(SIZES["tiny"], slices).masked_kspace.shape[0] == slices
+
+
+def test_pytorchs_layers_compute_what_our_fused_ones_do() -> None:
+    metrics = []
+    for variant in ("ours-bf16", "ours-bf16-plain-layers"):
+        found = prepare(variant, "pretrain", SIZES["tiny"], CPU)[0]()
+        assert isinstance(found, dict)
+        metrics.append(found)
+    assert metrics[0] != metrics[1]
+    assert metrics[0] == pytest.approx(metrics[1], rel=0.05)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "inference"])
+@pytest.mark.parametrize(
+    "variant", ["plain-bf16-graphs", "ours-graphs", "plain-bf16-reduce-overhead"]
+)
+def test_graphs_say_that_they_need_a_gpu(variant: str, stage: str) -> None:
+    with pytest.raises(UnavailableError, match="CUDA graphs need a GPU"):
+        prepare(variant, stage, SIZES["tiny"], CPU)
+
+
+def test_a_difference_of_two_acts_is_that_of_their_results_and_gradients() -> None:
+    layer = nn.Linear(1, 1, bias=False)
+
+    def act(factor: float, offset: float) -> dict[str, Tensor]:
+        (factor * layer.weight.sum()).backward()
+        return {"loss": torch.tensor(1.0 + offset)}
+
+    for factor, offset, expected in ((1.0, 0.0, 0.0), (1.5, 0.0, 0.5), (1.0, 0.25, 0.25)):
+        found = graphs.difference(lambda: act(1, 0), partial(act, factor, offset), [layer])
+        assert found == pytest.approx(expected)
+        assert layer.weight.grad is None
+
+
+def test_a_gpu_is_as_busy_as_its_kernels_take_of_a_step(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    common = {"size": "paper", "stage": "pretrain", "variant": "plain", "device": "cuda"}
+    common |= {"slices": "1", "machine": "a GPU", "threads": "1", "torch": "2"}
+    sizes = {"parameters": 1, "step_mb": 1.0, "peak_mb": 1.0}
+    timing = {**common, **sizes, "kind": "timing", "seconds": [2.0, 4.0, 4.0]}
+    groups = dict.fromkeys(GROUPS, 0.0) | {CONVOLUTION: 2.0, OTHER: 1.0}
+    print_tables([timing, {**common, "kind": "breakdown", "groups": groups}])
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("pretrain"))
+    assert line.split()[-2:] == ["67%", "75%"]
 
 
 def test_the_public_network_is_measured_with_our_code() -> None:

@@ -6,12 +6,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from banding_removal.config.recipes import PAPER
 from banding_removal.config.settings import Settings
 from banding_removal.model import layers
 from banding_removal.training.players import make_players
 from banding_removal.training.schedule import settings_of_step
-from banding_removal.training.step import train_step
-from benchmarks.step_variants import SIZES, make_batch
+from banding_removal.training.step import (
+    adversary_step,
+    clip_all_gradients,
+    predictor_step,
+    step_optimizers,
+    train_step,
+)
+from benchmarks.step_sizes import SIZES, make_batch
+from benchmarks.step_variants import prepare
 from benchmarks.tests.test_step import batch_of_two, both_acts, both_formulations
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -58,3 +66,47 @@ def test_bfloat16_is_float32_but_for_rounding() -> None:
         figures.append(train_step(players, [[batch]], step))
     for name in ("loss", "grad_norm"):
         assert figures[1][name] == pytest.approx(figures[0][name], rel=0.05), name
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_both_acts_do_not_wait_for_the_gpu(
+    layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "memory_format", lambda _: layout)
+    batch = make_batch(SIZES["tiny"]).to(GPU)
+    settings = Settings(cascades=2, chans=4, pools=2, sens_chans=4, acs_lines=(4,))
+    settings = replace(settings, **{**PAPER, "stage": "train", "adversary_chans": 8})
+    players = make_players(replace(settings, streak_weight=0.1), GPU)
+    step = settings_of_step(settings, epochs=0, step=1)
+    train_step(players, [[batch]], step)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        reconstructions, _ = predictor_step(players, [batch], step)
+        adversary_step(players, reconstructions, step)
+        clip_all_gradients(players, step)
+        step_optimizers(players, step)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "adversarial", "inference"])
+@pytest.mark.parametrize(
+    "variant",
+    ["plain-bf16-graphs", "ours-graphs", "ours-bf16-graphs", "ours-bf16-plain-layers-graphs"],
+)
+def test_a_graph_trains_as_the_step_that_it_records(variant: str, stage: str) -> None:
+    found = []
+    for name in (variant, variant.removesuffix("-graphs")):
+        step, predictor = prepare(name, stage, SIZES["tiny"], GPU)
+        before = torch.cat([weight.detach().flatten() for weight in predictor.parameters()])
+        results = [step() for _ in range(5)]
+        after = torch.cat([weight.detach().flatten() for weight in predictor.parameters()])
+        found.append((results[-1], after - before))
+    (graph, change), (plain, expected) = found
+    if isinstance(graph, Tensor) and isinstance(plain, Tensor):
+        torch.testing.assert_close(graph, plain, rtol=1e-3, atol=1e-7)
+        return
+    assert isinstance(graph, dict) and isinstance(plain, dict)
+    assert graph["loss"] == pytest.approx(plain["loss"], rel=0.02)
+    # Adam turns what is only rounding, gradients of biases before a norm, into changes.
+    assert (change - expected).norm() < 0.5 * expected.norm()

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,7 @@ def write_dataset(
     val_volumes: int,
     seed: int,
     vary: bool = False,
+    jobs: int = 1,
 ) -> list[Path]:
     """Fill `<folder>/multicoil_train` and `<folder>/multicoil_val` with different volumes.
 
@@ -184,6 +186,7 @@ def write_dataset(
         val_volumes: number of volumes for validation.
         seed: of the whole data set, not negative.
         vary: the training volumes vary around `spec` (`varied_specs`).
+        jobs: volumes made side by side.
 
     Returns:
         The files written by this call, in order.
@@ -204,6 +207,12 @@ def write_dataset(
         raise OSError(
             f"{folder} needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free"
         )
-    for path in tqdm(missing, desc="phantom volumes", unit="volume", disable=None):  # bar on a tty
+
+    def write(path: Path) -> None:
         write_volume(path, make_volume(specs[path], seeds[path]))
+
+    with ThreadPoolExecutor(jobs) as pool:
+        written = map(write, missing) if jobs == 1 else pool.map(write, missing)
+        for _ in tqdm(written, "phantom volumes", len(missing), unit="volume", disable=None):
+            pass  # a bar on a terminal
     return missing

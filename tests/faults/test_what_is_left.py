@@ -7,6 +7,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -158,7 +159,7 @@ def test_a_folder_made_again_by_another_run_is_left_to_it(tmp_path: Path) -> Non
 class Broken(Predictor):
     """Its images are NaN."""
 
-    def forward(self, masked_kspace: Tensor, *_: Tensor) -> Tensor:
+    def forward(self, masked_kspace: Tensor, *_: Any, **__: Any) -> Tensor:
         return torch.full_like(rss(masked_kspace), torch.nan)
 
 

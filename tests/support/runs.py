@@ -36,5 +36,5 @@ def metrics_count(folder: Path) -> int:
 class ZeroFilled(Predictor):
     """The zero-filled RSS, as a predictor."""
 
-    def forward(self, masked_kspace: Tensor, mask: Tensor, acs_lines: Tensor) -> Tensor:  # noqa: ARG002
+    def forward(self, masked_kspace: Tensor, *_: Any, **__: Any) -> Tensor:
         return rss(to_image(masked_kspace))

@@ -1,7 +1,7 @@
 """What every script goes through: words to settings, errors to exit codes."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -108,15 +108,21 @@ def settings_of(
     return resumed
 
 
-def run(defaults: Settings, **schedules: dict[str, Any]) -> Path:
+def run(
+    defaults: Settings,
+    arrange: Callable[[Settings], Settings] | None = None,
+    **schedules: dict[str, Any],
+) -> Path:
     """Train with a script's settings and the words of its command line.
 
     Args:
         defaults: the script's settings.
+        arrange: makes the settings to train with of those that the command line gives.
         schedules: by recipe, settings that go with it in this script.
 
     Returns:
         The run's folder.
     """
     with user_errors():
-        return launch(train, settings_of(defaults, typed_words(defaults), schedules))
+        settings = settings_of(defaults, typed_words(defaults), schedules)
+        return launch(train, settings if arrange is None else arrange(settings))

@@ -24,6 +24,7 @@ NoteKind = Literal[
     "other_target",
     "aliased_target",
     "other_unit",
+    "other_unit_undersampled",
 ]
 Note = tuple[NoteKind, str]  # its kind, and what was found in the file
 
@@ -52,8 +53,10 @@ TEXTS: dict[NoteKind, str] = {
     "belong to another slice",
     "aliased_target": "k-space was undersampled, and the target is its image: it has the artefacts "
     "that a network is to remove",
-    "other_unit": "the target is in another unit than k-space: the loss compares images in "
-    "different units",
+    "other_unit": "the target is in another unit than k-space, which is multiplied by the factor "
+    "between them",
+    "other_unit_undersampled": "the target is in another unit than k-space, by a factor that "
+    "undersampled k-space does not give: the loss compares images in different units",
 }
 
 

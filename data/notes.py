@@ -14,6 +14,7 @@ NoteKind = Literal[
     "other_matrix",
     "swapped_coils",
     "off_centre",
+    "even_axis",
     "unused_mask",
     "undeclared_mask",
     "few_centre_lines",
@@ -38,6 +39,8 @@ TEXTS: dict[NoteKind, str] = {
     "swapped_coils": "the axes may be in another order: expected [slice, coil, H, W]",
     "off_centre": "the strongest column of k-space is far from the middle: the centre lines of "
     "masks may miss the zero frequency",
+    "even_axis": "energy is spread evenly along one axis of k-space: it may be radial, or already "
+    "transformed along this axis",
     "unused_mask": "k-space holds data in columns that the stored mask leaves out: the mask is not "
     "used, the data are",
     "undeclared_mask": "columns of k-space are zero that no stored mask leaves out: they count as "

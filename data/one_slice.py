@@ -154,12 +154,12 @@ def _slice_of(kspace: h5py.Dataset, index: int) -> NDArray[np.complex64]:
 
 
 def _check_same_columns(kspace: h5py.Dataset, measured: BoolArray) -> None:
-    """Check the first and the last slice of a volume that was undersampled.
+    """Check the first, the middle and the last slice of a volume that was undersampled.
 
     Raises:
         ValueError: they hold data in other columns, or lack many of these.
     """
-    for index in {0, kspace.shape[0] - 1}:
+    for index in {0, kspace.shape[0] // 2, kspace.shape[0] - 1}:
         energy = energy_of(_slice_of(kspace, index))
         if energy is None:
             continue

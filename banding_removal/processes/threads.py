@@ -40,7 +40,8 @@ def set_threads(volumes: Iterable[Volume], *, count: int | None = None, processe
 
 def usable_cores() -> int:
     """How many cores this process may use: those it may run on, as far as a container has time."""
-    cores = len(os.sched_getaffinity(0))
+    has_affinity = hasattr(os, "sched_getaffinity")  # macOS has none
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     try:
         quota, period = (CGROUP / "cpu.max").read_text().split()
     except (OSError, ValueError):

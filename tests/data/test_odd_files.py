@@ -354,6 +354,11 @@ NOTED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "other matrix": ({"header": header(SIZE, 60)}, ["other_matrix"]),
     "oversampling removed": ({"header": header(2 * SIZE, SIZE)}, []),
     "centre far off": ({"kspace": np.roll(SQUARE, 12, -1), "target": TARGET}, ["off_centre"]),
+    "image space along readout": (
+        {"kspace": np.fft.fftshift(np.fft.ifft(SQUARE, axis=-2), -2), "target": None},
+        ["even_axis"],
+    ),
+    "radial": ({"kspace": np.repeat(SQUARE[:, :, 32:33], SIZE, 2), "target": None}, ["even_axis"]),
     "by half a pixel": ({"kspace": SQUARE * HALF_PIXEL, "target": TARGET}, ["other_target"]),
     "constant": ({"target": np.ones_like(TARGET)}, ["other_target"]),
     "coils between": (

@@ -57,8 +57,8 @@ def _sync(file: int, path: Path) -> None:
 @cache  # once a folder
 def _warn_of_sync(folder: Path, reason: str | None) -> None:
     log.warning(
-        "%s is on a file system that does not say when files are stored (fsync: %s): the newest ones "
-        "may be lost if the machine goes down",
+        "%s is on a file system that does not say when files are stored (fsync: %s): the newest "
+        "ones may be lost if the machine goes down",
         *(folder, reason),
     )
 

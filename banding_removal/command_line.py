@@ -1,5 +1,6 @@
 """What every script goes through: words to settings, errors to exit codes."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ def user_errors() -> Iterator[None]:
     They end the process with status 2; a run that was stopped or interrupted has a status of its
     own (`processes/exit_status.py`). Any other exception is a bug and keeps its traceback.
     """
+    _open_missing_streams()
     try:
         yield
     except (*USER_ERRORS, RankError, Stopped, KeyboardInterrupt) as error:
@@ -35,6 +37,18 @@ def user_errors() -> Iterator[None]:
         if words is not None:
             print(f"\n{words}", file=sys.stderr)  # noqa: T201
         sys.exit(exit_code(error))
+
+
+def _open_missing_streams() -> None:
+    """Give a process whose output streams were closed (`2>&-`) some that lead nowhere.
+
+    Otherwise Python has None for them, and the next file that is opened gets their number.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, "w")  # noqa: SIM115, PTH123  # open to the end
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def typed_words(defaults: object) -> list[str]:

@@ -74,7 +74,7 @@ def check_slice(
         lines = Mask.of_scanner(measured).acs_lines
         if lines < MIN_CENTRE_LINES and measured[len(measured) // 2]:
             notes.append(("few_centre_lines", str(lines)))
-        _check_same_columns(kspace, measured)
+        _check_same_columns(kspace, measured, measured if holding is None else measured & holding)
     factor = 1.0
     if energy is not None and target is not None:
         undersampled = measured is not None
@@ -153,8 +153,13 @@ def _slice_of(kspace: h5py.Dataset, index: int) -> NDArray[np.complex64]:
     return values.reshape(-1, *kspace.shape[-2:])
 
 
-def _check_same_columns(kspace: h5py.Dataset, measured: BoolArray) -> None:
+def _check_same_columns(kspace: h5py.Dataset, measured: BoolArray, held: BoolArray) -> None:
     """Check the first, the middle and the last slice of a volume that was undersampled.
+
+    Args:
+        kspace: of the volume.
+        measured: columns that may hold data, (W,).
+        held: columns that do so in another slice, (W,).
 
     Raises:
         ValueError: they hold data in other columns, or lack many of these.
@@ -165,10 +170,10 @@ def _check_same_columns(kspace: h5py.Dataset, measured: BoolArray) -> None:
             continue
         lines = energy.sum(0, np.float64)
         holding = lines > HOLDS_DATA * lines.max()
-        lacking = (measured & ~holding).sum() > UNDECLARED * measured.sum()
-        if lacking or (holding & ~measured).any():
-            what = "lacks columns that other slices or the mask have"
-            if not lacking:
+        others = (holding & ~measured).any()
+        if others or (held & ~holding).sum() > UNDECLARED * held.sum():
+            what = "lacks columns that other slices have"
+            if others:
                 what = "holds data in columns that other slices or the mask leave out"
             raise ValueError(
                 f"slice {index} of kspace {what}: all slices must be undersampled in the same "

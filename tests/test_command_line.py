@@ -1,11 +1,12 @@
 """The words of a command line, also where IPython takes some of them for itself."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from banding_removal.command_line import typed_settings, typed_words
+from banding_removal.command_line import typed_settings, typed_words, user_errors
 from banding_removal.config.settings import Settings
 from banding_removal.errors import ConfigError
 from tests.support.runs import SCRIPTS
@@ -57,3 +58,13 @@ def test_every_script_looks_for_options_that_ipython_took(script: Path) -> None:
     source = script.read_text()
     assert "argv" not in source
     assert any(name in source for name in ("typed_words(", "typed_settings(", "    run(SETTINGS"))
+
+
+def test_streams_that_were_closed_lead_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    with user_errors():
+        for stream in (sys.stdout, sys.stderr):
+            print("said to nobody", file=stream, flush=True)
+            assert os.get_inheritable(stream.fileno())
+            stream.close()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -66,7 +66,7 @@ def _as_yaml(word: str, hints: dict[str, Any]) -> str:
     """A word with its value as YAML: in quotes where the setting is a text or a path."""
     key, _, value = word.partition("=")
     hint, value = hints.get(key), value.strip()
-    types = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    types = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     if value == "None" and NoneType in types:
         return f"{key}=null"
     if value in ("", "null") or value.startswith(("'", '"')) or not {str, Path} & {*types}:
@@ -87,7 +87,7 @@ def _reason(defaults: object, words: list[str], error: Exception, hints: dict[st
             expected = f"{key} is {_type_name(hints[key])}, and " if key in hints else ""
             where = f"{expected}{word[:200]!r} cannot be read: "
             break
-    message = where + str(getattr(error, "msg", None) or error).splitlines()[0]
+    message = where + str(getattr(error, "msg", None) or error).partition("\n")[0]
     if getattr(error, "full_key", None):
         message += f" ({error.full_key})"  # type: ignore[attr-defined]
     if "TupleConfig" in message or "ListConfig" in message:

@@ -167,9 +167,9 @@ def test_names_and_paths_are_taken_as_they_are_written() -> None:
 
 
 def test_none_is_null_where_a_setting_may_be_empty() -> None:
-    words = ["lr_drop_every=None", "train_filter.magnet=None", "resume=None"]
-    settings = from_words(Settings(), words)
-    assert (settings.lr_drop_every, settings.resume) == (None, None)
+    words = ["lr_drop_every=None", "train_filter.magnet=None", "resume=None", "adversary=None"]
+    settings = from_words(Settings(adversary=None), words)
+    assert (settings.lr_drop_every, settings.resume, settings.adversary) == (None, None, None)
     assert settings.train_filter.magnet is None
     with pytest.raises(ConfigError, match=r"lr is float, and 'lr=None' cannot be read"):
         from_words(Settings(), ["lr=None"])

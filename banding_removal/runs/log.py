@@ -233,6 +233,7 @@ def logging_to(
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(logging.Formatter("%(message)s"))
+    console.handleError = _report_console  # type: ignore[method-assign]
     if rank == 0:
         root.addHandler(console)
     root.addHandler(file)
@@ -246,7 +247,7 @@ def logging_to(
         for record in early:
             root.handle(record)
         with logging_redirect_tqdm(loggers=[root]) if rank == 0 else nullcontext():
-            for handler in root.handlers:
+            for handler in root.handlers:  # tqdm has replaced that of the console
                 if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
                     handler.handleError = _report_console  # type: ignore[method-assign]
             yield

@@ -222,7 +222,7 @@ class SliceDataset(Dataset[Example]):
                     f"{volume.path}: {name} of slice {slice_index} has NaN or Inf: {REMEDY}"
                 )
         # HDF5 reads zeros where nothing was written.
-        if limits[0] == (0, 0) and limits[-1][0] != limits[-1][1]:
+        if limits[0] == (0.0, 0.0) and limits[-1][0] != limits[-1][1]:
             raise VolumeError(
                 f"{volume.path}: k-space of slice {slice_index} is zero and its target is not: it "
                 f"was not written in full: {REMEDY}"

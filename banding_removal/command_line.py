@@ -1,13 +1,14 @@
 """What every script goes through: words to settings, errors to exit codes."""
 
+import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from banding_removal.config.overrides import differences, from_words, plain
+from banding_removal.config.overrides import describe, differences, from_words, plain
 from banding_removal.config.recipes import with_recipe
 from banding_removal.config.settings import Settings
 from banding_removal.errors import ConfigError
@@ -29,6 +30,7 @@ def user_errors() -> Iterator[None]:
     They end the process with status 2; a run that was stopped or interrupted has a status of its
     own (`processes/exit_status.py`). Any other exception is a bug and keeps its traceback.
     """
+    _open_missing_streams()
     try:
         yield
     except (*USER_ERRORS, RankError, Stopped, KeyboardInterrupt) as error:
@@ -38,11 +40,24 @@ def user_errors() -> Iterator[None]:
         sys.exit(exit_code(error))
 
 
+def _open_missing_streams() -> None:
+    """Give a process whose output streams were closed (`2>&-`) some that lead nowhere.
+
+    Otherwise Python has None for them, and the next file that is opened gets their number.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, "w")  # noqa: SIM115, PTH123  # open to the end
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
+
+
 def typed_words(defaults: object) -> list[str]:
     """The words that were typed after the script's name, without a lone `--`.
 
     IPython takes words that begin with a dash as options of its own, with only a warning. They are
-    included here, so that `from_words` refuses them under IPython as it does under Python.
+    included here, so that `from_words` refuses them under IPython as it does under Python. `help`
+    alone prints the settings and ends the process with status 0.
 
     Args:
         defaults: settings of the script. A word with a dash before the script's name is included
@@ -60,7 +75,11 @@ def typed_words(defaults: object) -> list[str]:
         and word not in words
         and (place > script or word.lstrip("-").partition("=")[0].partition(".")[0] in keys)
     ]
-    return [word for word in (*words, *taken) if word != "--"]
+    words = [word for word in (*words, *taken) if word != "--"]
+    if words in (["help"], ["--help"]):
+        print("key=value, with these keys, types and defaults:", *describe(defaults), sep="\n")  # noqa: T201
+        sys.exit()
+    return words
 
 
 def typed_settings(defaults: SettingsT) -> SettingsT:
@@ -109,15 +128,21 @@ def settings_of(
     return resumed
 
 
-def run(defaults: Settings, **schedules: dict[str, Any]) -> Path:
+def run(
+    defaults: Settings,
+    arrange: Callable[[Settings], Settings] | None = None,
+    **schedules: dict[str, Any],
+) -> Path:
     """Train with a script's settings and the words of its command line.
 
     Args:
         defaults: the script's settings.
+        arrange: makes the settings to train with of those that the command line gives.
         schedules: by recipe, settings that go with it in this script.
 
     Returns:
         The run's folder.
     """
     with user_errors():
-        return launch(train, settings_of(defaults, typed_words(defaults), schedules))
+        settings = settings_of(defaults, typed_words(defaults), schedules)
+        return launch(train, settings if arrange is None else arrange(settings))

@@ -1,14 +1,17 @@
 """Files written whole or not at all."""
 
 import contextlib
+import errno
 import logging
 import os
 import re
 import uuid
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 log = logging.getLogger(__name__)
+NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 
 
@@ -34,11 +37,30 @@ def atomic_write(path: Path, content: bytes | memoryview) -> None:
         with naming_file(path), temporary.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno(), path)
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def _sync(file: int, path: Path) -> None:
+    """Have what was written to an open file stored on the disk now, where that can be asked for."""
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
+        _warn_of_sync(path.parent, error.strerror)
+
+
+@cache  # once a folder
+def _warn_of_sync(folder: Path, reason: str | None) -> None:
+    log.warning(
+        "%s is on a file system that does not say when files are stored (fsync: %s): the newest "
+        "ones may be lost if the machine goes down",
+        *(folder, reason),
+    )
 
 
 def remove_leftovers(run_folder: Path) -> None:

@@ -3,6 +3,7 @@
 `h5 slice -> (transpose?) -> mask -> Example -> Batch -> device -> masked k-space`
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -194,7 +195,7 @@ class SliceDataset(Dataset[Example]):
     def _read(
         self, volume: Volume, slice_index: int
     ) -> tuple[NDArray[np.complex64], NDArray[np.float32] | None]:
-        """K-space (coil, H, W) and target (h, w) of a slice.
+        """K-space (coil, H, W) and target (h, w) of a slice, in the unit of the target.
 
         Only datasets of numbers are read: HDF5 leaks memory where strings are read again and again.
         """
@@ -207,11 +208,20 @@ class SliceDataset(Dataset[Example]):
             if volume.target_key is not None:
                 image = own_dataset(file, volume.target_key)[slice_index]
                 target = image.astype(np.float32).reshape(image.shape[-2:])
-        for name, values in (("k-space", kspace), ("target", target)):
-            if values is not None and not _all_finite(values):
+        limits = [_limits(values) for values in (kspace, target) if values is not None]
+        for name, (low, high) in zip(("k-space", "target"), limits, strict=False):
+            if not (math.isfinite(low) and math.isfinite(high)):
                 raise VolumeError(
                     f"{volume.path}: {name} of slice {slice_index} has NaN or Inf: {REMEDY}"
                 )
+        # HDF5 reads zeros where nothing was written.
+        if limits[0] == (0.0, 0.0) and limits[-1][0] != limits[-1][1]:
+            raise VolumeError(
+                f"{volume.path}: k-space of slice {slice_index} is zero and its target is not: it "
+                f"was not written in full: {REMEDY}"
+            )
+        if volume.kspace_factor != 1:
+            kspace *= np.float32(volume.kspace_factor)
         return kspace.reshape(-1, volume.height, volume.width), target
 
     def _open(self, volume: Volume) -> h5py.File:
@@ -252,8 +262,8 @@ def _named_errors(volume: Volume, what: str) -> Iterator[None]:
         raise VolumeError(f"{volume.path}: {what}: {error}") from error
 
 
-def _all_finite(values: NDArray[Any]) -> bool:
-    """Whether no value is NaN or Inf: either would show in the minimum or the maximum."""
+def _limits(values: NDArray[Any]) -> tuple[float, float]:
+    """The smallest and the largest value, of real and imaginary parts; NaN if there is one."""
     tensor = torch.from_numpy(values)
     low, high = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).aminmax()
-    return bool(low.isfinite() & high.isfinite())
+    return float(low), float(high)

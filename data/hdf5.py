@@ -71,7 +71,8 @@ def check_stored(dataset: h5py.Dataset) -> None:
 
     Raises:
         ValueError: the file stores less than the dataset declares (for a compressed one: less than
-            a hundredth, which could only be meant to fill the memory).
+            a hundredth, which could only be meant to fill the memory); it is compressed in a way
+            that this HDF5 does not know.
     """
     name = dataset.name.lstrip("/")
     declared = math.prod(dataset.shape) * dataset.dtype.itemsize
@@ -82,7 +83,17 @@ def check_stored(dataset: h5py.Dataset) -> None:
         written = dataset.id.get_num_chunks()
         if written < chunks:
             raise ValueError(f"{name} was not written in full: {written} of {chunks} chunks")
-    compressed = dataset.id.get_create_plist().get_nfilters() > 0
+    made = dataset.id.get_create_plist()
+    for number in range(made.get_nfilters()):
+        code, _, _, title = made.get_filter(number)
+        if not h5py.h5z.filter_avail(code):
+            title = title.decode("ascii", "replace").partition(";")[0] or f"number {code}"
+            raise ValueError(
+                f"{name} is compressed by the HDF5 filter {title[:MAX_NAME]!r}, which is not "
+                "installed here: repack the file (h5repack -f NONE), or set HDF5_PLUGIN_PATH to "
+                "the folder of this plug-in"
+            )
+    compressed = made.get_nfilters() > 0
     if declared > stored * (MAX_COMPRESSION if compressed else 1):
         raise ValueError(
             f"{name} declares {declared} bytes, shape {dataset.shape}, and stores {stored}"

@@ -5,7 +5,7 @@ import scipy.fft
 import scipy.ndimage
 from numpy.typing import NDArray
 
-from banding_removal.data.notes import Note
+from banding_removal.data.notes import Note, NoteKind
 
 Size = tuple[int, int]
 Image = NDArray[np.float64]
@@ -35,13 +35,16 @@ MAX_FACTOR = 2.0  # between the units of target and k-space
 
 def compare_images(
     kspace: NDArray[np.complex64], target: NDArray[np.float32], *, undersampled: bool
-) -> list[Note]:
+) -> tuple[list[Note], float | None]:
     """Compare a target with the image of its k-space.
 
     Args:
         kspace: (coil, H, W), finite and not zero.
         target: (h, w), finite.
         undersampled: whether columns were left out, so that the image has artefacts.
+
+    Returns:
+        What is odd, and the unit of the target over that of the image, None if that is not known.
 
     Raises:
         ValueError: they have little in common.
@@ -50,9 +53,9 @@ def compare_images(
     size = (min(height, target.shape[0]), min(width, target.shape[1]))
     image, upright = _rss_image(kspace, size), _center(target, size)
     if min(size) <= 2 * MAX_SHIFT or not (np.isfinite(image).all() and np.ptp(image) > 0):
-        return []  # too small, beyond single precision, or empty
+        return [], None  # too small, beyond single precision, or empty
     if not np.ptp(upright) > 0:
-        return [("other_target", f"it is {upright[0, 0]:g} everywhere")]
+        return [("other_target", f"it is {upright[0, 0]:g} everywhere")], None
     full, shift = _correlation(image, upright)
     notes: list[Note] = []
     if undersampled and full > ALIASED:
@@ -60,22 +63,23 @@ def compare_images(
     if full < SAME_IMAGE:
         turned = None if undersampled else _turned(image, upright, full)
         if turned is not None:
-            return [("turned_target", turned)]
+            return [("turned_target", turned)], None
         similarity = max(full, _correlation(_blurred(image), _blurred(upright))[0])
         if similarity < (MIN_SIMILARITY_UNDERSAMPLED if undersampled else MIN_SIMILARITY):
             raise ValueError(
                 f"the target is not the image of kspace (correlation {similarity:.2f}): the axes "
                 "may be in another order than [slice, coil, H, W], the zero frequency not in the "
-                "middle, or the target from another scan"
+                "middle, or the target from another scan or of another resolution"
             )
         if not undersampled:
             notes.append(("other_target", f"correlation {full:.2f}"))
     elif shift != (0, 0):
         notes.append(("shifted_target", f"by {shift[0]} x {shift[1]} pixels"))
-    factor = np.sum(image * upright) / np.sum(image * image)
+    factor = float(np.sum(image * upright) / np.sum(image * image))
     if not 1 / MAX_FACTOR <= factor <= MAX_FACTOR:
-        notes.append(("other_unit", f"{factor:.3g} times the image of k-space"))
-    return notes
+        kind: NoteKind = "other_unit_undersampled" if undersampled else "other_unit"
+        notes.append((kind, f"{factor:.4g} times the image of k-space"))
+    return notes, factor
 
 
 def _center(image: NDArray[np.float32], size: Size) -> Image:

@@ -20,11 +20,18 @@ from tqdm import tqdm
 
 from banding_removal.data.in_subprocess import SubprocessLostError, map_in_subprocess
 from banding_removal.data.notes import warn_of_notes
-from banding_removal.data.volume import Volume, VolumeError, read_volume, volume_paths
+from banding_removal.data.volume import (
+    SUFFIX,
+    Volume,
+    VolumeError,
+    read_volume,
+    volume_paths,
+)
 
 log = logging.getLogger(__name__)
 
-CACHE_VERSION = 5
+MAX_SHOWN = 8  # files in a message
+CACHE_VERSION = 6
 
 
 def read_volumes(
@@ -66,9 +73,8 @@ def index_folder(folder: Path, *, cache_folder: Path, skip_bad: bool = False) ->
     """
     paths = volume_paths(folder) if folder.is_dir() else []
     if not paths:
-        state = "holds no *.h5 file" if folder.is_dir() else "is not a folder"
-        raise FileNotFoundError(f"{folder} {state}")
-    key = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
+        raise FileNotFoundError(_what_is_there(folder))
+    key = hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:16]
     cache_path = cache_folder / f"{key}.json"
     cached = _load_cache(cache_path)
 
@@ -82,12 +88,24 @@ def index_folder(folder: Path, *, cache_folder: Path, skip_bad: bool = False) ->
     if len(new) > len(problems) or len(volumes) != len(cached):
         _save_cache(cache_path, volumes)
     if problems:
-        bad = VolumeError.of_all(problems)
         if not skip_bad or not volumes:
-            raise bad
-        log.warning("left out: %s", bad)
+            raise VolumeError.of_all(problems, others=len(volumes))
+        log.warning("left out: %s", VolumeError.of_all(problems))
     warn_of_notes(volumes, folder.name)
     return volumes
+
+
+def _what_is_there(folder: Path) -> str:
+    """That a folder is missing or has no volume, and what is there instead."""
+    if folder.is_dir():
+        message, there = f"{folder} holds no *{SUFFIX} file", folder
+    else:
+        message, there = f"{folder} is not a folder", folder.parent
+    if not there.is_dir():
+        return f"{message}; neither is {there}"
+    entries = sorted(ascii(entry.name)[1:-1] for entry in there.iterdir())
+    more = ", ..." if len(entries) > MAX_SHOWN else ""
+    return f"{message}; {there} holds {', '.join(entries[:MAX_SHOWN]) or 'nothing'}{more}"
 
 
 def _load_cache(path: Path) -> dict[str, Volume]:

@@ -14,6 +14,7 @@ NoteKind = Literal[
     "other_matrix",
     "swapped_coils",
     "off_centre",
+    "even_axis",
     "unused_mask",
     "undeclared_mask",
     "few_centre_lines",
@@ -24,6 +25,7 @@ NoteKind = Literal[
     "other_target",
     "aliased_target",
     "other_unit",
+    "other_unit_undersampled",
 ]
 Note = tuple[NoteKind, str]  # its kind, and what was found in the file
 
@@ -37,6 +39,8 @@ TEXTS: dict[NoteKind, str] = {
     "swapped_coils": "the axes may be in another order: expected [slice, coil, H, W]",
     "off_centre": "the strongest column of k-space is far from the middle: the centre lines of "
     "masks may miss the zero frequency",
+    "even_axis": "energy is spread evenly along one axis of k-space: it may be radial, or already "
+    "transformed along this axis",
     "unused_mask": "k-space holds data in columns that the stored mask leaves out: the mask is not "
     "used, the data are",
     "undeclared_mask": "columns of k-space are zero that no stored mask leaves out: they count as "
@@ -52,8 +56,10 @@ TEXTS: dict[NoteKind, str] = {
     "belong to another slice",
     "aliased_target": "k-space was undersampled, and the target is its image: it has the artefacts "
     "that a network is to remove",
-    "other_unit": "the target is in another unit than k-space: the loss compares images in "
-    "different units",
+    "other_unit": "the target is in another unit than k-space, which is multiplied by the factor "
+    "between them",
+    "other_unit_undersampled": "the target is in another unit than k-space, by a factor that "
+    "undersampled k-space does not give: the loss compares images in different units",
 }
 
 

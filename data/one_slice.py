@@ -1,5 +1,7 @@
 """What one slice of a volume says about all of it: which columns were measured, and its target."""
 
+from dataclasses import dataclass
+
 import h5py
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +17,23 @@ from banding_removal.data.plausibility import (
     columns_with_data,
     energy_of,
 )
-from banding_removal.data.stored_mask import MIN_CENTRE_LINES, StoredMask, measured_columns
+from banding_removal.data.stored_mask import (
+    MIN_CENTRE_LINES,
+    UNDECLARED,
+    StoredMask,
+    measured_columns,
+)
+
+UNIT_TOLERANCE = 0.1  # relative, between slices
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceFindings:
+    """What a slice says about its volume."""
+
+    measured: BoolArray | None  # columns, (W,); None: all
+    kspace_factor: float  # brings k-space into the unit of the target
+    notes: list[Note]  # what is odd
 
 
 def check_slice(
@@ -23,7 +41,7 @@ def check_slice(
     target: h5py.Dataset | None,
     header: ScanHeader,
     mask: StoredMask | None,
-) -> tuple[BoolArray | None, list[Note]]:
+) -> SliceFindings:
     """Which columns were measured, and whether a slice's target is the image of its k-space.
 
     The slice is one that is not empty.
@@ -34,11 +52,9 @@ def check_slice(
         header: of the volume.
         mask: that of the file; None: there is none.
 
-    Returns:
-        The measured columns, (W,), None if all were; and what is odd.
-
     Raises:
-        ValueError: it is not; axes are in another order; slices were undersampled differently.
+        ValueError: it is not; axes are in another order; slices were undersampled differently, or
+            their targets are in different units; no slice can be used.
     """
     slices = kspace.shape[0]
     # Not in the middle: there, slices in reverse order would not show.
@@ -48,6 +64,8 @@ def check_slice(
         energy = energy_of(values)
         if energy is not None:
             break
+    else:
+        _check_empty(values, None if target is None else _image_of(target, index))
     holding = None if energy is None else columns_with_data(energy, header)
     measured, notes = measured_columns(mask, holding)
     if energy is not None:
@@ -56,19 +74,76 @@ def check_slice(
         lines = Mask.of_scanner(measured).acs_lines
         if lines < MIN_CENTRE_LINES and measured[len(measured) // 2]:
             notes.append(("few_centre_lines", str(lines)))
-        _check_same_columns(kspace, measured)
+        _check_same_columns(kspace, measured, measured if holding is None else measured & holding)
+    factor = 1.0
     if energy is not None and target is not None:
-        image = target[index].astype(np.float32).reshape(target.shape[-2:])
-        if np.isfinite(image).all():
-            undersampled = measured is not None
-            found = compare_images(values, image, undersampled=undersampled)
-            # Slices and coils that are swapped have the right shape if there are equally many.
-            if found and kspace.ndim == 4 and kspace.shape[0] == kspace.shape[1]:
-                swapped = kspace[:, index].astype(np.complex64)
-                if not compare_images(swapped, image, undersampled=undersampled):
-                    raise ValueError("slices and coils are swapped; expected [slice, coil, H, W]")
-            notes += found
-    return measured, notes
+        undersampled = measured is not None
+        found, unit = _compare(kspace, target, index, values, undersampled=undersampled)
+        if unit is not None and "other_unit" in dict(found):
+            _check_same_unit(kspace, target, unit)
+            factor = unit
+        notes += found
+    return SliceFindings(measured=measured, kspace_factor=factor, notes=notes)
+
+
+def _compare(
+    kspace: h5py.Dataset,
+    target: h5py.Dataset,
+    index: int,
+    values: NDArray[np.complex64],
+    *,
+    undersampled: bool,
+) -> tuple[list[Note], float | None]:
+    """`compare_images` for a slice, whose k-space is given as `values`, if its target is finite."""
+    image = _image_of(target, index)
+    if not np.isfinite(image).all():
+        return [], None
+    found, unit = compare_images(values, image, undersampled=undersampled)
+    # Slices and coils that are swapped have the right shape if there are equally many.
+    if found and kspace.ndim == 4 and kspace.shape[0] == kspace.shape[1]:
+        swapped = kspace[:, index].astype(np.complex64)
+        if not compare_images(swapped, image, undersampled=undersampled)[0]:
+            raise ValueError("slices and coils are swapped; expected [slice, coil, H, W]")
+    return found, unit
+
+
+def _check_empty(values: NDArray[np.complex64], image: NDArray[np.float32] | None) -> None:
+    """Check a slice of a volume in which k-space of no slice that was looked at can be used.
+
+    Raises:
+        ValueError: it has NaN or Inf, or is zero and its target is not.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError("kspace has NaN or Inf in every slice that was looked at")
+    if image is not None and not values.any() and np.ptp(image) > 0:
+        raise ValueError(
+            "kspace is zero in every slice that was looked at, and the target is not: it was not "
+            "written"
+        )
+
+
+def _check_same_unit(kspace: h5py.Dataset, target: h5py.Dataset, unit: float) -> None:
+    """Check the first and the last slice of a volume whose target is in another unit.
+
+    Raises:
+        ValueError: they are in other units than `unit`, that of the target over that of k-space.
+    """
+    for index in {0, kspace.shape[0] - 1}:
+        values = _slice_of(kspace, index)
+        if energy_of(values) is None:
+            continue
+        _, other = _compare(kspace, target, index, values, undersampled=False)
+        if other is not None and not abs(other - unit) <= UNIT_TOLERANCE * unit:
+            raise ValueError(
+                f"targets are in different units: that of slice {index} is {other:.4g} times the "
+                f"image of its k-space, others {unit:.4g} times; scale all slices of a volume alike"
+            )
+
+
+def _image_of(target: h5py.Dataset, index: int) -> NDArray[np.float32]:
+    """A slice of the target, (h, w)."""
+    image: NDArray[np.float32] = target[index].astype(np.float32).reshape(target.shape[-2:])
+    return image
 
 
 def _slice_of(kspace: h5py.Dataset, index: int) -> NDArray[np.complex64]:
@@ -78,19 +153,29 @@ def _slice_of(kspace: h5py.Dataset, index: int) -> NDArray[np.complex64]:
     return values.reshape(-1, *kspace.shape[-2:])
 
 
-def _check_same_columns(kspace: h5py.Dataset, measured: BoolArray) -> None:
-    """Check the first and the last slice of a volume that was undersampled.
+def _check_same_columns(kspace: h5py.Dataset, measured: BoolArray, held: BoolArray) -> None:
+    """Check the first, the middle and the last slice of a volume that was undersampled.
+
+    Args:
+        kspace: of the volume.
+        measured: columns that may hold data, (W,).
+        held: columns that do so in another slice, (W,).
 
     Raises:
-        ValueError: they hold data in other columns.
+        ValueError: they hold data in other columns, or lack many of these.
     """
-    for index in {0, kspace.shape[0] - 1}:
+    for index in {0, kspace.shape[0] // 2, kspace.shape[0] - 1}:
         energy = energy_of(_slice_of(kspace, index))
         if energy is None:
             continue
         lines = energy.sum(0, np.float64)
-        if (lines[~measured] > HOLDS_DATA * lines.max()).any():
+        holding = lines > HOLDS_DATA * lines.max()
+        others = (holding & ~measured).any()
+        if others or (held & ~holding).sum() > UNDECLARED * held.sum():
+            what = "lacks columns that other slices have"
+            if others:
+                what = "holds data in columns that other slices or the mask leave out"
             raise ValueError(
-                f"slice {index} of kspace holds data in columns that other slices or the mask "
-                "leave out: all slices must be undersampled in the same columns"
+                f"slice {index} of kspace {what}: all slices must be undersampled in the same "
+                "columns"
             )

@@ -25,6 +25,8 @@ MAX_ZEROS = 0.35  # part of acquired k-space; a corner that is cut off takes 0.2
 MIN_SIZE_OF_CENTRE_CHECK = 8  # samples
 MAX_OFFSET = 8  # columns between the middle and the strongest one
 STANDS_OUT = 30.0  # strongest column over the median one
+# The same, of an axis along which the energy is spread as in an image, or as in radial k-space.
+EVEN = 5.0
 
 
 def check_shape(shape: Sequence[int], header: ScanHeader, target_size: Size | None) -> list[Note]:
@@ -129,16 +131,21 @@ def columns_with_data(energy: NDArray[np.float32], header: ScanHeader) -> BoolAr
 
 
 def check_centre(energy: NDArray[np.float32]) -> list[Note]:
-    """Whether the strongest column of k-space is near the middle, where masks have their centre.
+    """Whether k-space has its energy around the middle, where masks have their centre.
 
     Args:
         energy: (H, W), of `energy_of`.
     """
-    columns = energy.sum(0, np.float64)
-    width = len(columns)
-    strongest = int(np.argmax(columns))
-    # In noise alone, any column may be the strongest.
-    stands_out = columns[strongest] > STANDS_OUT * np.median(columns[columns > 0])
-    if not stands_out or abs(strongest - width // 2) <= max(MAX_OFFSET, width // 16):
+    rows, columns = energy.sum(1, np.float64), energy.sum(0, np.float64)
+    by_rows, by_columns = (e.max() / np.median(e[e > 0]) for e in (rows, columns))
+    # In noise alone, neither axis stands out, and any column may be the strongest.
+    if max(by_rows, by_columns) < STANDS_OUT:
         return []
-    return [("off_centre", f"column {strongest} of {width}")]
+    notes: list[Note] = []
+    if min(by_rows, by_columns) < EVEN:
+        peaks = f"the strongest row has {by_rows:.3g} times the energy of the median row"
+        notes.append(("even_axis", f"{peaks}, the strongest column {by_columns:.3g} times"))
+    width, strongest = len(columns), int(np.argmax(columns))
+    if by_columns > STANDS_OUT and abs(strongest - width // 2) > max(MAX_OFFSET, width // 16):
+        notes.append(("off_centre", f"column {strongest} of {width}"))
+    return notes

@@ -1,6 +1,7 @@
 """One HDF5 file in the fastMRI layout: its sizes, contrast and scanner, without its pixels."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,16 +32,24 @@ T = TypeVar("T")
 
 SUFFIX = ".h5"
 MAX_TOLERANCE = 1e-3  # relative, of the attribute max: it may have been printed and read
+# Largest values of targets for which sums of squares of k-space fit into single precision.
+SMALLEST_UNIT, LARGEST_UNIT = 1e-18, 1e16
 
 
 class VolumeError(Exception):
     """Unusable files; the message names each and says why."""
 
     @classmethod
-    def of_all(cls, problems: Sequence[str]) -> "VolumeError":
-        """One error for several files, a line for each."""
+    def of_all(cls, problems: Sequence[str], *, others: int = 0) -> "VolumeError":
+        """One error for several files, a line for each.
+
+        Args:
+            problems: the path of a file, and what is wrong with it.
+            others: number of volumes that are left without these.
+        """
         lines = "\n".join(f"  {problem}" for problem in problems)
-        return cls(f"{len(problems)} unusable volume(s):\n{lines}")
+        way = f" (the other {others} can be used with skip_bad_volumes=true)" if others else ""
+        return cls(f"{len(problems)} unusable volume(s){way}:\n{lines}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +72,7 @@ class Volume:
     acquired: tuple[int, int] | None  # phase-encode columns [left, right), from the header
     recon_size: tuple[int, int] | None  # of the scanner's images, from the header
     measured: str | None  # what the scanner measured, 0 or 1 for each column; None: everything
+    kspace_factor: float = 1.0  # by which k-space is multiplied, if its target has another unit
     notes: tuple[Note, ...] = ()  # what is odd in the file
 
     @property
@@ -106,8 +116,15 @@ def read_volume(path: Path) -> Volume:
 
     Raises:
         VolumeError: the file is not HDF5, is truncated, does not have the fastMRI layout, or has
-            axes in another order.
+            axes in another order; its path is not text.
     """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # logs, pages and random seeds are made of it
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise VolumeError(
+            f"{shown}: its path is not text in this locale: rename it, or set PYTHONUTF8=1"
+        ) from None
     try:
         stat = path.stat()
         with open_file(path) as file:
@@ -132,8 +149,9 @@ def _read_fields(file: h5py.File) -> dict[str, Any]:
         data_range, found = _data_range(target, _attribute(number_attribute, file, "max", notes))
         notes += found
     mask = read_mask(file, slices * height, width)
-    measured, found = check_slice(kspace, target, header, mask)
-    notes += found
+    found_in_slice = check_slice(kspace, target, header, mask)
+    measured = found_in_slice.measured
+    notes += found_in_slice.notes
     return {
         "slices": slices,
         "coils": coil_axis[0] if coil_axis else None,
@@ -147,6 +165,7 @@ def _read_fields(file: h5py.File) -> dict[str, Any]:
         "field_strength": header.field_strength,
         "acquired": _acquired(file, header, width, notes),
         "recon_size": header.recon_size,
+        "kspace_factor": found_in_slice.kspace_factor,
         "measured": None if measured is None else "".join("01"[int(c)] for c in measured),
         "notes": tuple(unique(notes)),
     }
@@ -154,12 +173,17 @@ def _read_fields(file: h5py.File) -> dict[str, Any]:
 
 def _kspace(file: h5py.File) -> h5py.Dataset:
     kspace = own_dataset(file, "kspace")
+    if kspace.dtype.kind != "c" or kspace.dtype.itemsize not in (8, 16):
+        parts = kspace.dtype.kind == "V" or (kspace.ndim > 3 and kspace.shape[-1] == 2)
+        hint = ": combine real and imaginary parts into complex numbers" if parts else ""
+        raise ValueError(
+            f"kspace has shape {kspace.shape}, dtype {kspace.dtype}; expected complex64{hint}"
+        )
     if kspace.ndim not in (3, 4):
         raise ValueError(
             f"kspace has shape {kspace.shape}; expected [slice, coil, H, W] (or [slice, H, W])"
+            + ": average or split further axes (averages, echoes)" * (kspace.ndim > 4)
         )
-    if kspace.dtype.kind != "c" or kspace.dtype.itemsize not in (8, 16):
-        raise ValueError(f"kspace has dtype {kspace.dtype}; expected complex64")
     if 0 in kspace.shape:
         raise ValueError(f"kspace is empty, shape {kspace.shape}")
     check_stored(kspace)
@@ -194,6 +218,11 @@ def _data_range(target: h5py.Dataset, stored: float | None) -> tuple[float, list
     if not largest > 0:
         said = "" if stored is None else f", the attribute max is {stored:g}"
         raise ValueError(f"the largest value of {key} is {largest:g}{said}")
+    if not SMALLEST_UNIT <= largest <= LARGEST_UNIT:
+        raise ValueError(
+            f"the largest value of {key} is {largest:g}, beyond single precision when squared: "
+            "rescale k-space and targets to about 1e-4, as in fastMRI"
+        )
     if stored is not None and not abs(stored - largest) <= MAX_TOLERANCE * largest:
         return largest, [("wrong_max", f"max is {stored:g}, the largest value {largest:g}")]
     return largest, []

@@ -9,7 +9,6 @@ both stages. With another data_path, no data are made. After an interruption, th
 continues.
 """
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from banding_removal.evaluation.comparison import CompareSettings, compare
 from banding_removal.evaluation.table import overview
 from banding_removal.pictures.run_page import PageSettings, page_of_runs
 from banding_removal.processes.launch import launch
-from banding_removal.runs.build import choose_device
+from banding_removal.processes.threads import split_on_cores
 from banding_removal.runs.resume import completed_run
 from banding_removal.training.loop import train
 
@@ -74,22 +73,12 @@ def main(words: list[str]) -> None:
 
 
 def _run(settings: Settings) -> Path:
-    settings = _distributed(settings)
+    settings = split_on_cores(settings)
     folder = completed_run(settings)
     if folder is not None:
         print(f"{_shown(folder)} is complete; remove it to train again")
         return folder
     return launch(train, settings)
-
-
-def _distributed(settings: Settings) -> Settings:
-    """On a CPU, a process for each orientation of a pair: the same steps on two cores."""
-    if settings.nproc is not None:
-        return settings
-    on_cpu = choose_device(settings.device).type == "cpu"
-    if settings.paired and on_cpu and len(os.sched_getaffinity(0)) > 1:
-        return replace(settings, nproc=2, split_pairs=True)
-    return replace(settings, nproc=1)
 
 
 def _shown(path: Path) -> Path:

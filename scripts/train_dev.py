@@ -1,9 +1,10 @@
-"""Stage 2 for development: six cascades in one process, otherwise as scripts/train.py.
+"""Stage 2 for development: six cascades, one GPU or CPU, otherwise as scripts/train.py.
 
     ipython scripts/train_dev.py
     ipython scripts/train_dev.py data_path=datasets/phantom epochs=2
 
-It starts from the weights of the newest run of scripts/pretrain_dev.py.
+It starts from the weights of the newest run of scripts/pretrain_dev.py. On a CPU, two processes
+share the two orientations of each slice, and take the steps of one; nproc=1 is for a debugger.
 """
 
 DATA_PATH = "/path/to/fastmri/knee"  # edit: holds multicoil_train/*.h5 and multicoil_val/*.h5
@@ -13,6 +14,7 @@ from pathlib import Path
 from banding_removal.command_line import run
 from banding_removal.config.recipes import ADVERSARY, PUBLISHED
 from banding_removal.config.settings import Settings
+from banding_removal.processes.threads import split_on_cores
 
 # Settings not named here are as in scripts/pretrain_dev.py.
 SETTINGS = Settings(
@@ -20,7 +22,6 @@ SETTINGS = Settings(
     stage="train",
     init_from="pretrain_dev",  # the newest run of this name
     data_path=Path(DATA_PATH),
-    nproc=1,
     cascades=6,
     epochs=25,
     epoch_fraction=0.1,  # of the slices, each in both orientations
@@ -38,4 +39,4 @@ SETTINGS = Settings(
 if __name__ == "__main__":
     # With one orientation per step: twice the steps, and as many images.
     one_orientation = {"epoch_fraction": 0.2}
-    run(SETTINGS, direct=one_orientation, none=one_orientation, paper=PUBLISHED)
+    run(SETTINGS, split_on_cores, direct=one_orientation, none=one_orientation, paper=PUBLISHED)

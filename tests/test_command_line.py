@@ -1,11 +1,12 @@
 """The words of a command line, also where IPython takes some of them for itself."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from banding_removal.command_line import typed_settings, typed_words
+from banding_removal.command_line import typed_settings, typed_words, user_errors
 from banding_removal.config.settings import Settings
 from banding_removal.errors import ConfigError
 from tests.support.runs import SCRIPTS
@@ -52,8 +53,29 @@ def test_two_dashes_alone_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert typed_settings(Settings()).epochs == 2
 
 
+@pytest.mark.parametrize("word", ["help", "--help"])
+def test_help_lists_the_settings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], word: str
+) -> None:
+    type_in(monkeypatch, ["python", "scripts/train.py", word], ["scripts/train.py", word])
+    with pytest.raises(SystemExit) as ended:
+        typed_settings(Settings())
+    assert not ended.value.code
+    assert "\nlr: float = 0.0003\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.stem)
 def test_every_script_looks_for_options_that_ipython_took(script: Path) -> None:
     source = script.read_text()
     assert "argv" not in source
     assert any(name in source for name in ("typed_words(", "typed_settings(", "    run(SETTINGS"))
+
+
+def test_streams_that_were_closed_lead_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    with user_errors():
+        for stream in (sys.stdout, sys.stderr):
+            print("said to nobody", file=stream, flush=True)
+            assert os.get_inheritable(stream.fileno())
+            stream.close()

@@ -1,9 +1,12 @@
 """Settings from `key=value` words and from saved dictionaries, and back into plain data."""
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,11 +26,14 @@ def from_words(defaults: SettingsT, words: Sequence[str]) -> SettingsT:
     """`defaults` (a dataclass instance) with `key=value` words merged in and types checked.
 
     There are no --flags, because IPython would take them as options of its own. Values are YAML:
-    `lr=1e-4`, `accelerations=[4,8]`, `resume=null`, `train_filter.magnet=3`.
+    `lr=1e-4`, `accelerations=[4,8]`, `resume=null`, `train_filter.magnet=3`. Names and paths are
+    taken as they are written, also those that YAML reads as numbers (`name=2026_11`); `None` is
+    null.
 
     Raises:
-        ConfigError: a word without `=`, an unknown key or a value of the wrong type (the message
-            lists the valid keys); a value out of range; an old name (the message has the new one).
+        ConfigError: a word without `=` or without a value; an unknown key or a value of the wrong
+            type (the message lists the valid keys); a value out of range; an old name (the message
+            has the new one).
     """
     invalid = [word for word in words if "=" not in word or word.startswith("-")]
     if invalid:
@@ -36,22 +42,58 @@ def from_words(defaults: SettingsT, words: Sequence[str]) -> SettingsT:
         if dashed:
             message += f"; write settings without dashes: {' '.join(dashed)}"
         raise ConfigError(f"{message}\n{_valid_keys(defaults)}")
+    empty = [word for word in words if not word.partition("=")[2].strip()]
+    if empty:  # of a shell variable that is not set, perhaps
+        raise ConfigError(f"no value after {' '.join(empty)}; null stands for none")
     if isinstance(defaults, Settings):
         refuse_old_words(words)
+    hints = dict(_typed_fields(defaults))
+    words = [_as_yaml(word, hints) for word in words]
     try:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(defaults), OmegaConf.from_dotlist(list(words))
-        )
-        settings = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        key = f" ({error.full_key})" if error.full_key else ""
-        message = str(error.msg or error).splitlines()[0]
-        raise ConfigError(f"{message}{key}\n{_valid_keys(defaults)}") from error
-    except _UNREADABLE as error:
-        raise ConfigError(f"cannot read {' '.join(words)[:200]!r}: {error}") from error
+        settings = _merged(defaults, words)
+    except (OmegaConfBaseException, *_UNREADABLE) as error:
+        raise ConfigError(_reason(defaults, words, error, hints)) from error
     if not isinstance(settings, type(defaults)):
         raise TypeError(f"expected {type(defaults).__name__}, got {type(settings).__name__}")
     return _expand_paths(settings)
+
+
+def _merged(defaults: object, words: list[str]) -> Any:
+    words_as_settings = OmegaConf.from_dotlist(words)
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(defaults), words_as_settings))
+
+
+def _as_yaml(word: str, hints: dict[str, Any]) -> str:
+    """A word with its value as YAML: in quotes where the setting is a text or a path."""
+    key, _, value = word.partition("=")
+    hint, value = hints.get(key), value.strip()
+    types = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if value == "None" and NoneType in types:
+        return f"{key}=null"
+    if value in ("", "null") or value.startswith(("'", '"')) or not {str, Path} & {*types}:
+        return word
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
+
+
+def _reason(defaults: object, words: list[str], error: Exception, hints: dict[str, Any]) -> str:
+    """Why words cannot be merged into the defaults, with the word and what it should be."""
+    where = ""
+    for word in words:
+        try:
+            _merged(defaults, [word])
+        except ConfigError:  # of its value alone, or it needs another word
+            continue
+        except (OmegaConfBaseException, *_UNREADABLE) as found:
+            key, error = word.partition("=")[0], found
+            expected = f"{key} is {_type_name(hints[key])}, and " if key in hints else ""
+            where = f"{expected}{word[:200]!r} cannot be read: "
+            break
+    message = where + str(getattr(error, "msg", None) or error).partition("\n")[0]
+    if getattr(error, "full_key", None):
+        message += f" ({error.full_key})"  # type: ignore[attr-defined]
+    if "TupleConfig" in message or "ListConfig" in message:
+        message += "; write lists in brackets, [4,8]"
+    return f"{message}\n{_valid_keys(defaults)}"
 
 
 def from_plain(content: dict[str, Any], origin: object = "settings") -> Settings:
@@ -96,17 +138,23 @@ def _valid_keys(defaults: Any) -> str:
     return "Valid keys:\n" + "\n".join(f"  {line}" for line in describe(defaults))
 
 
-def describe(settings: Any, prefix: str = "") -> list[str]:
+def describe(settings: Any) -> list[str]:
     """One line `key: type = value` per setting; nested keys are written in full."""
-    lines = []
+    return [
+        f"{key}: {_type_name(hint)} = {attrgetter(key)(settings)}"
+        for key, hint in _typed_fields(settings)
+    ]
+
+
+def _typed_fields(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The key and the type of each setting; nested keys are written in full."""
     hints = get_type_hints(type(settings))
     for item in dataclasses.fields(settings):
         value = getattr(settings, item.name)
         if dataclasses.is_dataclass(value):
-            lines += describe(value, f"{prefix}{item.name}.")
+            yield from _typed_fields(value, f"{prefix}{item.name}.")
         else:
-            lines.append(f"{prefix}{item.name}: {_type_name(hints[item.name])} = {value}")
-    return lines
+            yield f"{prefix}{item.name}", hints[item.name]
 
 
 def _type_name(hint: Any) -> str:

@@ -97,6 +97,7 @@ def _checked(environment: Mapping[str, str], scheduler: _Scheduler | None) -> Pl
         problems.append(f"{names['address']} is {missing}")
     elif not problems:
         problems = _unknown_host(address, numbers["port"], names["address"])
+    problems += _unknown_interfaces(environment.get("GLOO_SOCKET_IFNAME", ""))
     if problems:
         started = f"by {scheduler.name}" if scheduler else "as RANK or WORLD_SIZE is set"
         raise ConfigError(
@@ -150,6 +151,18 @@ def _unknown_host(address: str, port: int, name: str) -> list[str]:
         if error.errno in (socket.EAI_NONAME, errno.ENOENT):
             return [f"{name}={address} is a host that is not known here"]
     return []  # a name server that does not answer now may answer later
+
+
+def _unknown_interfaces(names: str) -> list[str]:
+    """Names in the list from which Gloo takes its network interface."""
+    known = {name for _, name in socket.if_nameindex()}
+    unknown = [name for name in names.split(",") if name and name not in known]
+    if not unknown:
+        return []
+    return [
+        f"GLOO_SOCKET_IFNAME={names} is not a network interface of this machine, which has "
+        f"{', '.join(sorted(known))}"
+    ]
 
 
 def _scheduler(environment: Mapping[str, str]) -> _Scheduler | None:

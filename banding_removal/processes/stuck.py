@@ -28,10 +28,13 @@ from banding_removal.processes.signals import SIGNALS, Doing, Stopped, StoppedEa
 
 log = logging.getLogger(__name__)
 
+# Together, these let a process end within five seconds, also if another one, which may serve the
+# store, is lost at the moment of the signal and its last heartbeat is noticed a second later.
 GRACE_S = 2.5
-SEEN_S = 1.0  # for so long a wait must look vain: this process's own threads may be late, too
-SILENT_S = 4.0  # without a heartbeat, of which there is one a second
+SEEN_S = 0.5  # for so long a wait must look vain: this process's own threads may be late, too
+SILENT_S = 3.0  # without a heartbeat, of which there is one a second
 POLL_S = 0.25
+TELL_S = 0.25  # for other processes to be told
 
 
 class StoppedWaiting(Stopped):
@@ -157,12 +160,12 @@ def end_process(
         code: the exit status.
         message: for the log.
         on_console: whether to print it, too.
-        tell: tells other processes; it gets a second for that.
+        tell: tells other processes; it gets `TELL_S` for that.
     """
     if tell is not None:
         teller = threading.Thread(target=tell, args=(code, message), daemon=True)
         teller.start()
-        teller.join(1.0)
+        teller.join(TELL_S)
     prefix = "" if message.startswith("stopped by") else "the run ended: "
     log.error("%s%s", prefix, message)
     if on_console:

@@ -1,5 +1,6 @@
 """The networks that settings describe, and the device that they are on."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -81,10 +82,9 @@ def choose_device(name: str, team: Team | None = None) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device {name!r}: {str(error).splitlines()[0]}") from error
+    if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", name):
+        raise ConfigError(f"device must be auto, cpu, cuda or cuda:0, cuda:1, ...; got {name!r}")
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device {name!r}: this machine has {torch.cuda.device_count()} GPUs")
     if device.type == "cuda" and team is not None and team.size > 1:

@@ -56,17 +56,21 @@ def usable_volumes(volumes: list[Volume], *, skip_bad: bool) -> list[Volume]:
     found = {volume.path: _problem(volume) for volume in volumes}
     problems = {path: why for path, why in found.items() if why is not None}
     if problems:
-        error = VolumeError.of_all([f"{path}: {why}" for path, why in problems.items()])
-        if not skip_bad or len(problems) == len(volumes):
-            raise error
-        log.warning("left out: %s", error)
+        lines = [f"{path}: {why}" for path, why in problems.items()]
+        others = len(found) - len(problems)
+        if not skip_bad or not others:
+            raise VolumeError.of_all(lines, others=others)
+        log.warning("left out: %s", VolumeError.of_all(lines))
     return [volume for volume in volumes if volume.path not in problems]
 
 
 def _problem(volume: Volume) -> str | None:
     """Why a volume cannot be trained on; None if it can."""
     if volume.target_size is None:
-        return "has no target image"
+        return (
+            "has no target image, reconstruction_rss: files of a test set can be reconstructed, "
+            "but neither trained on nor evaluated"
+        )
     if min(volume.height, volume.width, *volume.target_size) < WINDOW:
         return f"has images of less than {WINDOW} x {WINDOW} pixels"
     return None if volume.centre_measured else NO_CENTRE
@@ -79,6 +83,7 @@ def _datasets(
     train_volumes = settings.train_filter.apply(train_volumes, settings.seed, "train_filter")
     val_volumes = settings.val_filter.apply(val_volumes, settings.seed, "val_filter")
     _warn_of_unit(settings.l1_weight, train_volumes)
+    _report_copies(train_volumes, val_volumes)
     if settings.paired:
         train_volumes = _transposable(train_volumes)
     widths = {volume.width for volume in (*train_volumes, *val_volumes)}
@@ -114,6 +119,18 @@ def _warn_of_unit(l1_weight: float, volumes: list[Volume]) -> None:
             "the targets reach %.3g: in this unit, the L1 term outweighs SSIM in the loss. Rescale "
             "k-space and targets to about 1e-4, as in fastMRI, or set l1_weight=0",
             largest,
+        )
+
+
+def _report_copies(train_volumes: list[Volume], val_volumes: list[Volume]) -> None:
+    """Log which volumes are in both sets: equal in name, number of bytes and largest value."""
+    both = {(v.name, v.bytes, v.data_range) for v in train_volumes}
+    copies = [v.name for v in val_volumes if (v.name, v.bytes, v.data_range) in both]
+    if copies:
+        log.info(
+            "%d of %d validation volumes seem to be training volumes as well (%s%s): validation "
+            "does not show how the network does on other patients",
+            *(len(copies), len(val_volumes), copies[0], ", ..." if len(copies) > 1 else ""),
         )
 
 

@@ -4,7 +4,8 @@ import logging
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
 from io import TextIOWrapper
 from logging.handlers import MemoryHandler, WatchedFileHandler
 from pathlib import Path
@@ -72,6 +73,21 @@ class _LogFile(WatchedFileHandler):
         print(f"cannot write {self.baseFilename}: {error}", file=sys.stderr)  # noqa: T201
 
 
+def _report_console(record: logging.LogRecord) -> None:
+    """Report, once, that the console cannot be written, such as a pipe that was closed."""
+    error = sys.exc_info()[1]
+    if isinstance(error, OSError):
+        _complain_of_console(str(error))
+    else:
+        logging.Handler().handleError(record)
+
+
+@cache
+def _complain_of_console(reason: str) -> None:
+    with suppress(OSError):
+        print(f"cannot write to the console: {reason}; log.txt goes on", file=sys.stderr)  # noqa: T201
+
+
 @contextmanager
 def early_records(rank: int = 0) -> Iterator[list[logging.LogRecord]]:
     """Collect log records until there is a folder; `logging_to` then writes them first.
@@ -117,6 +133,7 @@ def logging_to(
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(logging.Formatter("%(message)s"))
+    console.handleError = _report_console  # type: ignore[method-assign]
     if rank == 0:
         root.addHandler(console)
     root.addHandler(file)
@@ -130,6 +147,9 @@ def logging_to(
         for record in early:
             root.handle(record)
         with logging_redirect_tqdm(loggers=[root]) if rank == 0 else nullcontext():
+            for handler in root.handlers:  # tqdm has replaced that of the console
+                if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
+                    handler.handleError = _report_console  # type: ignore[method-assign]
             yield
         log.info("the run is complete")
     except Stopped as stopped:

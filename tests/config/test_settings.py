@@ -158,6 +158,45 @@ def test_every_setting_is_described_once() -> None:
     assert "accelerations: tuple[int, ...] = (4,)" in lines
 
 
+def test_names_and_paths_are_taken_as_they_are_written() -> None:
+    words = ["name=2026_11", "data_path=/a=b/c d #1", "init_from=1e3", "logs='/x y'", "device=cpu"]
+    settings = from_words(Settings(), words)
+    assert (settings.name, settings.init_from) == ("2026_11", "1e3")
+    assert (settings.data_path, settings.logs) == (Path("/a=b/c d #1"), Path("/x y"))
+    assert from_words(Settings(), ["init_from=null"]).init_from is None
+
+
+def test_none_is_null_where_a_setting_may_be_empty() -> None:
+    words = ["lr_drop_every=None", "train_filter.magnet=None", "resume=None", "adversary=None"]
+    settings = from_words(Settings(adversary=None), words)
+    assert (settings.lr_drop_every, settings.resume, settings.adversary) == (None, None, None)
+    assert settings.train_filter.magnet is None
+    with pytest.raises(ConfigError, match=r"lr is float, and 'lr=None' cannot be read"):
+        from_words(Settings(), ["lr=None"])
+
+
+@pytest.mark.parametrize("word", ["resume=", "data_path= ", "lr="])
+def test_a_word_without_a_value_is_refused(word: str) -> None:
+    with pytest.raises(ConfigError, match=f"no value after {word}"):
+        from_words(Settings(), ["epochs=2", word])
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("lr=1,5", "lr is float, and 'lr=1,5' cannot be read: "),
+        ("acs_lines=16", r"acs_lines is tuple\[int, \.\.\.\], .*; write lists in brackets"),
+        ("accelerations=[4 8]", r"accelerations is tuple.* '.*\[4 8\]' cannot be read"),
+        ("train_slices=[0,1", r"train_slices is .*, and 'train_slices=\[0,1' cannot be read"),
+        ("train_filter.fraction=0", "'train_filter.fraction=0' cannot be read: fraction of the"),
+    ],
+)
+def test_of_several_words_the_wrong_one_is_named(word: str, says: str) -> None:
+    words = ["epochs=2", word, "adversary_replay=8", "paired=true"]
+    with pytest.raises(ConfigError, match=f"^[^\n]*{says}"):
+        from_words(Settings(), words)
+
+
 def test_home_folders_are_written_in_full() -> None:
     settings = from_words(Settings(), ["init_from=~/logs/a", "logs=~/logs"])
     assert settings.init_from == str(Path.home() / "logs" / "a")

@@ -494,6 +494,16 @@ def test_target_that_is_not_finite_names_file_and_slice(tmp_path: Path, value: f
     assert source[2].slice_index == 2
 
 
+def test_kspace_that_was_not_written_in_full_names_file_and_slice(tmp_path: Path) -> None:
+    path = write_volume(tmp_path / "bad.h5")
+    with h5py.File(path, "r+") as file:
+        file["kspace"][2] = 0
+    source = dataset(path)
+    with pytest.raises(VolumeError, match=rf"{re.escape(str(path))}: k-space of slice 2 is zero"):
+        source[2]
+    assert source[1].masked_kspace.any()
+
+
 @with_workers
 def test_fault_in_a_worker_arrives_with_file_and_slice(tmp_path: Path) -> None:
     path = write_volume(tmp_path / "bad.h5")

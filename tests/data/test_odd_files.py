@@ -1,6 +1,8 @@
 """Files that are plausible and odd: each is used with a warning, or refused with the reason."""
 
 import logging
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -108,6 +110,13 @@ def test_slices_that_were_undersampled_differently_are_refused(
     kspace[2] = np.roll(kspace[2], 1, axis=-1)
     with pytest.raises(VolumeError, match="slice 2 of kspace holds data in columns that other"):
         read(tmp_path, kspace=kspace, mask=mask, target=None)
+
+
+def test_slices_that_lack_columns_of_others_are_refused(tmp_path: Path) -> None:
+    kspace = phantom_kspace() * OWN_MASK
+    kspace[2, ..., ::8] = 0
+    with pytest.raises(VolumeError, match="slice 2 of kspace lacks columns that other slices have"):
+        read(tmp_path, kspace=kspace, mask=OWN_MASK, target=None)
 
 
 def test_columns_that_hold_rounding_errors_count_as_not_measured(tmp_path: Path) -> None:
@@ -303,6 +312,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"kspace": FOUR.swapaxes(0, 1), "target": rss_image(FOUR)},
         "slices and coils are swapped",
     ),
+    "zeros": ({"kspace": np.zeros_like(SQUARE), "target": rss_image(SQUARE)}, "kspace is zero in"),
+    "NaN in a coil": (
+        {"kspace": np.where(np.arange(4)[:, None, None] == 2, np.nan, SQUARE), "target": None},
+        "kspace has NaN or Inf in every slice",
+    ),
+    "target of another resolution": (
+        {"target": rss_image(SQUARE)[:, ::2, ::2]},
+        "or of another resolution",
+    ),
     "target of another scan": (
         {"target": rss_image(phantom_kspace(seed=1))},
         "the target is not the image of kspace",
@@ -336,11 +354,16 @@ NOTED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "other matrix": ({"header": header(SIZE, 60)}, ["other_matrix"]),
     "oversampling removed": ({"header": header(2 * SIZE, SIZE)}, []),
     "centre far off": ({"kspace": np.roll(SQUARE, 12, -1), "target": TARGET}, ["off_centre"]),
+    "image space along readout": (
+        {"kspace": np.fft.fftshift(np.fft.ifft(SQUARE, axis=-2), -2), "target": None},
+        ["even_axis"],
+    ),
+    "radial": ({"kspace": np.repeat(SQUARE[:, :, 32:33], SIZE, 2), "target": None}, ["even_axis"]),
     "by half a pixel": ({"kspace": SQUARE * HALF_PIXEL, "target": TARGET}, ["other_target"]),
     "constant": ({"target": np.ones_like(TARGET)}, ["other_target"]),
     "coils between": (
         {"kspace": np.moveaxis(SQUARE, 1, 2), "target": None, "header": None},
-        ["no_header", "swapped_coils"],
+        ["no_header", "swapped_coils", "even_axis"],
     ),
     "receiver channels": ({"header": header(channels=3), "target": None}, ["swapped_coils"]),
     "stale max": ({"max": 350.0}, ["wrong_max"]),
@@ -375,6 +398,38 @@ def test_kspace_of_any_complex_type_is_read(settings: Settings, dtype: Any) -> N
     np.testing.assert_array_equal(data[1].masked_kspace, SQUARE[1] * mask)
 
 
+@pytest.mark.parametrize(
+    "stored",
+    [
+        np.stack([SQUARE.real, SQUARE.imag], -1),
+        np.zeros(SQUARE.shape, [("real", "f4"), ("imag", "f4")]),
+    ],
+)
+def test_real_and_imaginary_parts_are_refused_with_what_to_do(
+    tmp_path: Path, stored: np.ndarray
+) -> None:
+    with h5py.File(odd_volume(tmp_path / "v.h5"), "r+") as file:
+        del file["kspace"]
+        file["kspace"] = stored
+    with pytest.raises(VolumeError, match="expected complex64: combine real and imaginary parts"):
+        read_volume(tmp_path / "v.h5")
+
+
+def test_a_compression_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    path = odd_volume(tmp_path / "v.h5", kspace=SQUARE)
+    made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    made.set_chunk(SQUARE.shape)
+    made.set_filter(32015, h5py.h5z.FLAG_OPTIONAL, (3,))  # Zstandard
+    with h5py.File(path, "r+") as file:
+        del file["kspace"]
+        space = h5py.h5s.create_simple(SQUARE.shape)
+        kind = h5py.h5t.py_create(SQUARE.dtype)
+        stored = h5py.h5d.create(file.id, b"kspace", kind, space, dcpl=made)
+        stored.write_direct_chunk((0, 0, 0, 0), SQUARE.tobytes())
+    with pytest.raises(VolumeError, match="compressed by the HDF5 filter 'number 32015'"):
+        read_volume(path)
+
+
 def test_targets_of_whole_numbers_are_read(settings: Settings) -> None:
     path = odd_volume(settings.data_path / "multicoil_train" / "a.h5", kspace=SQUARE, max=None)
     whole = np.round(1e7 * TARGET).astype(np.int16)
@@ -398,13 +453,44 @@ def test_empty_slices_and_slices_of_noise_are_not_judged(tmp_path: Path) -> None
         assert read(tmp_path, kspace=kspace, target=target).notes == ()
 
 
-@pytest.mark.parametrize("scale", [1e-20, 1e20, 3e21])
+@pytest.mark.parametrize("scale", [1e-13, 1e19])
 def test_the_unit_of_a_file_does_not_matter_up_to_the_limits_of_single_precision(
     tmp_path: Path, scale: float
 ) -> None:
     kspace = (SQUARE * np.float32(scale)).astype(np.complex64)
     target = (TARGET * np.float64(scale)).astype(np.float32)
     assert read(tmp_path, kspace=kspace, target=target).notes == ()
+
+
+@pytest.mark.parametrize("scale", [1e-16, 1e22])
+def test_a_unit_beyond_single_precision_is_refused(tmp_path: Path, scale: float) -> None:
+    kspace = (SQUARE * np.float32(scale)).astype(np.complex64)
+    target = (TARGET * np.float64(scale)).astype(np.float32)
+    with pytest.raises(VolumeError, match=r"largest value of reconstruction_rss is .* rescale"):
+        read(tmp_path, kspace=kspace, target=target)
+
+
+@pytest.mark.parametrize("unit", [1 / 64, 1 / float(TARGET.max()), 1e10])
+def test_kspace_is_brought_into_the_unit_of_its_target(settings: Settings, unit: float) -> None:
+    path = settings.data_path / "multicoil_train" / "a.h5"
+    odd_volume(path, kspace=SQUARE, target=unit * TARGET)
+    data = make_datasets(replace(settings, rotate_probability=0.0))[0]
+    assert kinds(data.volumes[0]) == ["other_unit"]
+    example = data[1]
+    expected = unit * SQUARE[1] * example.mask[0, 0].numpy()
+    np.testing.assert_allclose(example.masked_kspace, expected, rtol=1e-4, atol=1e-9 * unit)
+
+
+def test_targets_that_are_scaled_slice_by_slice_are_refused(tmp_path: Path) -> None:
+    peaks = TARGET.max((1, 2), keepdims=True)
+    assert np.ptp(peaks) > 0.1 * peaks.max()
+    with pytest.raises(VolumeError, match="targets are in different units: that of slice"):
+        read(tmp_path, kspace=SQUARE, target=TARGET / peaks)
+
+
+def test_undersampled_kspace_does_not_give_the_unit_of_its_target(tmp_path: Path) -> None:
+    volume = read(tmp_path, kspace=SQUARE * OWN_MASK, target=1e4 * TARGET, mask=OWN_MASK)
+    assert (volume.kspace_factor, kinds(volume)) == (1.0, ["other_unit_undersampled"])
 
 
 def test_a_unit_in_which_the_l1_term_dominates_gets_a_warning(
@@ -504,6 +590,40 @@ EMPTY = {
 
 
 # --- folders ---
+
+
+def test_what_is_there_instead_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "knee_multicoil_train").mkdir()
+    (tmp_path / "knee_multicoil_train" / "v.hdf5").touch()
+    for folder, says in (
+        ("multicoil_train", f"{tmp_path} holds knee_multicoil_train"),
+        ("knee_multicoil_train", r"holds no \*\.h5 file; .*knee_multicoil_train holds v\.hdf5"),
+        ("nowhere/multicoil_train", f"neither is {tmp_path}/nowhere"),
+    ):
+        with pytest.raises(FileNotFoundError, match=says):
+            index_folder(tmp_path / folder, cache_folder=tmp_path / "cache")
+
+
+def test_a_path_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    good = odd_volume(tmp_path / "data" / "v.h5")
+    good.rename(tmp_path / "data" / os.fsdecode(b"Kn\xef.h5"))
+    odd_volume(good)
+    with pytest.raises(VolumeError, match=r"1 unusable.* other 1 .*\n.*Kn\\xef\.h5: its path is"):
+        index_folder(tmp_path / "data", cache_folder=tmp_path / "cache")
+
+
+def test_validation_volumes_that_are_training_volumes_are_logged(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    make_datasets(settings)
+    assert not caplog.text
+    path = next((settings.data_path / "multicoil_train").glob("*.h5"))
+    shutil.copy(path, settings.data_path / "multicoil_val")
+    make_datasets(settings)
+    assert f"1 of 3 validation volumes seem to be training volumes as well ({path.name})" in (
+        caplog.text
+    )
 
 
 def test_hidden_files_are_left_out(tmp_path: Path) -> None:

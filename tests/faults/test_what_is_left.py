@@ -1,9 +1,12 @@
 """What a run leaves and reports when it is killed, damaged, removed or cannot write."""
 
+import errno
+import io
 import json
 import logging
 import multiprocessing
 import os
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +66,22 @@ def test_a_log_that_cannot_be_written_ends_no_run(
         logging.getLogger(__name__).info("said again")
     assert f"cannot write {folder / 'log.txt'}" in capsys.readouterr().err
     assert "said again" in (folder / "log.txt").read_text()
+
+
+def test_a_console_that_cannot_be_written_ends_no_run_and_is_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Full(io.StringIO):
+        def write(self, _: str) -> int:
+            raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    with logging_to(tmp_path / "run"):
+        for _ in range(3):
+            logging.getLogger(__name__).info("said in vain")
+    said = capsys.readouterr().err
+    assert said.count("cannot write to the console") == said.count("\n") == 1
+    assert (tmp_path / "run" / "log.txt").read_text().count("said in vain") == 3
 
 
 def test_damaged_metrics_are_skipped_and_a_run_goes_on(tmp_path: Path) -> None:

@@ -20,7 +20,14 @@ PHANTOM = replace(
 
 SMALL = (
     *("device=cpu", "cascades=1", "chans=2", "pools=1", "sens_chans=2", "acs_lines=[6]"),
-    *("workers=0", "log_every=1", "grid_slices=2", f"checkpoint_every={EVERY}", "dropout=0.1"),
+    *(
+        "nproc=1",
+        "workers=0",
+        "log_every=1",
+        "grid_slices=2",
+        f"checkpoint_every={EVERY}",
+        "dropout=0.1",
+    ),
     *("train_filter.magnet=null", "val_filter.magnet=null"),
 )
 

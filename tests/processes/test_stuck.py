@@ -10,6 +10,7 @@ from pathlib import Path
 from banding_removal.processes import stuck
 from banding_removal.processes.signals import Doing, StopRequest
 from banding_removal.processes.stuck import Others, waits_in_vain
+from banding_removal.processes.watchdog import HEARTBEAT_S
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -68,7 +69,13 @@ def test_sigterm_ends_a_collective_that_nobody_completes_within_five_seconds() -
     said = "stopped by SIGTERM while waiting in vain for another process"
     assert said in err and "give the same command again" in err
     assert seconds < 3
-    assert stuck.GRACE_S + stuck.SEEN_S + 2 * stuck.POLL_S < 5
+    assert stuck.GRACE_S + stuck.SEEN_S + 2 * stuck.POLL_S + stuck.TELL_S < 5
+
+
+def test_the_loss_of_a_process_at_the_moment_of_the_signal_is_noticed_within_five_seconds() -> None:
+    noticed = HEARTBEAT_S + stuck.SILENT_S
+    assert noticed + stuck.SEEN_S + stuck.POLL_S + stuck.TELL_S <= 5
+    assert stuck.SILENT_S >= 3 * HEARTBEAT_S  # one or two may be late
 
 
 def test_sigterm_ends_a_wait_for_loading_processes_whatever_the_others_do() -> None:

@@ -5,13 +5,17 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from banding_removal.processes.threads import set_threads
+from banding_removal.config.settings import Settings
+from banding_removal.processes import threads
+from banding_removal.processes.threads import set_threads, split_on_cores
 from tests.support.runs import SCRIPTS
 
 SMALL: Any = SimpleNamespace(height=96, width=96)
@@ -42,6 +46,46 @@ def test_the_users_number_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert set_threads([LARGE]) == 3
     assert set_threads([LARGE], count=2) == torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 4),
+        ({"cpu.max": "max 100000\n"}, 4),
+        ({"cpu.max": "250000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "800000 100000\n"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2),
+    ],
+)
+def test_a_containers_share_of_the_cores_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
+) -> None:
+    (tmp_path / "cpu").mkdir()
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(threads, "CGROUP", tmp_path)
+    assert threads.usable_cores() == expected
+    assert set_threads([LARGE]) == expected
+
+
+def test_on_a_cpu_pairs_are_split_between_two_processes_if_nothing_says_otherwise(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def split(**changes: Any) -> tuple[int | None, bool]:
+        found = split_on_cores(replace(settings, **{"paired": True, **changes}))
+        return found.nproc, found.split_pairs
+
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert split() == (2, True)
+    assert split(nproc=1) == (1, False)
+    assert split(paired=False) == (1, False)
+    assert split(device="cuda") == (1, False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert split() == (1, False)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
+import errno
 import hashlib
 import io
+import os
 import pickle
 import re
 import struct
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from banding_removal.errors import CheckpointError
-from banding_removal.files import atomic_write
+from banding_removal.files import NO_SYNC, atomic_write
 from banding_removal.runs.checkpoint import (
     find_checkpoint,
     list_checkpoints,
@@ -230,6 +232,23 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_no_rubbish(tmp_path: Pat
     assert "Earlier checkpoints are intact" in run.stdout
     assert first.read_bytes() == before
     assert list(first.parent.iterdir()) == [first]
+
+
+@pytest.mark.parametrize("number", NO_SYNC)
+def test_a_file_system_that_cannot_sync_gets_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    for content in (b"old", b"new"):
+        atomic_write(tmp_path / "file", content)
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert caplog.text.count("fsync") == 1
+    number = errno.EIO  # a disk that fails is another matter
+    with pytest.raises(OSError, match="Input/output"):
+        atomic_write(tmp_path / "file", b"newer")
 
 
 def test_an_atomic_write_replaces_the_whole_file(tmp_path: Path) -> None:

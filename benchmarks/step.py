@@ -244,7 +244,7 @@ def print_tables(rows: list[Row]) -> None:
         "ratios to plain, of varnet to fastmri"
     )
     print(
-        f"{'stage':12} {'variant':20} {'weights':>9} {'s':>8} {'min - max':>17} {'ratio':>6} "
+        f"{'stage':12} {'variant':29} {'weights':>9} {'s':>8} {'min - max':>17} {'ratio':>6} "
         f"{'step MB':>8} {'ratio':>6} {'peak MB':>8} {'ratio':>6} {'conv':>5} {'busy':>5}"
     )
     for (stage, variant), own in figures.items():
@@ -255,16 +255,16 @@ def print_tables(rows: list[Row]) -> None:
         share = f"{own['groups'][CONVOLUTION]:.0%}" if "groups" in own else "-"
         busy = f"{own['busy']:.0%}" if "busy" in own else "-"
         print(
-            f"{stage:12} {variant:20} {own['parameters']:9} {own['seconds']:8.3g} {extent:>17} "
+            f"{stage:12} {variant:29} {own['parameters']:9} {own['seconds']:8.3g} {extent:>17} "
             f"{ratio['seconds']:6.2f} {own['step_mb']:8.0f} {ratio['step_mb']:6.2f} "
             f"{own['peak_mb']:8.0f} {ratio['peak_mb']:6.2f} {share:>5} {busy:>5}"
         )
     if any("groups" in own for own in figures.values()):
-        print(f"\nshares of the operators' time\n{'':33}", *(f"{name:>20}" for name in GROUPS))
+        print(f"\nshares of the operators' time\n{'':42}", *(f"{name:>20}" for name in GROUPS))
     for (stage, variant), own in figures.items():
         if "groups" in own:
             shares = (f"{own['groups'][name]:>20.1%}" for name in GROUPS)
-            print(f"{stage:12} {variant:20}", *shares)
+            print(f"{stage:12} {variant:29}", *shares)
 
 
 def _places(rows: list[Row]) -> list[tuple[str, str]]:

@@ -60,7 +60,7 @@ ADVERSARY: dict[str, Any] = {
     "adversary_replay": 48,
     "reg_param": 0.02,
     "penalty_every": 4,
-    "streak_weight": 0.01,
+    "streak_weight": 0.016,
 }
 RECIPES: dict[Recipe, dict[str, Any]] = {
     "none": NONE,

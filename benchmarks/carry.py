@@ -2,6 +2,7 @@
 
     python -m benchmarks.carry runs=datasets/efficacy/paper-0 to=carried
     cp -r carried/* datasets/efficacy/paper-0/             (there; then the same command again)
+    rm -r carried                                          (before runs are copied again)
 
 Of each run in a folder: its newest checkpoint in half precision, what it has logged, and nothing
 else. Weights are float16. What belongs to optimisers is bfloat16, and left out of a run that is
@@ -31,8 +32,9 @@ from banding_removal.runs.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from banding_removal.runs.metrics_file import METRICS
 
-LARGEST = 2**20  # bytes; of other files, only smaller ones are taken along
+LARGEST = 2**20  # bytes; of files besides metrics and log, only smaller ones are taken along
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ class Carry:
 
 def in_half(checkpoint: Checkpoint) -> Checkpoint:
     """A checkpoint in half precision, without optimisers if no epoch is left."""
-    state = vars(checkpoint)
+    state = dict(vars(checkpoint))
     left = checkpoint.epoch < checkpoint.settings["epochs"]
     for key in ("predictor", "adversary"):
         state[key] = _mapped(state[key], lambda x: x.to(torch.float16))
@@ -77,7 +79,7 @@ def carry(run: Path, to: Path) -> Path:
             name
             for name in names
             if name in (FOLDER, "tensorboard", "grids")
-            or (Path(folder) / name).stat().st_size > LARGEST
+            or (name not in (METRICS, "log.txt") and (Path(folder) / name).stat().st_size > LARGEST)
         ],
     )
     return save_checkpoint(to, in_half(load_checkpoint(find_checkpoint(run))), keep=1)

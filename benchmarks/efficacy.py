@@ -36,6 +36,7 @@ from banding_removal.errors import ConfigError
 from banding_removal.evaluation.evaluate import SetResult, evaluate
 from banding_removal.evaluation.image_sets import path_set, reference_volumes
 from banding_removal.metrics.statistics import summarize
+from banding_removal.processes.launch import launch
 from banding_removal.runs.build import choose_device
 from banding_removal.runs.resume import completed_run
 from banding_removal.training.loop import train
@@ -103,8 +104,8 @@ def run_seed(settings: Efficacy, seed: int) -> None:
 
 
 def _trained(settings: Settings) -> Path:
-    """The folder of the complete run."""
-    return completed_run(settings) or train(settings)
+    """The folder of the complete run; a signal saves it first."""
+    return completed_run(settings) or launch(train, settings)
 
 
 def _judge(settings: Efficacy, seed: int, runs: dict[str, Path], rows: Path) -> None:
@@ -168,7 +169,6 @@ def main(words: list[str]) -> None:
     if settings.child:
         run_seed(settings, settings.seeds[0])
         return
-    begun = time.monotonic()
     size = SIZES[settings.size]
     for name in ("phantom", "varied", settings.volumes):
         seed = SEEDS[name]
@@ -188,6 +188,8 @@ def main(words: list[str]) -> None:
             raise ConfigError("size=brain needs template=...: see benchmarks/brain.py")
         else:
             write_brains(folder, size.phantom, settings.template, **counts, seed=seed)
+
+    begun = time.monotonic()
 
     def start(seed: int) -> int:
         log = settings.folder / f"{settings.size}-{seed}.log"

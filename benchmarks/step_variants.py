@@ -38,6 +38,7 @@ Variant = Literal[
     "plain-compile",  # the predictor by torch.compile
     "plain-bf16-compile",
     "plain-bf16-reduce-overhead",  # the same with torch.compile's own CUDA graphs
+    "plain-graphs",
     "plain-bf16-graphs",  # the whole step as a CUDA graph (benchmarks/graphs.py)
     "ours",
     "ours-recompute",
@@ -142,6 +143,8 @@ def _ours(
     players = make_players(settings, batch.masked_kspace.device)
     predictor = players.predictor
     if stage == "inference":
+        if "bf16" in variant:
+            raise UnavailableError("reconstructions are float32")
         predictor.eval()
         return _inference(variant, lambda: reconstruct(predictor, batch), batch), predictor
     step = settings_of_step(settings, epochs=0, step=1)

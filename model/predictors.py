@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from banding_removal.data.batch import Batch
@@ -84,7 +85,7 @@ def reconstruct(network: nn.Module, batch: Batch) -> Tensor:
     Raises:
         ValueError: see `checked_image`.
     """
-    bare = getattr(network, "module", network)
+    bare = network.module if isinstance(network, DistributedDataParallel) else network
     # A subclass may have a `forward` of its own.
     takes_index = isinstance(bare, UnrolledNetwork) and (
         type(bare).forward is UnrolledNetwork.forward

@@ -18,6 +18,8 @@ from banding_removal.errors import ConfigError
 
 # Raised by OmegaConf and YAML, beside their own exceptions, for values beyond them.
 _UNREADABLE = (YAMLError, ValueError, TypeError, IndexError, OverflowError, RecursionError)
+# Of a setting that may be null.
+NULLS = ("null", "Null", "NULL", "~", "None")
 
 SettingsT = TypeVar("SettingsT")
 
@@ -27,8 +29,8 @@ def from_words(defaults: SettingsT, words: Sequence[str]) -> SettingsT:
 
     There are no --flags, because IPython would take them as options of its own. Values are YAML:
     `lr=1e-4`, `accelerations=[4,8]`, `resume=null`, `train_filter.magnet=3`. Names and paths are
-    taken as they are written, also those that YAML reads as numbers (`name=2026_11`); `None` is
-    null.
+    taken as they are written, also those that YAML reads as numbers (`name=2026_11`); in lists and
+    dictionaries, these need quotes. `None` is null.
 
     Raises:
         ConfigError: a word without `=` or without a value; an unknown key or a value of the wrong
@@ -68,10 +70,11 @@ def _as_yaml(word: str, hints: dict[str, Any]) -> str:
     key, _, value = word.partition("=")
     hint, value = hints.get(key), value.strip()
     types = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    if value == "None" and NoneType in types:
+    if value in NULLS and NoneType in types:
         return f"{key}=null"
-    if value in ("", "null") or value.startswith(("'", '"')) or not {str, Path} & {*types}:
+    if value == "null" or value.startswith(("'", '"')) or not {str, Path} & {*types}:
         return word
+    value = value.replace("${", r"\${")  # for OmegaConf, that would be another setting's value
     return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 

@@ -41,8 +41,8 @@ NONE: dict[str, Any] = {**PAPER, "recipe": "none", "adversary": None}
 DIRECT: dict[str, Any] = {**NONE, "recipe": "direct", "streak_weight": 0.0175}
 # An adversary that works within minutes. It sees dark texture at equal contrast, its gradient can
 # only change streaks, and it is trained alone first. Both orientations in every step, earlier
-# reconstructions and a grid of logits make it learn faster. The small direct loss acts where the
-# adversary is slowest, in anatomy.
+# reconstructions and a grid of logits make it learn faster. The direct loss, nearly as strong as in
+# DIRECT, acts where the adversary is slowest, in anatomy.
 ADVERSARY: dict[str, Any] = {
     **PAPER,
     "recipe": "adversary",

@@ -129,7 +129,7 @@ class Settings:
     adversary_ramp_steps: int = bounded(0, at_least=0)  # until the term has its full weight
     adversary_pretrain_steps: int = bounded(0, at_least=0)  # of the adversary alone, before epoch 1
     adversary_pretrain_slices: int = bounded(96, above=0)  # in these steps, from training data
-    adversary_replay: int = bounded(0, at_least=0)  # earlier pairs of images stored, per process
+    adversary_replay: int = bounded(0, at_least=0)  # earlier pairs stored, on the device
     adversary_replay_batch: int = bounded(3, above=0)  # of these, added to each adversary batch
     reg_param: float = bounded(0.1, at_least=0)  # weight of the adversary's gradient penalty
     penalty_every: int = bounded(1, above=0)  # penalty only in every n-th step, n times as strong

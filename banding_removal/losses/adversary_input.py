@@ -10,7 +10,6 @@ from banding_removal.metrics.low_signal_view import low_signal_view
 
 View = Literal["image", "low_signal"]
 Change = Literal["everything", "streaks"]
-ON_HOST = ("cpu",)  # kinds of devices whose values can be read without waiting for them
 
 
 def upright(image: Tensor, rotated: Tensor) -> Tensor:
@@ -20,15 +19,13 @@ def upright(image: Tensor, rotated: Tensor) -> Tensor:
         ValueError: the images are not square and only some of them are transposed.
     """
     turned = rotated.bool()
-    square = image.shape[-2] == image.shape[-1]
-    if not square or rotated.device.type in ON_HOST:
-        if turned.all():
-            return image.swapaxes(-2, -1)
-        if not turned.any():
-            return image
-    if not square:
+    if image.shape[-2] == image.shape[-1]:  # without waiting for a GPU to say what is turned
+        return torch.where(turned[:, None, None, None], image.swapaxes(-2, -1), image)
+    if turned.all():
+        return image.swapaxes(-2, -1)
+    if turned.any():
         raise ValueError(f"both orientations in one batch of {tuple(image.shape[-2:])} images")
-    return torch.where(turned[:, None, None, None], image.swapaxes(-2, -1), image)
+    return image
 
 
 def adversary_input(image: Tensor, rotated: Tensor, view: View = "image") -> Tensor:

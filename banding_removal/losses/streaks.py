@@ -62,7 +62,7 @@ def streak_term(
     # (region, B, h - 2 MARGIN, w - 2 MARGIN): where the longest filter fits
     masks = F.pad(torch.stack(regions).to(image.dtype), (BORDER - MARGIN,) * 4)
     pixels = masks.sum((-2, -1))  # (region, B), as all below
-    h = image.new_full((), ROUNDED)
+    h = image.new_full((), ROUNDED)  # made there: copying a number would wait for a GPU
     rounded = torch.zeros_like(pixels)
     for length in LENGTHS:
         along, across = _log_energies(image[:, 0] / scale, length, masks, pixels)
@@ -70,8 +70,8 @@ def streak_term(
         difference = along - across.detach() - (along_t - across_t)
         rounded = rounded + (torch.hypot(difference + below, h) - h) / len(LENGTHS)
     counts = pixels >= MIN_PIXELS
-    shares = torch.stack([image.new_full((), share) for share in (background, 1 - background)])
-    weights = shares[:, None] * counts
+    of_background, of_anatomy = counts.to(image.dtype)
+    weights = torch.stack([background * of_background, (1 - background) * of_anatomy])
     return (weights * torch.where(counts, rounded, 0.0)).sum() / weights.sum().clamp(min=1e-9)
 
 

@@ -154,14 +154,19 @@ def _unknown_host(address: str, port: int, name: str) -> list[str]:
 
 
 def _unknown_interfaces(names: str) -> list[str]:
-    """Names in the list from which Gloo takes its network interface."""
-    known = {name for _, name in socket.if_nameindex()}
+    """Problems of the list from which Gloo takes its network interface."""
+    if not names:
+        return []
+    try:
+        known = {name for _, name in socket.if_nameindex()}
+    except OSError:  # some containers do not say
+        return []
     unknown = [name for name in names.split(",") if name and name not in known]
     if not unknown:
         return []
     return [
-        f"GLOO_SOCKET_IFNAME={names} is not a network interface of this machine, which has "
-        f"{', '.join(sorted(known))}"
+        f"GLOO_SOCKET_IFNAME names {', '.join(unknown)}, but the network interfaces of this "
+        f"machine are {', '.join(sorted(known))}"
     ]
 
 

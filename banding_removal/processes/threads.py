@@ -61,7 +61,8 @@ def split_on_cores(settings: Settings) -> Settings:
     Without pairs, on one core or on a GPU, it is one process. What `nproc` says is kept, as is the
     number of processes that torchrun or a scheduler has started.
     """
-    if settings.nproc is not None or place_in(os.environ) is not None:
+    started = "WORLD_SIZE" in os.environ or place_in(os.environ) is not None
+    if settings.nproc is not None or started:
         return settings
     has_gpu = settings.device == "auto" and torch.cuda.is_available()
     on_cpu = settings.device in ("auto", "cpu") and not has_gpu

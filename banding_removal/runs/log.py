@@ -1,11 +1,11 @@
 """What a run reports in words: console and log.txt."""
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from functools import cache
 from io import TextIOWrapper
 from logging.handlers import MemoryHandler, WatchedFileHandler
 from pathlib import Path
@@ -76,16 +76,14 @@ class _LogFile(WatchedFileHandler):
 def _report_console(record: logging.LogRecord) -> None:
     """Report, once, that the console cannot be written, such as a pipe that was closed."""
     error = sys.exc_info()[1]
-    if isinstance(error, OSError):
-        _complain_of_console(str(error))
-    else:
+    if not isinstance(error, OSError):
         logging.Handler().handleError(record)
-
-
-@cache
-def _complain_of_console(reason: str) -> None:
+        return
     with suppress(OSError):
-        print(f"cannot write to the console: {reason}; log.txt goes on", file=sys.stderr)  # noqa: T201
+        # From now on it leads nowhere. Otherwise, Python would fail when it flushes it at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError):
+        print(f"cannot write to the console: {error}; log.txt goes on", file=sys.stderr)  # noqa: T201
 
 
 @contextmanager

@@ -93,6 +93,8 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_sub_(weights, [*updates.reshape(-1, *weights[0].shape)])
 
     def _step_adam(self, weights: list[Tensor], lr: float) -> None:
+        if not weights:
+            return
         for weight in weights:
             if not self.state[weight]:
                 self.state[weight] = {

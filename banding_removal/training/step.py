@@ -249,7 +249,7 @@ def _check(
     ]
     for name, norm in norms.items():
         if not math.isfinite(norm):
-            here = f"{name} is {norm} on {slices[-1]} or in another process"
+            here = f"{name} is {norm} on {'; '.join(slices)} or in another process"
             raise FloatingPointError("; ".join(losses) or here)
 
 

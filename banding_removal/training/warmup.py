@@ -72,7 +72,7 @@ def warm_up(
     recent: deque[dict[str, float]] = deque(maxlen=LOG_EVERY)
     for step in range(1, steps + 1):
         weight = penalty_weight(step, reg_param, every=penalty_every)
-        recent.append(_train_adversary(players, store, device, weight, clip_grad_norm))
+        recent.append(_train_adversary(players, store, weight, clip_grad_norm))
         if _asked_to_stop(team):
             return False
         if step % LOG_EVERY == 0 or step == steps:
@@ -92,7 +92,6 @@ def warm_up(
 def _train_adversary(
     players: Players,
     store: PairStore,
-    device: torch.device,
     penalty_weight: float,
     clip_grad_norm: float | None,
 ) -> dict[str, float]:
@@ -100,7 +99,7 @@ def _train_adversary(
     assert players.objective is not None and players.adversary is not None
     assert players.adversary_optimizer is not None
     example = store.pairs[int(torch.randint(len(store.pairs), ()))]
-    images, rotated = store.draw(PAIRS, like=example.to(device))
+    images, rotated = store.draw(PAIRS, like=example)
     losses = players.objective.adversary_loss_upright(images, rotated, penalty_weight)
     losses.loss.backward()
     norm = clip_gradients(players.adversary, clip_grad_norm)

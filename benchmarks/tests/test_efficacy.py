@@ -64,9 +64,13 @@ def test_seeds_are_trained_and_judged_once_and_reported(
 def test_seeds_stop_in_time_and_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "efficacy"
     words = [f"folder={folder}", "size=tiny", "volume_count=1", "probe=false", "recipes=[control]"]
-    with pytest.raises(SystemExit):
-        efficacy.main([*words, "minutes=0.05"])
-    assert "stopped, to go on with the same command" in capsys.readouterr().out
+    seconds = 2.0
+    log = folder / "tiny-0" / "stage_1" / "log.txt"
+    while not log.exists() or "stopped by SIGTERM after step" not in log.read_text():
+        seconds += 1
+        with pytest.raises(SystemExit):
+            efficacy.main([*words, f"minutes={seconds / 60}"])
+        assert "stopped, to go on with the same command" in capsys.readouterr().out
     assert not (folder / "rows" / "tiny-0.jsonl").exists()
     efficacy.main([*words, "minutes=5"])
     assert len((folder / "rows" / "tiny-0.jsonl").read_text().splitlines()) == 2

@@ -95,6 +95,8 @@ def test_both_acts_do_not_wait_for_the_gpu(
     ["plain-bf16-graphs", "ours-graphs", "ours-bf16-graphs", "ours-bf16-plain-layers-graphs"],
 )
 def test_a_graph_trains_as_the_step_that_it_records(variant: str, stage: str) -> None:
+    if stage == "inference" and "ours-bf16" in variant:
+        pytest.skip("reconstructions are float32")
     found = []
     for name in (variant, variant.removesuffix("-graphs")):
         step, predictor = prepare(name, stage, SIZES["tiny"], GPU)

@@ -101,7 +101,10 @@ def test_a_job_of_several_tasks_without_srun_is_warned_of(caplog: pytest.LogCapt
         ({**TORCHRUN, "MASTER_PORT": "http"}, ["MASTER_PORT must be a whole number, not 'http'"]),
         ({**TORCHRUN, "MASTER_PORT": "0"}, ["MASTER_PORT=0 is not a port"]),
         ({**TORCHRUN, "MASTER_PORT": "70000"}, ["MASTER_PORT=70000 is not a port"]),
-        ({**TORCHRUN, "GLOO_SOCKET_IFNAME": "nix0"}, ["nix0 is not a network interface of this"]),
+        (
+            {**TORCHRUN, "GLOO_SOCKET_IFNAME": "nix0"},
+            ["_IFNAME names nix0, but the network"],
+        ),
         ({**TORCHRUN, "RANK": "4"}, ["RANK=4 does not fit WORLD_SIZE=4"]),
         ({**TORCHRUN, "RANK": "-1"}, ["RANK must be a whole number, not '-1'"]),
         ({**TORCHRUN, "RANK": ""}, ["RANK must be a whole number, not ''"]),

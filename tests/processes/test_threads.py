@@ -78,12 +78,23 @@ def test_on_a_cpu_pairs_are_split_between_two_processes_if_nothing_says_otherwis
         found = split_on_cores(replace(settings, **{"paired": True, **changes}))
         return found.nproc, found.split_pairs
 
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert split() == (2, True)
+    assert split(device="auto") == (2, True)
     assert split(nproc=1) == (1, False)
+    assert split(nproc=2) == (2, False)
     assert split(paired=False) == (1, False)
     assert split(device="cuda") == (1, False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert split(device="auto") == (1, False)
+    for own in (
+        {"WORLD_SIZE": "1"},
+        {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"},
+    ):
+        monkeypatch.setattr(os, "environ", own)
+        assert split() == (None, False)
+    monkeypatch.setattr(os, "environ", {})
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     assert split() == (1, False)
 

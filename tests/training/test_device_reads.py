@@ -4,9 +4,9 @@ Everything runs on the CPU here, and every operator is watched. On a GPU, the sa
 make the CPU wait until all that was started before them is done.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -17,7 +17,6 @@ from banding_removal.config.recipes import ADVERSARY, DIRECT, PAPER
 from banding_removal.config.settings import Settings
 from banding_removal.data.batch import Batch, collate
 from banding_removal.data.dataset import Draw, SliceDataset
-from banding_removal.losses import adversary_input
 from banding_removal.model import layers
 from banding_removal.model.predictors import reconstruct
 from banding_removal.training.muon import Muon
@@ -35,8 +34,31 @@ CPU = torch.device("cpu")
 READS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
 
+# On a CPU, these do not show as operators.
+COPIES = ("tolist", "numpy", "cpu")
+
+
 class Watched(TorchDispatchMode):
-    """Fails where a tensor's values reach the CPU, or where one is made of the CPU's numbers."""
+    """Fails where a tensor's values reach the CPU, or where one is made of the CPU's numbers.
+
+    Copies of integers are allowed: what is drawn at random is drawn on the CPU.
+    """
+
+    def __init__(self, copies: Sequence[str] = COPIES) -> None:
+        super().__init__()
+        self._copies = {name: getattr(Tensor, name) for name in copies}
+
+    def __enter__(self) -> Self:
+        """Watch."""
+        for name, copy in self._copies.items():
+            setattr(Tensor, name, _without_floats(name, copy))
+        return super().__enter__()  # type: ignore[no-any-return]
+
+    def __exit__(self, *error: object) -> None:
+        """Watch no longer."""
+        super().__exit__(*error)
+        for name, copy in self._copies.items():
+            setattr(Tensor, name, copy)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -47,10 +69,17 @@ class Watched(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def _without_floats(name: str, copy: Callable[..., Any]) -> Callable[..., Any]:
+    def checked(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        assert not x.is_floating_point(), f"{name} reads values"
+        return copy(x, *args, **kwargs)
+
+    return checked
+
+
 @pytest.fixture(params=[torch.contiguous_format, torch.channels_last])
 def _as_on_a_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "memory_format", lambda _: request.param)
-    monkeypatch.setattr(adversary_input, "ON_HOST", ())
 
 
 def group_of(train_set: SliceDataset, *turned: bool) -> list[Batch]:
@@ -107,7 +136,18 @@ def test_inference_reads_nothing_but_without_the_columns_it_has_to(
     assert torch.equal(image, predictor(batch.masked_kspace, batch.mask, batch.acs_lines))
 
 
-@pytest.mark.parametrize("read", [Tensor.item, bool, Tensor.nonzero, lambda x: x.new_tensor([1])])
+@pytest.mark.parametrize(
+    "read",
+    [
+        Tensor.item,
+        bool,
+        Tensor.nonzero,
+        lambda x: x.new_tensor([1]),
+        lambda x: x.tolist(),
+        lambda x: x.numpy(),
+        lambda x: x.cpu(),
+    ],
+)
 def test_what_is_watched_for_is_found(read: Callable[[Tensor], object]) -> None:
     with pytest.raises(AssertionError), Watched():
         read(torch.ones(1))
@@ -116,7 +156,6 @@ def test_what_is_watched_for_is_found(read: Callable[[Tensor], object]) -> None:
 def test_a_step_reads_its_metrics_once(
     settings: Settings, train_set: SliceDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adversary_input, "ON_HOST", ())
     small = {"stage": "train", "adversary_chans": 8, "accumulate": 2}
     settings = replace(settings, **{**PAPER, **small})
     players = make_players(settings, CPU)
@@ -128,7 +167,7 @@ def test_a_step_reads_its_metrics_once(
 
     monkeypatch.setattr(Tensor, "tolist", read)
     groups = [group_of(train_set, False), group_of(train_set, True)]
-    with Watched():
+    with Watched(copies=("cpu",)):
         values = train_step(players, groups, settings_of_step(settings, epochs=0, step=1))
     assert len(reads) == 1
     assert {"loss", "grad_norm", "penalty", "adversary_grad_norm"} <= values.keys()

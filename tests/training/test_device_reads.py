@@ -52,7 +52,7 @@ class Watched(TorchDispatchMode):
         """Watch."""
         for name, copy in self._copies.items():
             setattr(Tensor, name, _without_floats(name, copy))
-        return super().__enter__()  # type: ignore[no-any-return]
+        return super().__enter__()
 
     def __exit__(self, *error: object) -> None:
         """Watch no longer."""

@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter
 from banding_removal.config.settings import Settings
 from banding_removal.data.filters import VolumeFilter
 from banding_removal.data.index import index_folder
+from banding_removal.data.stored_mask import lacks_columns
 from banding_removal.data.volume import Volume, VolumeError, read_volume
 from banding_removal.errors import ConfigError
 from banding_removal.runs.datasets import make_datasets
@@ -112,11 +113,54 @@ def test_slices_that_were_undersampled_differently_are_refused(
         read(tmp_path, kspace=kspace, mask=mask, target=None)
 
 
-def test_slices_that_lack_columns_of_others_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", [1, 2])
+def test_slices_that_lack_columns_of_others_are_refused(tmp_path: Path, place: int) -> None:
     kspace = phantom_kspace() * OWN_MASK
-    kspace[2, ..., ::8] = 0
-    with pytest.raises(VolumeError, match="slice 2 of kspace lacks columns that other slices have"):
+    kspace[place, ..., ::8] = 0
+    message = f"slice {place} of kspace lacks columns that other slices have: write the slice again"
+    with pytest.raises(VolumeError, match=message):
         read(tmp_path, kspace=kspace, mask=OWN_MASK, target=None)
+
+
+def test_a_slice_that_lacks_columns_of_a_full_volume_is_refused_when_it_is_read(
+    settings: Settings,
+) -> None:
+    path = settings.data_path / "multicoil_train" / "a.h5"
+    kspace = phantom_kspace() * PADDED
+    kspace[1, ..., 5:30:2] = 0
+    odd_volume(path, kspace=kspace, target=rss_image(phantom_kspace() * PADDED))
+    for probability in (0.0, 1.0):
+        data = make_datasets(replace(settings, rotate_probability=probability))[0]
+        assert (data.volumes[0].measured, data.volumes[0].notes) == (None, ())
+        with pytest.raises(
+            VolumeError, match=r"a\.h5: k-space of slice 1 lacks columns that other"
+        ):
+            data[1]
+        assert data[2].masked_kspace.any()
+
+
+def with_zeros(*places: Any) -> np.ndarray:
+    kspace = phantom_kspace()
+    for place in places:
+        kspace[place] = 0
+    return kspace[0]
+
+
+@pytest.mark.parametrize(
+    "kspace",
+    [
+        with_zeros(),
+        with_zeros((..., slice(40, None))),
+        with_zeros((..., slice(9)), (..., slice(55, None))),
+        with_zeros((..., slice(30, 36), slice(9, 50))),
+        with_zeros((..., slice(20, None), slice(None))),
+        with_zeros((..., slice(10, 16))),
+        with_zeros(...),
+    ],
+    ids=["full", "partial Fourier", "padding", "rows", "few rows", "lost lines", "empty"],
+)
+def test_healthy_slices_lack_no_columns(kspace: np.ndarray) -> None:
+    assert not lacks_columns(kspace)
 
 
 def test_columns_that_hold_rounding_errors_count_as_not_measured(tmp_path: Path) -> None:

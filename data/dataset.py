@@ -26,6 +26,7 @@ from banding_removal.data.masks import (
     seeded_by_draw,
     seeded_by_name,
 )
+from banding_removal.data.stored_mask import lacks_columns
 from banding_removal.data.volume import Volume, VolumeError
 
 NO_CENTRE = (
@@ -137,7 +138,8 @@ class SliceDataset(Dataset[Example]):
         """Read one slice.
 
         Raises:
-            VolumeError: the file cannot be read, or its k-space or target has NaN or Inf.
+            VolumeError: the file cannot be read, its k-space or target has NaN or Inf, or k-space
+                lacks columns or was not written in full.
             ValueError: as in `rotated`.
         """
         draw = key if isinstance(key, Draw) else Draw(epoch=0, index=key)
@@ -220,9 +222,15 @@ class SliceDataset(Dataset[Example]):
                 f"{volume.path}: k-space of slice {slice_index} is zero and its target is not: it "
                 f"was not written in full: {REMEDY}"
             )
+        kspace = kspace.reshape(-1, volume.height, volume.width)
+        if volume.measured is None and lacks_columns(kspace):
+            raise VolumeError(
+                f"{volume.path}: k-space of slice {slice_index} lacks columns that other slices "
+                f"have: it was undersampled, or not written in full: {REMEDY}"
+            )
         if volume.kspace_factor != 1:
             kspace *= np.float32(volume.kspace_factor)
-        return kspace.reshape(-1, volume.height, volume.width), target
+        return kspace, target
 
     def _open(self, volume: Volume) -> h5py.File:
         # A file truncated while open reads as zeros, and a replaced one may have any shape.

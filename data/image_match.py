@@ -58,12 +58,15 @@ def compare_images(
         return [("other_target", f"it is {upright[0, 0]:g} everywhere")], None
     full, shift = _correlation(image, upright)
     notes: list[Note] = []
+    turned = None
     if undersampled and full > ALIASED:
         notes.append(("aliased_target", f"correlation {full:.4f}"))
-    if full < SAME_IMAGE:
-        turned = None if undersampled else _turned(image, upright, full)
-        if turned is not None:
-            return [("turned_target", turned)], None
+    if full < SAME_IMAGE and not undersampled:
+        turned = _turned(image, upright, full)
+    if turned is not None:
+        how, upright = turned
+        notes.append(("turned_target", how))
+    elif full < SAME_IMAGE:
         similarity = max(full, _correlation(_blurred(image), _blurred(upright))[0])
         if similarity < (MIN_SIMILARITY_UNDERSAMPLED if undersampled else MIN_SIMILARITY):
             raise ValueError(
@@ -121,8 +124,8 @@ def _correlation(a: Image, b: Image) -> tuple[float, tuple[int, int]]:
     return float(near[best] / norm), (int(best[0]) - MAX_SHIFT, int(best[1]) - MAX_SHIFT)
 
 
-def _turned(image: Image, target: Image, upright: float) -> str | None:
-    """How the target is flipped against the image; None if it is not.
+def _turned(image: Image, target: Image, upright: float) -> tuple[str, Image] | None:
+    """How the target is flipped against the image, and flipped back; None if it is not.
 
     Raises:
         ValueError: it is transposed, so that phase encoding is not along the last axis of both.
@@ -142,4 +145,4 @@ def _turned(image: Image, target: Image, upright: float) -> str | None:
             )
     found = {name: _correlation(image, flip)[0] for name, flip in flips.items()}
     best = max(found, key=found.__getitem__)
-    return best if found[best] > max(TURNED_IMAGE, upright) else None
+    return (best, flips[best]) if found[best] > max(TURNED_IMAGE, upright) else None

@@ -31,7 +31,7 @@ from banding_removal.data.volume import (
 log = logging.getLogger(__name__)
 
 MAX_SHOWN = 8  # files in a message
-CACHE_VERSION = 6
+CACHE_VERSION = 7
 
 
 def read_volumes(

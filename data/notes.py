@@ -57,7 +57,7 @@ TEXTS: dict[NoteKind, str] = {
     "aliased_target": "k-space was undersampled, and the target is its image: it has the artefacts "
     "that a network is to remove",
     "other_unit": "the target is in another unit than k-space, which is multiplied by the factor "
-    "between them",
+    "between them; volumes without targets are left as they are: scale them by the same factor",
     "other_unit_undersampled": "the target is in another unit than k-space, by a factor that "
     "undersampled k-space does not give: the loss compares images in different units",
 }

@@ -1,5 +1,6 @@
 """What one slice of a volume says about all of it: which columns were measured, and its target."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import h5py
@@ -53,19 +54,20 @@ def check_slice(
         mask: that of the file; None: there is none.
 
     Raises:
-        ValueError: it is not; axes are in another order; slices were undersampled differently, or
-            their targets are in different units; no slice can be used.
+        ValueError: the target is not the image of k-space; axes are in another order; slices were
+            undersampled differently, or their targets are in different units; no slice can be used.
     """
     slices = kspace.shape[0]
     # Not in the middle: there, slices in reverse order would not show.
     first = max(0, slices - 1) // 3
-    for index in dict.fromkeys((first, slices // 2, 2 * slices // 3, 0, slices - 1)):
+    looked_at = dict.fromkeys((first, slices // 2, 2 * slices // 3, 0, slices - 1))
+    for index in looked_at:
         values = _slice_of(kspace, index)
         energy = energy_of(values)
         if energy is not None:
             break
     else:
-        _check_empty(values, None if target is None else _image_of(target, index))
+        _check_empty(kspace, target, looked_at)
     holding = None if energy is None else columns_with_data(energy, header)
     measured, notes = measured_columns(mask, holding)
     if energy is not None:
@@ -77,66 +79,95 @@ def check_slice(
         _check_same_columns(kspace, measured, measured if holding is None else measured & holding)
     factor = 1.0
     if energy is not None and target is not None:
-        undersampled = measured is not None
-        found, unit = _compare(kspace, target, index, values, undersampled=undersampled)
-        if unit is not None and "other_unit" in dict(found):
-            _check_same_unit(kspace, target, unit)
-            factor = unit
+        found, factor = _check_target(
+            kspace, target, index, values, undersampled=measured is not None
+        )
         notes += found
     return SliceFindings(measured=measured, kspace_factor=factor, notes=notes)
 
 
-def _compare(
+def _check_empty(
+    kspace: h5py.Dataset, target: h5py.Dataset | None, looked_at: Iterable[int]
+) -> None:
+    """Explain why none of the slices looked at can be used.
+
+    Raises:
+        ValueError: one has NaN or Inf, or is zero and its target is not. Otherwise they are empty.
+    """
+    useless = "kspace is zero or not finite in every slice that was looked at"
+    for index in looked_at:
+        values = _slice_of(kspace, index)
+        if not np.isfinite(values).all():
+            raise ValueError(useless)
+        if target is not None and not values.any() and np.ptp(_image_of(target, index)) > 0:
+            raise ValueError(f"{useless}, and the target is not: it was not written")
+
+
+def _check_target(
     kspace: h5py.Dataset,
     target: h5py.Dataset,
     index: int,
     values: NDArray[np.complex64],
     *,
     undersampled: bool,
-) -> tuple[list[Note], float | None]:
-    """`compare_images` for a slice, whose k-space is given as `values`, if its target is finite."""
-    image = _image_of(target, index)
-    if not np.isfinite(image).all():
-        return [], None
-    found, unit = compare_images(values, image, undersampled=undersampled)
-    # Slices and coils that are swapped have the right shape if there are equally many.
-    if found and kspace.ndim == 4 and kspace.shape[0] == kspace.shape[1]:
-        swapped = kspace[:, index].astype(np.complex64)
-        if not compare_images(swapped, image, undersampled=undersampled)[0]:
-            raise ValueError("slices and coils are swapped; expected [slice, coil, H, W]")
-    return found, unit
+) -> tuple[list[Note], float]:
+    """Compare the target of a slice with its k-space, which is given as `values`.
 
-
-def _check_empty(values: NDArray[np.complex64], image: NDArray[np.float32] | None) -> None:
-    """Check a slice of a volume in which k-space of no slice that was looked at can be used.
+    Returns:
+        What is odd, and the factor that brings k-space into the unit of the target.
 
     Raises:
-        ValueError: it has NaN or Inf, or is zero and its target is not.
+        ValueError: the target is not the image of k-space, or targets are in different units.
     """
-    if not np.isfinite(values).all():
-        raise ValueError("kspace has NaN or Inf in every slice that was looked at")
-    if image is not None and not values.any() and np.ptp(image) > 0:
-        raise ValueError(
-            "kspace is zero in every slice that was looked at, and the target is not: it was not "
-            "written"
-        )
+    image = _image_of(target, index)
+    if not np.isfinite(image).all():
+        return [], 1.0
+    found, unit = compare_images(values, image, undersampled=undersampled)
+    if undersampled:  # the image has artefacts: it does not match exactly, in any order of axes
+        return found, 1.0
+    if unit is not None and _differ_in_unit_only(found):
+        if abs(unit - 1) > UNIT_TOLERANCE:
+            _check_same_unit(kspace, target, index, unit)
+    # Slices and coils that are swapped have the right shape if there are equally many.
+    elif found and kspace.ndim == 4 and kspace.shape[0] == kspace.shape[1]:
+        swapped = kspace[:, index].astype(np.complex64)
+        if _exact_unit(swapped, image) is not None:
+            raise ValueError("slices and coils are swapped; expected [slice, coil, H, W]")
+    return found, unit if unit is not None and "other_unit" in dict(found) else 1.0
 
 
-def _check_same_unit(kspace: h5py.Dataset, target: h5py.Dataset, unit: float) -> None:
-    """Check the first and the last slice of a volume whose target is in another unit.
+def _differ_in_unit_only(found: list[Note]) -> bool:
+    return dict(found).keys() <= {"other_unit"}
+
+
+def _exact_unit(values: NDArray[np.complex64], image: NDArray[np.float32]) -> float | None:
+    """The unit of a target over that of the image of k-space; None if they differ otherwise."""
+    try:
+        found, unit = compare_images(values, image, undersampled=False)
+    except ValueError:  # has little in common with it, as in noise of which the target is filtered
+        return None
+    return unit if _differ_in_unit_only(found) else None
+
+
+def _check_same_unit(kspace: h5py.Dataset, target: h5py.Dataset, index: int, unit: float) -> None:
+    """Check that other slices have the unit of slice `index`, where that can be told exactly.
+
+    Not the first and the last slice: often there is no anatomy in them.
 
     Raises:
         ValueError: they are in other units than `unit`, that of the target over that of k-space.
     """
-    for index in {0, kspace.shape[0] - 1}:
-        values = _slice_of(kspace, index)
-        if energy_of(values) is None:
+    slices = kspace.shape[0]
+    for place in {slices // 4, 3 * slices // 4} - {index}:
+        values, image = _slice_of(kspace, place), _image_of(target, place)
+        if energy_of(values) is None or not np.isfinite(image).all():
             continue
-        _, other = _compare(kspace, target, index, values, undersampled=False)
-        if other is not None and not abs(other - unit) <= UNIT_TOLERANCE * unit:
+        other = _exact_unit(values, image)
+        if other is not None and abs(other - unit) > UNIT_TOLERANCE * unit:
             raise ValueError(
-                f"targets are in different units: that of slice {index} is {other:.4g} times the "
-                f"image of its k-space, others {unit:.4g} times; scale all slices of a volume alike"
+                f"targets are in different units: that of slice {place} is {other:.4g} times the "
+                f"image of its k-space, that of slice {index} {unit:.4g} times; scale all slices "
+                "of a volume alike"
             )
 
 
@@ -159,10 +190,10 @@ def _check_same_columns(kspace: h5py.Dataset, measured: BoolArray, held: BoolArr
     Args:
         kspace: of the volume.
         measured: columns that may hold data, (W,).
-        held: columns that do so in another slice, (W,).
+        held: columns that hold data in the reference slice, (W,).
 
     Raises:
-        ValueError: they hold data in other columns, or lack many of these.
+        ValueError: they hold data in other columns, or lack many that the reference slice has.
     """
     for index in {0, kspace.shape[0] // 2, kspace.shape[0] - 1}:
         energy = energy_of(_slice_of(kspace, index))
@@ -172,10 +203,10 @@ def _check_same_columns(kspace: h5py.Dataset, measured: BoolArray, held: BoolArr
         holding = lines > HOLDS_DATA * lines.max()
         others = (holding & ~measured).any()
         if others or (held & ~holding).sum() > UNDECLARED * held.sum():
-            what = "lacks columns that other slices have"
+            what = "lacks columns that other slices have: write the slice again, or remove the file"
             if others:
-                what = "holds data in columns that other slices or the mask leave out"
-            raise ValueError(
-                f"slice {index} of kspace {what}: all slices must be undersampled in the same "
-                "columns"
-            )
+                what = (
+                    "holds data in columns that other slices or the mask leave out: all slices "
+                    "must be undersampled in the same columns"
+                )
+            raise ValueError(f"slice {index} of kspace {what}")

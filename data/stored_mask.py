@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from banding_removal.data.hdf5 import check_stored, holds, own_dataset
 from banding_removal.data.mask_rules import BoolArray
@@ -85,7 +86,7 @@ def measured_columns(
     inside = np.zeros_like(holding)
     inside[columns[0] : columns[-1] + 1] = True
     empty = inside & ~holding
-    undersampled = empty.sum() > UNDECLARED * inside.sum()
+    undersampled = _has_gaps(holding)
     counts = f"{holding.sum()} of {len(holding)} columns hold data"
     if stored is not None and mask is None:
         if undersampled:
@@ -101,3 +102,19 @@ def measured_columns(
         return holding, [("undeclared_mask", counts)]
     leaves_out = (empty & ~allowed).any() or allowed.sum() < MIN_ACQUIRED * len(allowed)
     return (mask if leaves_out else None), []
+
+
+def lacks_columns(kspace: NDArray[np.complex64]) -> bool:
+    """Whether a slice of a volume that is fully sampled is not: (coil, H, W).
+
+    Padding and partial Fourier leave out columns at the sides; here, those between others count.
+    """
+    # The middle row nearly always has them all: only without it, whole columns are looked at.
+    middle = np.asarray(kspace[:, kspace.shape[1] // 2].any(axis=0))
+    return _has_gaps(middle) and _has_gaps(np.asarray(kspace.any(axis=(0, 1))))
+
+
+def _has_gaps(holding: BoolArray) -> bool:
+    """Whether so many columns (W,) between others are empty that they were not measured."""
+    acquired = np.trim_zeros(holding)
+    return bool((~acquired).sum() > UNDECLARED * len(acquired))

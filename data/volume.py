@@ -122,9 +122,7 @@ def read_volume(path: Path) -> Volume:
         str(path).encode()
     except UnicodeEncodeError:  # logs, pages and random seeds are made of it
         shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-        raise VolumeError(
-            f"{shown}: its path is not text in this locale: rename it, or set PYTHONUTF8=1"
-        ) from None
+        raise VolumeError(f"{shown}: its path is not text (UTF-8): rename it") from None
     try:
         stat = path.stat()
         with open_file(path) as file:

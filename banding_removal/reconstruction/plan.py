@@ -76,10 +76,9 @@ def make_plan(
     orientations = ("x", "y") if settings.orientation == "both" else (settings.orientation,)
     volumes, unusable = _usable(settings.volumes, trained, orientations)
     if unusable:
-        error = VolumeError.of_all(unusable)
         if not settings.skip_bad_volumes or not volumes:
-            raise error
-        log.warning("left out: %s", error)
+            raise VolumeError.of_all(unusable, others=len(volumes))
+        log.warning("left out: %s", VolumeError.of_all(unusable))
     warn_of_notes(volumes, str(settings.volumes))
     shapes = Counter((v.slices, v.coils or 1, v.height, v.width) for v in volumes).most_common()
     tqdm.write(

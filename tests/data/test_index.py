@@ -339,14 +339,14 @@ def test_removed_file_leaves_the_index_and_the_cache(tmp_path: Path, opened: lis
     "content",
     [
         b"",
-        b'{"version": 6, "volu',
+        b'{"version": 7, "volu',
         b"\xff\xfe\x00",
         b"null",
         b"[]",
-        b'{"version": 6}',
-        b'{"version": 6, "volumes": [{"path": "a.h5"}]}',
-        b'{"version": 6, "volumes": [{"speed": 3}]}',
-        b'{"version": 6, "volumes": [null]}',
+        b'{"version": 7}',
+        b'{"version": 7, "volumes": [{"path": "a.h5"}]}',
+        b'{"version": 7, "volumes": [{"speed": 3}]}',
+        b'{"version": 7, "volumes": [null]}',
     ],
 )
 def test_damaged_cache_is_rebuilt_with_a_warning(

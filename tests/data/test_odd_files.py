@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter
 from banding_removal.config.settings import Settings
 from banding_removal.data.filters import VolumeFilter
 from banding_removal.data.index import index_folder
+from banding_removal.data.stored_mask import lacks_columns
 from banding_removal.data.volume import Volume, VolumeError, read_volume
 from banding_removal.errors import ConfigError
 from banding_removal.runs.datasets import make_datasets
@@ -112,11 +113,54 @@ def test_slices_that_were_undersampled_differently_are_refused(
         read(tmp_path, kspace=kspace, mask=mask, target=None)
 
 
-def test_slices_that_lack_columns_of_others_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", [1, 2])
+def test_slices_that_lack_columns_of_others_are_refused(tmp_path: Path, place: int) -> None:
     kspace = phantom_kspace() * OWN_MASK
-    kspace[2, ..., ::8] = 0
-    with pytest.raises(VolumeError, match="slice 2 of kspace lacks columns that other slices have"):
+    kspace[place, ..., ::8] = 0
+    message = f"slice {place} of kspace lacks columns that other slices have: write the slice again"
+    with pytest.raises(VolumeError, match=message):
         read(tmp_path, kspace=kspace, mask=OWN_MASK, target=None)
+
+
+def test_a_slice_that_lacks_columns_of_a_full_volume_is_refused_when_it_is_read(
+    settings: Settings,
+) -> None:
+    path = settings.data_path / "multicoil_train" / "a.h5"
+    kspace = phantom_kspace() * PADDED
+    kspace[1, ..., 5:30:2] = 0
+    odd_volume(path, kspace=kspace, target=rss_image(phantom_kspace() * PADDED))
+    for probability in (0.0, 1.0):
+        data = make_datasets(replace(settings, rotate_probability=probability))[0]
+        assert (data.volumes[0].measured, data.volumes[0].notes) == (None, ())
+        with pytest.raises(
+            VolumeError, match=r"a\.h5: k-space of slice 1 lacks columns that other"
+        ):
+            data[1]
+        assert data[2].masked_kspace.any()
+
+
+def with_zeros(*places: Any) -> np.ndarray:
+    kspace = phantom_kspace()
+    for place in places:
+        kspace[place] = 0
+    return kspace[0]
+
+
+@pytest.mark.parametrize(
+    "kspace",
+    [
+        with_zeros(),
+        with_zeros((..., slice(40, None))),
+        with_zeros((..., slice(9)), (..., slice(55, None))),
+        with_zeros((..., slice(30, 36), slice(9, 50))),
+        with_zeros((..., slice(20, None), slice(None))),
+        with_zeros((..., slice(10, 16))),
+        with_zeros(...),
+    ],
+    ids=["full", "partial Fourier", "padding", "rows", "few rows", "lost lines", "empty"],
+)
+def test_healthy_slices_lack_no_columns(kspace: np.ndarray) -> None:
+    assert not lacks_columns(kspace)
 
 
 def test_columns_that_hold_rounding_errors_count_as_not_measured(tmp_path: Path) -> None:
@@ -312,10 +356,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"kspace": FOUR.swapaxes(0, 1), "target": rss_image(FOUR)},
         "slices and coils are swapped",
     ),
-    "zeros": ({"kspace": np.zeros_like(SQUARE), "target": rss_image(SQUARE)}, "kspace is zero in"),
+    "zeros": ({"kspace": np.zeros_like(SQUARE), "target": rss_image(SQUARE)}, "kspace is zero or"),
+    "zeros, an end slice of the target, too": (
+        {"kspace": np.zeros_like(SQUARE), "target": rss_image(SQUARE) * [[[1]], [[1]], [[0]]]},
+        "and the target is not: it was not written",
+    ),
+    "zeros and NaN": (
+        {"kspace": SQUARE * np.array([np.nan, 0, 0])[:, None, None, None], "target": None},
+        "kspace is zero or not finite in every slice that was looked at",
+    ),
     "NaN in a coil": (
         {"kspace": np.where(np.arange(4)[:, None, None] == 2, np.nan, SQUARE), "target": None},
-        "kspace has NaN or Inf in every slice",
+        "kspace is zero or not finite in every slice",
     ),
     "target of another resolution": (
         {"target": rss_image(SQUARE)[:, ::2, ::2]},
@@ -336,6 +388,9 @@ def test_axes_in_another_order_are_refused(tmp_path: Path, name: str) -> None:
 
 
 TARGET = rss_image(SQUARE)
+FILTER = (0, 1, 1)
+UNEQUAL = phantom_kspace(slices=4, seed=11)  # so much that no slice looks like all of them
+DEAD_COIL = (np.arange(4) != 1)[:, None, None]  # with the number of the slice that is compared
 SHIFTED = np.roll(SQUARE, (3, -4), axis=(-2, -1))
 HALF_PIXEL = np.exp(1j * np.pi * np.arange(SIZE) / SIZE)
 NOTED: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -344,8 +399,27 @@ NOTED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "by the other transform": ({"kspace": SQUARE.conj()[..., ::-1, ::-1]}, []),
     "turned": ({"target": TARGET[:, ::-1, ::-1]}, ["turned_target"]),
     "shifted": ({"target": np.roll(TARGET, 2, -1)}, ["shifted_target"]),
-    "filtered": ({"target": gaussian_filter(TARGET, (0, 1, 1))}, ["other_target"]),
+    "filtered": ({"target": gaussian_filter(TARGET, FILTER)}, ["other_target"]),
     "in another unit": ({"target": TARGET / TARGET.max()}, ["other_unit"]),
+    "in another unit, turned": (
+        {"target": TARGET[:, ::-1] / TARGET.max()},
+        ["turned_target", "other_unit"],
+    ),
+    "as many slices as coils": (
+        {"kspace": UNEQUAL, "target": rss_image(UNEQUAL) / rss_image(UNEQUAL).max()},
+        ["other_unit"],
+    ),
+    "as many slices as coils, filtered": (
+        {"kspace": FOUR, "target": gaussian_filter(rss_image(FOUR), FILTER)},
+        ["other_target"],
+    ),
+    "as many slices as coils, one of them dead": (
+        {
+            "kspace": FOUR * DEAD_COIL,
+            "target": gaussian_filter(rss_image(FOUR * DEAD_COIL), FILTER),
+        },
+        ["other_target"],
+    ),
     "centre off by a few samples": ({"kspace": SHIFTED, "target": TARGET}, []),
     "larger": (
         {"kspace": WIDE, "target": np.pad(rss_image(WIDE), ((0, 0), (0, 0), (12, 12)))},
@@ -481,11 +555,46 @@ def test_kspace_is_brought_into_the_unit_of_its_target(settings: Settings, unit:
     np.testing.assert_allclose(example.masked_kspace, expected, rtol=1e-4, atol=1e-9 * unit)
 
 
-def test_targets_that_are_scaled_slice_by_slice_are_refused(tmp_path: Path) -> None:
-    peaks = TARGET.max((1, 2), keepdims=True)
-    assert np.ptp(peaks) > 0.1 * peaks.max()
-    with pytest.raises(VolumeError, match="targets are in different units: that of slice"):
-        read(tmp_path, kspace=SQUARE, target=TARGET / peaks)
+@pytest.mark.parametrize("unit", [1.0, 1.3, 1e-3])
+def test_targets_that_are_scaled_slice_by_slice_are_refused(tmp_path: Path, unit: float) -> None:
+    """Also if the slice that is compared first has nearly the unit of k-space."""
+    scales = unit * np.array([1.3, 1.0, 0.8], np.float32)[:, None, None]
+    with pytest.raises(VolumeError, match=r"different units: that of slice 2 .* of slice 0"):
+        read(tmp_path, kspace=SQUARE, target=scales * TARGET)
+
+
+def noise_like(kspace: np.ndarray) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.standard_normal(kspace.shape) + 1j * rng.standard_normal(kspace.shape)
+
+
+@pytest.mark.parametrize("unit", [1.3, 1 / 64])
+def test_noise_does_not_tell_the_unit_of_a_target(tmp_path: Path, unit: float) -> None:
+    kspace, without_anatomy = phantom_kspace(slices=5), [0, 3, 4]
+    kspace[without_anatomy] = 1e-6 * noise_like(kspace)[without_anatomy]
+    target = unit * rss_image(kspace)
+    other_unit = ["other_unit"] * (unit < 0.5)
+    filtered = gaussian_filter(target, FILTER)
+    assert kinds(read(tmp_path, kspace=kspace, target=filtered)) == ["other_target", *other_unit]
+    target[without_anatomy] = 0.5 * filtered[without_anatomy]
+    assert kinds(read(tmp_path, kspace=kspace, target=target)) == other_unit
+
+
+@pytest.mark.parametrize("unit", [1.3, 1 / 64])
+def test_denoised_and_shifted_targets_do_not_tell_their_unit(tmp_path: Path, unit: float) -> None:
+    denoised, slices = unit * TARGET, np.arange(3)[:, None, None, None]
+    noisy = SQUARE + 2e-5 * (1 + slices) * noise_like(SQUARE)
+    assert kinds(read(tmp_path, kspace=noisy, target=denoised))[0] == "other_target"
+    shifts = ((1, 1), (2, 2), (4, 4))
+    shifted = np.stack(
+        [np.roll(image, by, (0, 1)) for image, by in zip(denoised, shifts, strict=True)]
+    )
+    assert kinds(read(tmp_path, kspace=SQUARE, target=shifted))[0] == "shifted_target"
+
+
+def test_a_turned_target_tells_its_unit(tmp_path: Path) -> None:
+    volume = read(tmp_path, kspace=SQUARE, target=TARGET[:, ::-1, ::-1] / 64)
+    assert volume.kspace_factor == pytest.approx(1 / 64)
 
 
 def test_undersampled_kspace_does_not_give_the_unit_of_its_target(tmp_path: Path) -> None:
@@ -608,7 +717,9 @@ def test_a_path_that_is_no_text_is_refused(tmp_path: Path) -> None:
     good = odd_volume(tmp_path / "data" / "v.h5")
     good.rename(tmp_path / "data" / os.fsdecode(b"Kn\xef.h5"))
     odd_volume(good)
-    with pytest.raises(VolumeError, match=r"1 unusable.* other 1 .*\n.*Kn\\xef\.h5: its path is"):
+    with pytest.raises(
+        VolumeError, match=r"1 unusable.* other 1 .*\n.*Kn\\xef\.h5: .*: rename it$"
+    ):
         index_folder(tmp_path / "data", cache_folder=tmp_path / "cache")
 
 

@@ -404,8 +404,11 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(
 def test_unusable_files_are_named_before_anything_is_done(settings: ReconstructSettings) -> None:
     (settings.volumes / "broken.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     write_volume(settings.volumes / "narrow.h5", size=(32, 5), acquired=(0, 5), target_size=(4, 4))
-    with pytest.raises(VolumeError, match=r"(?s)broken\.h5.*narrow\.h5: 6 centre lines"):
+    with pytest.raises(VolumeError, match=r"(?s)broken\.h5.*narrow\.h5: 6 centre lines") as error:
         reconstruct(settings)
+    assert "2 unusable volume(s) (the other 2 can be used with skip_bad_volumes=true)" in str(
+        error.value
+    )
     assert not output_of(settings).exists()
     report = done(replace(settings, skip_bad_volumes=True))
     assert report.written == 2

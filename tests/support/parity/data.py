@@ -141,7 +141,7 @@ def _golden_example(folder: Path, golden: dict[str, np.ndarray], entry: dict[str
     with h5py.File(path, "r+") as file:
         file["reconstruction_rss"][0] = golden["target"]
     # The golden target is not the image of the golden k-space.
-    with mock.patch("banding_removal.data.one_slice.compare_images", return_value=[]):
+    with mock.patch("banding_removal.data.one_slice.compare_images", return_value=([], None)):
         volume = read_volume(path)
     sampler = MaskSampler(
         kind=entry["mask_type"], accelerations=(acceleration,), acs=(entry["num_low"],)

@@ -6,8 +6,8 @@
         volumes=/data/knee/multicoil_val filter.magnet=3 output=logs/against_espirit
 
 A set is either a network or a folder of images. A network is a run's folder, a checkpoint or public
-weights; it reconstructs the volumes with phase encoding along x and along y. A folder of images,
-from any software, holds `x/*.h5` and `y/*.h5`, one file per volume, each with a dataset
+weights; it reconstructs the volumes with phase encoding along x and along y. A folder of images (of
+any software) holds `x/*.h5` and `y/*.h5`, one file per volume, each with a dataset
 `reconstruction` [slice, h, w] in which anatomy is upright. A folder of *.h5 files without x/ and y/
 has phase encoding along x only.
 

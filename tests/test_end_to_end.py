@@ -40,6 +40,7 @@ def test_phantom_and_demo_run_under_ipython_from_any_folder(tmp_path: Path) -> N
         f"logs={tmp_path / 'logs'}",
         "epochs=2",
         "nproc=2",
+        "adversary_pretrain_steps=4",
     )
     demo = start(tmp_path, "demo.py", *words, *TOY_MODEL, "grid_zero_filled=true")
     assert demo.returncode == 0, demo.stderr

@@ -6,9 +6,9 @@
 
 Of each run in a folder: its newest checkpoint in half precision, what it has logged, and nothing
 else. Weights are float16. What belongs to optimisers is bfloat16, and left out of a run that is
-complete. With the published network and Muon, 52 MB and 26 MB instead of 103. A run that goes on
-from such a file is not the same to the last digit. It goes on only where its paths are the same:
-begin with relative ones, in the repository.
+complete. With the published network and Muon, these are 52 MB and 26 MB instead of 103 (computed
+from the number of weights). A run that goes on from such a file is not the same to the last digit.
+It goes on only where its paths are the same: begin with relative ones, in the repository.
 """
 
 import shutil

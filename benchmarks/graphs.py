@@ -65,9 +65,9 @@ def clear(networks: Sequence[nn.Module]) -> None:
 
 
 def difference(one: Act, other: Act, networks: Sequence[nn.Module]) -> float:
-    """Of two acts, in results and gradients: |a - b| / |a|, the larger of the two.
+    """The relative difference |a - b| / |a| of two acts, in results or in gradients, if larger.
 
-    Both are called once; no gradients are left.
+    Both acts are called once; no gradients are left.
     """
     found = []
     for act in (one, other):

@@ -63,7 +63,7 @@ SIZES = {
 
 
 def make_batch(size: Size, count: int = 1) -> Batch:
-    """So many slices of the phantom that show anatomy, undersampled as in training, by one mask."""
+    """`count` slices of the phantom that show anatomy, undersampled as in training by one mask."""
     volume = make_volume(replace(size.phantom, slices=count + 2), seed=0)
     left, right = size.phantom.acquired
     sampler = MaskSampler(kind="magic", accelerations=(4,), acs=(size.acs_lines,))

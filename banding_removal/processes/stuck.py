@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 # Together, these let a process end within five seconds, also if another one, which may serve the
 # store, is lost at the moment of the signal and its last heartbeat is noticed a second later.
 GRACE_S = 2.5
-SEEN_S = 0.5  # for so long a wait must look vain: this process's own threads may be late, too
+SEEN_S = 0.5  # a wait must look vain this long: this process's own threads may be late, too
 SILENT_S = 3.0  # without a heartbeat, of which there is one a second
 POLL_S = 0.25
 TELL_S = 0.25  # for other processes to be told

@@ -124,8 +124,8 @@ def _warn_of_unit(l1_weight: float, volumes: list[Volume]) -> None:
 
 def _report_copies(train_volumes: list[Volume], val_volumes: list[Volume]) -> None:
     """Log which volumes are in both sets: equal in name, number of bytes and largest value."""
-    both = {(v.name, v.bytes, v.data_range) for v in train_volumes}
-    copies = [v.name for v in val_volumes if (v.name, v.bytes, v.data_range) in both]
+    training = {(v.name, v.bytes, v.data_range) for v in train_volumes}
+    copies = [v.name for v in val_volumes if (v.name, v.bytes, v.data_range) in training]
     if copies:
         log.info(
             "%d of %d validation volumes seem to be training volumes as well (%s%s): validation "

@@ -74,14 +74,14 @@ def test_both_stages_chain_under_ipython_and_the_second_needs_the_first(tmp_path
     alone = start(tmp_path, "train.py", *words)
     assert alone.returncode != 0
     assert "ipython scripts/pretrain.py" in alone.stderr
-    first = start(tmp_path, "pretrain.py", *words, "nproc=2")
+    first = start(tmp_path, "pretrain.py", *words, "nproc=1")
     assert first.returncode == 0, first.stderr
     against = ["recipe=paper", "adversary_chans=4", "epoch_fraction=1", "nproc=2"]
     second = start(tmp_path, "train.py", *words, *against)
     assert second.returncode == 0, second.stderr
     assert "weights from" in (tmp_path / "logs" / "run" / "log.txt").read_text()
     assert (tmp_path / "logs" / "train" / "log_rank1.txt").exists()
-    direct = ["name=direct", "recipe=direct", "nproc=2"]
+    direct = ["name=direct", "recipe=direct", "nproc=1"]
     third = start(tmp_path, "train.py", *words, *direct, ipython=False)
     assert third.returncode == 0, third.stderr
     assert "adversary: accuracy" not in (tmp_path / "logs" / "direct" / "log.txt").read_text()
@@ -92,18 +92,18 @@ def test_both_stages_chain_under_ipython_and_the_second_needs_the_first(tmp_path
     assert (tmp_path / "logs" / "train" / "grids" / "epoch002.png").exists()
 
 
-@pytest.mark.parametrize("ipython", [True, False])
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "says", "ipython"),
     [
-        (("--lr=1e-4",), "write settings without dashes: lr=1e-4"),
-        ((), "make the phantom data set with: ipython scripts/make_phantom.py"),
-        (("lrr=1e-4",), "Did you mean: 'lr'"),
-        (("epochs=many",), "could not be converted to Integer"),
+        (("--lr=1e-4",), "write settings without dashes: lr=1e-4", True),
+        (("--lr=1e-4",), "write settings without dashes: lr=1e-4", False),
+        ((), "make the phantom data set with: ipython scripts/make_phantom.py", True),
+        (("lrr=1e-4",), "Did you mean: 'lr'", True),
+        (("epochs=many",), "could not be converted to Integer", False),
     ],
 )
 def test_a_mistake_ends_with_a_message_and_a_failure(
-    tmp_path: Path, ipython: bool, words: tuple[str, ...], says: str
+    tmp_path: Path, words: tuple[str, ...], says: str, ipython: bool
 ) -> None:
     result = start(tmp_path, "pretrain.py", f"logs={tmp_path}", *words, ipython=ipython)
     assert result.returncode != 0

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck, ResNet
 
 from banding_removal.model.classifiers.residual import ResidualClassifier, group_norm
 
@@ -35,6 +34,9 @@ def _two_pooled_stages(chans: int, blocks: int) -> nn.Module:
 
 
 def _resnet50(chans: int) -> nn.Module:
+    # Imported here, because torchvision takes as long to import as torch and all else together.
+    from torchvision.models.resnet import Bottleneck, ResNet
+
     # torchvision's own initialisation is kaiming-normal fan-out, as published; width_per_group
     # scales the bottlenecks, which at 64 are the usual ones.
     return ResNet(

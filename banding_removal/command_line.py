@@ -15,7 +15,7 @@ from banding_removal.errors import ConfigError
 from banding_removal.processes.exit_status import USER_ERRORS, RankError, describe_error, exit_code
 from banding_removal.processes.launch import launch
 from banding_removal.processes.signals import Stopped
-from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
+from banding_removal.runs.checkpoint import open_checkpoint
 from banding_removal.runs.resume import with_public_network
 from banding_removal.runs.trained import saved_settings
 from banding_removal.training.loop import train
@@ -90,7 +90,7 @@ def typed_settings(defaults: SettingsT) -> SettingsT:
 def settings_of(
     defaults: Settings, words: list[str], schedules: Mapping[str, dict[str, Any]] | None = None
 ) -> Settings:
-    """A script's settings, the recipe over them if the words name another one, the words on top.
+    """A script's settings, changed by the recipe that the words name, then by the words.
 
     If `init_from` names weights alone, such as the public ones of fastMRI, the network is the one
     that they are of, where the words do not set it.
@@ -119,9 +119,8 @@ def settings_of(
     for key in ("recipe", "init_from"):
         if key in keys:
             raise ConfigError(f"a resumed run keeps its {key}; leave out resume for a new run")
-    path = find_checkpoint(settings.resume)
-    named = (settings.predictor,)
-    resumed = from_words(saved_settings(path, load_checkpoint(path), named), words)
+    saved = saved_settings(*open_checkpoint(settings.resume), named=(settings.predictor,))
+    resumed = from_words(saved, words)
     kept = differences(plain(settings), plain(resumed))
     if kept:
         print("the resumed run keeps these settings, not those of the script:", *kept, sep="\n  ")  # noqa: T201

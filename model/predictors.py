@@ -21,7 +21,8 @@ from banding_removal.model.varnet import VarNet
 
 # What the setting `predictor` accepts, beside package.module:Class. Each class is called with the
 # settings cascades, chans, pools, sens_chans, sens_pools, sens_identity and dropout.
-PREDICTORS: dict[str, type[UnrolledNetwork]] = {"cascade": Predictor, "varnet": VarNet}
+PREDICTORS: dict[str, type[nn.Module]] = {"cascade": Predictor, "varnet": VarNet}
+UNROLLED = [name for name, made in PREDICTORS.items() if issubclass(made, UnrolledNetwork)]
 KNOWN = f"{', '.join(PREDICTORS)}, or package.module:Class for code of your own"
 
 

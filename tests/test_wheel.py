@@ -24,6 +24,15 @@ assert sys.modules["data"] is data and sys.modules["model"] is model
 """
 
 
+def pip(*words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "--disable-pip-version-check", *words,
+         "--no-deps", "--no-index"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel of a copy, so that nothing is built in the checkout."""
@@ -33,12 +42,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(REPOSITORY / name, copy / name, symlinks=True, ignore=ignore)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "requirements.txt"):
         shutil.copy(REPOSITORY / name, copy)
-    words = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", *words, "--wheel-dir", str(copy), str(copy)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    pip("wheel", "--no-build-isolation", "--wheel-dir", str(copy), str(copy))
     (built,) = copy.glob("*.whl")
     return built
 
@@ -67,13 +71,11 @@ def test_an_installed_package_leaves_a_users_data_and_model_alone(
     wheel: Path, tmp_path: Path
 ) -> None:
     installed = tmp_path / "site"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(installed)
-        modules = [
-            name.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
-            for name in archive.namelist()
-            if name.endswith(".py")
-        ]
+    pip("install", "--target", str(installed), str(wheel))
+    modules = [
+        ".".join(path.relative_to(installed).with_suffix("").parts).removesuffix(".__init__")
+        for path in installed.rglob("*.py")
+    ]
     for name in ("data", "model"):
         own = tmp_path / "project" / name
         own.mkdir(parents=True)

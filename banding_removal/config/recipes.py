@@ -1,7 +1,7 @@
 """Ways to train against banding, as settings: `recipe=direct`, `=adversary`, `=paper`.
 
-A recipe sets what acts against banding and with which weight; it says nothing of the networks or
-the length of a run. `docs/results.md` compares the recipes.
+A recipe sets what acts against banding and with which weight, but not the predictor or the length
+of a run. `docs/results.md` compares the recipes.
 """
 
 from collections.abc import Mapping
@@ -83,10 +83,10 @@ PUBLISHED: dict[str, Any] = {
 
 
 def with_recipe(settings: Settings, schedules: Mapping[str, dict[str, Any]]) -> Settings:
-    """The settings, with those of their recipe laid over them.
+    """The settings, with the values that their recipe sets in place of those they had.
 
     Args:
-        settings: whose `recipe` is laid over the others.
-        schedules: by recipe, its length and learning rates, where they are not those of `settings`.
+        settings: their `recipe` says which.
+        schedules: by recipe, a length and learning rates that take the place of theirs as well.
     """
     return replace(settings, **RECIPES[settings.recipe], **schedules.get(settings.recipe, {}))

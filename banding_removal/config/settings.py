@@ -12,7 +12,7 @@ from banding_removal.errors import ConfigError
 from banding_removal.losses.adversary_input import Change, View
 from banding_removal.losses.orientation import Target
 from banding_removal.model.classifiers import Architecture
-from banding_removal.model.predictors import KNOWN, PREDICTORS, is_elsewhere
+from banding_removal.model.predictors import KNOWN, PREDICTORS, UNROLLED, is_elsewhere
 
 Stage = Literal["pretrain", "train"]
 Recipe = Literal["none", "direct", "adversary", "paper"]
@@ -156,8 +156,8 @@ class Settings:
         if self.predictor not in PREDICTORS and not is_elsewhere(self.predictor):
             raise ConfigError(f"predictor must be {KNOWN}, got {self.predictor!r}")
         if self.trained_cascades is not None:
-            if is_elsewhere(self.predictor):
-                raise ConfigError(f"trained_cascades needs predictor={' or '.join(PREDICTORS)}")
+            if self.predictor not in UNROLLED:
+                raise ConfigError(f"trained_cascades needs predictor={' or '.join(UNROLLED)}")
             if self.trained_cascades > self.cascades:
                 raise ConfigError(f"trained_cascades must be at most cascades={self.cascades}")
         if self.stage == "pretrain" and (

@@ -83,8 +83,9 @@ class VolumeQuality:
             ssim=float(ssim(x, t, data_range.double())),
             slices=1,
         )
-        for name in ("error", "energy", "pixels", "ssim", "slices"):
-            setattr(self, name, getattr(self, name) + getattr(part, name))
+        for name, value in vars(part).items():
+            if name != "data_range":
+                setattr(self, name, getattr(self, name) + value)
         return part.result()
 
     def result(self) -> Quality:

@@ -1,1 +1,1 @@
-"""Pictures: grids of slices, and curves."""
+"""Pictures: pages of slices, curves, and the run page."""

@@ -77,7 +77,7 @@ def keep_slices(
     slices are shown than before.
 
     Args:
-        folder: of the run.
+        folder: the run's; slices are kept in a folder within it.
         epoch: counted from 1.
         slices: the first of them are kept, as many as fit into a quarter of the budget.
         budget: bytes of all files.

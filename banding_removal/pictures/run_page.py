@@ -32,7 +32,7 @@ from banding_removal.pictures.page_content import (
     with_start,
 )
 from banding_removal.pictures.validation_grid import ValidatedSlice
-from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
+from banding_removal.runs.checkpoint import open_checkpoint
 from banding_removal.runs.log import KILLED, ending_of, read_records
 from banding_removal.runs.metrics_file import METRICS, spread_rows
 from banding_removal.runs.status import is_locked
@@ -133,7 +133,7 @@ def page_of_runs(settings: PageSettings) -> Path:
     folders = [folder.resolve() for folder in settings.runs]  # logs/run by its name
     runs = []
     for folder in folders:
-        checkpoint = load_checkpoint(find_checkpoint(folder))
+        _, checkpoint = open_checkpoint(folder)
         history = with_start(checkpoint.history, checkpoint.start)
         runs.append(ShownRun(folder, checkpoint.settings, history, running=is_locked(folder)))
     output = settings.output

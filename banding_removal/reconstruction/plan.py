@@ -62,8 +62,8 @@ def make_plan(
 
     Args:
         settings: what to reconstruct.
-        path: of the checkpoint.
-        checkpoint: at `path`.
+        path: the checkpoint file.
+        checkpoint: its content.
         trained: the settings in it.
         lock: takes the output folder.
 

@@ -144,34 +144,63 @@ def find_checkpoint(path: Path) -> Path:
         CheckpointError: there is none, or all are damaged.
     """
     path = in_latest(path)
+    return path if path.is_file() else newest_intact(path)[0]
+
+
+def open_checkpoint(path: Path) -> tuple[Path, Checkpoint]:
+    """The checkpoint that a path names, as in `find_checkpoint`, and its content; it is read once.
+
+    Raises:
+        CheckpointError: as in `find_checkpoint` and `load_checkpoint`.
+    """
+    path = in_latest(path)
     if path.is_file():
-        return path
-    found = list_checkpoints(path)
+        return path, load_checkpoint(path)
+    path, content = newest_intact(path)
+    return path, as_checkpoint(content, path)
+
+
+def newest_intact(folder: Path) -> tuple[Path, Any]:
+    """The newest checkpoint of a run that is not damaged: its path, and what `as_checkpoint` takes.
+
+    Raises:
+        CheckpointError: there is none, or all are damaged.
+    """
+    found = list_checkpoints(folder)
     if not found:
-        state = f"holds no {FOLDER}/epochNNN.pt" if path.is_dir() else "does not exist"
-        raise CheckpointError(f"no checkpoint: {path} {state}")
+        state = f"holds no {FOLDER}/epochNNN.pt" if folder.is_dir() else "does not exist"
+        raise CheckpointError(f"no checkpoint: {folder} {state}")
     errors = []
-    for candidate in reversed(found):
+    for path in reversed(found):
         try:
-            _load(candidate)
+            return path, _load(path)
         except CheckpointError as error:
             log.warning("%s. Trying the checkpoint before it", error)
             errors.append(error)
-        else:
-            return candidate
-    raise CheckpointError(f"all {len(found)} checkpoints of {path} are damaged: {errors[0]}")
+    raise CheckpointError(f"all {len(found)} checkpoints of {folder} are damaged: {errors[0]}")
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint, on the CPU. Only tensors and plain data are read; no code in it is run.
 
+    Raises:
+        CheckpointError: it is damaged, holds Python objects, or is refused by `as_checkpoint`.
+    """
+    return as_checkpoint(_load(path), path)
+
+
+def as_checkpoint(content: Any, path: Path) -> Checkpoint:
+    """The checkpoint that a file holds.
+
     A file of weights alone, as other software saves it, is a checkpoint without settings.
 
+    Args:
+        content: plain data, as read from the file.
+        path: the file, for messages.
+
     Raises:
-        CheckpointError: damaged, neither a checkpoint of this project nor a state dict, or holding
-            Python objects.
+        CheckpointError: it is neither a checkpoint of this project nor a state dict.
     """
-    content = _load(path)
     if isinstance(content, dict) and "format" not in content:
         weights = weights_in(content)
         if weights is not None:

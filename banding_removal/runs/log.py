@@ -118,7 +118,7 @@ def logging_to(
     If an earlier process was killed, its last line does not say that: a warning is logged.
 
     Args:
-        folder: of the run.
+        folder: must exist.
         early: records to write first.
         rank: of this process; all but rank 0 write only to log_rank<N>.txt.
     """

@@ -49,7 +49,7 @@ def public_settings(weights: dict[str, Any], path: Path) -> Settings:
     drawn by file name.
 
     Raises:
-        CheckpointError: they are of no known network; the first keys that do not fit are named.
+        CheckpointError: they fit no known network; the first keys that do not fit are named.
     """
     cascades = {key.split(".")[1] for key in weights if key.startswith("cascades.")}
     chans, pools = _unet_size(weights, "cascades.0.model.unet.")

@@ -1,4 +1,4 @@
-"""What a run begins from: a run to go on with, weights, or nothing; decided once, in one place."""
+"""What a run begins from: a run to continue, weights, or nothing; decided once, in one place."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -13,9 +13,11 @@ from banding_removal.model.predictors import is_elsewhere
 from banding_removal.runs.checkpoint import (
     FOLDER,
     Checkpoint,
-    find_checkpoint,
+    as_checkpoint,
     list_checkpoints,
     load_checkpoint,
+    newest_intact,
+    open_checkpoint,
 )
 from banding_removal.runs.folder import in_latest, latest_run
 from banding_removal.runs.lock import PATIENCE_S, RunLock
@@ -37,7 +39,7 @@ WITHOUT_EFFECT = (
 class Start:
     """What a run begins from; without a checkpoint, from random weights."""
 
-    folder: Path | None = None  # of the run to go on with; None: a new folder is made
+    folder: Path | None = None  # of the run to continue; None: a new folder is made
     path: Path | None = None  # of the checkpoint
     checkpoint: Checkpoint | None = None
     everything: bool = False  # restored from the checkpoint; otherwise only the predictor's weights
@@ -52,12 +54,12 @@ def decide_start(settings: Settings, lock: RunLock) -> Start:
     3. A new run, from the weights that `init_from` names, or from random ones.
 
     Args:
-        settings: of the run.
-        lock: takes the folder of the run to go on with.
+        settings: `resume`, `name`, `init_from`, and all that two runs are compared by.
+        lock: takes the folder of the run to continue.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
-        RunInUseError: another process is writing to the run to go on with.
+        RunInUseError: another process is writing to the run to continue.
     """
     if settings.resume is not None:
         return _resumed(settings.resume, lock)
@@ -66,8 +68,8 @@ def decide_start(settings: Settings, lock: RunLock) -> Start:
         return unfinished
     if settings.init_from is None:
         return Start()
-    path = _initial_checkpoint(settings.init_from, settings.logs)
-    return Start(path=path, checkpoint=load_checkpoint(path))
+    path, checkpoint = open_checkpoint(_initial_run(settings.init_from, settings.logs))
+    return Start(path=path, checkpoint=checkpoint)
 
 
 def completed_run(settings: Settings) -> Path | None:
@@ -78,26 +80,28 @@ def completed_run(settings: Settings) -> Path | None:
 
 
 def _resumed(resume: Path, lock: RunLock) -> Start:
-    path = find_checkpoint(resume).resolve()
-    if path.parent.name != FOLDER:
+    path = in_latest(resume).resolve()
+    folder = path.parent.parent if path.is_file() else path
+    if path.is_file() and path.parent.name != FOLDER:
         raise CheckpointError(
             f"cannot resume from {resume}: it does not lie in the {FOLDER} folder of a run. "
             f"Its weights can be used with init_from={resume}"
         )
-    folder = path.parent.parent
-    lock.take(folder, PATIENCE_S)
-    newest = find_checkpoint(folder)  # the process that had the lock may have written another one
-    if in_latest(resume).is_file() and path != newest:
+    if list_checkpoints(folder):
+        lock.take(folder, PATIENCE_S)
+    newest, content = newest_intact(folder)  # after the process that had the lock has written it
+    if path not in (folder, newest):
         raise CheckpointError(
             f"cannot resume from {resume}: its run has gone on to {newest.name}, which "
             f"would be overwritten. Continue from there with resume={folder}, or start a new "
             f"run from these weights with init_from={resume}"
         )
-    return Start(folder=folder, path=newest, checkpoint=load_checkpoint(newest), everything=True)
+    checkpoint = as_checkpoint(content, newest)
+    return Start(folder=folder, path=newest, checkpoint=checkpoint, everything=True)
 
 
 def _unfinished(settings: Settings, lock: RunLock) -> Start | None:
-    """The newest run called `name`, if these settings go on with it."""
+    """The newest run called `name`, if these settings continue it."""
     folder = latest_run(settings.logs, settings.name)
     if folder is None or not list_checkpoints(folder):
         return None
@@ -138,13 +142,13 @@ def _same_run(folder: Path, settings: Settings) -> Start | None:
     if not list_checkpoints(folder):
         return None
     try:
-        path = find_checkpoint(folder)
+        path, content = newest_intact(folder)
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}. To start a new run, move that folder away or choose another name=..."
         ) from error
     try:
-        checkpoint = load_checkpoint(path)
+        checkpoint = as_checkpoint(content, path)
         # Settings that are newer than the run get their defaults, which it was trained with.
         saved = plain(from_plain(checkpoint.settings, path))
     except (CheckpointError, ConfigError) as error:
@@ -166,15 +170,18 @@ def _is_path(init_from: str) -> bool:
     return "/" in init_from or init_from.endswith(".pt")
 
 
-def _initial_checkpoint(init_from: str, logs: Path) -> Path:
-    """The checkpoint with the weights that a new run begins from.
+def _initial_run(init_from: str, logs: Path) -> Path:
+    """The run's folder, or the checkpoint, whose weights a new run begins from.
 
     Args:
         init_from: a path, if it has a slash in it or ends in .pt, or the plain name of a run.
         logs: where runs of that name are looked for.
+
+    Raises:
+        CheckpointError: no run of that name has a checkpoint.
     """
     if _is_path(init_from):
-        return find_checkpoint(Path(init_from))
+        return Path(init_from)
     # epoch000.pt has no training in it.
     newest = latest_run(logs, init_from, containing=f"{FOLDER}/*[1-9]*.pt")
     if newest is None:
@@ -183,14 +190,14 @@ def _initial_checkpoint(init_from: str, logs: Path) -> Path:
             f"Pretrain one first (ipython scripts/{init_from}.py), or name another run or a path "
             f"with init_from=..."
         )
-    return find_checkpoint(newest)
+    return newest
 
 
 def with_public_network(settings: Settings) -> Settings:
     """The settings; if `init_from` names weights alone, with the network that they are of.
 
     Raises:
-        CheckpointError: they cannot be read, or are of no known network.
+        CheckpointError: they cannot be read, or fit no known network.
     """
     if settings.init_from is None or is_elsewhere(settings.predictor):
         return settings
@@ -210,8 +217,8 @@ def report_changes(
     """Warn of settings and volumes that are not those of the checkpoint.
 
     Args:
-        checkpoint: from which a run goes on.
-        settings: it goes on with.
+        checkpoint: from which a run continues.
+        settings: with which it continues.
         volumes: file names of both data sets, as in `Checkpoint.volumes`.
     """
     before = {**plain(Settings()), **with_new_names(checkpoint.settings)}

@@ -51,15 +51,15 @@ def saved_settings(path: Path, checkpoint: Checkpoint, named: Sequence[str] = ()
     weights alone, the settings are those of the public network that they fit.
 
     Args:
-        path: of the checkpoint.
-        checkpoint: at `path`.
+        path: the checkpoint file, <logs>/<run>/checkpoints/*.pt.
+        checkpoint: its content.
         named: predictors package.module:Class that the user names. Building a predictor imports
             its module, and a checkpoint must not choose what is imported.
 
     Raises:
         ConfigError: they are not settings of this version or an earlier one, or their predictor is
             other code that `named` does not have.
-        CheckpointError: weights alone, of no known network.
+        CheckpointError: these are weights alone, and they fit no known network.
     """
     if not checkpoint.settings:
         return public_settings(checkpoint.predictor, path)

@@ -32,11 +32,10 @@ log = logging.getLogger(__name__)
 def train(settings: Settings, team: Team | None = None) -> Path:
     """Run the training that `settings` describe and return the run's folder.
 
-    Args:
-        settings: of the run.
-        team: the processes that train together; by default this one alone.
+    `team` is the processes that train together; by default, it is this one alone.
 
     Raises:
+        ConfigError: settings that contradict each other, the data or the machine.
         FileNotFoundError: there are no data in `data_path`; the message says what to do.
         VolumeError: some volumes are unusable; the message names all of them.
         CheckpointError: a checkpoint is missing, damaged, of another model, or cannot be written.

@@ -24,9 +24,9 @@ class RunOutput:
     """Writes the files in a run's folder. In all processes but the first, its methods do nothing.
 
     Args:
-        folder: of the run.
-        lock: on the folder.
-        settings: of the run.
+        folder: where everything is written.
+        lock: held on the folder; tells whether somebody has removed it.
+        settings: shown in pictures; they say which grids are drawn and which checkpoints are kept.
         team: the processes that train together.
     """
 

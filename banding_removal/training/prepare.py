@@ -33,18 +33,16 @@ log = logging.getLogger(__name__)
 
 
 def prepare(settings: Settings, team: Team, lock: RunLock) -> Run:
-    """The run that the settings describe, with everything restored that it goes on with.
+    """The run that the settings describe; a run that is continued has its state restored.
 
-    Args:
-        settings: of the run.
-        team: the processes that train together.
-        lock: takes the run's folder.
+    `lock` takes the run's folder.
 
     Raises:
+        ConfigError: settings that contradict each other, the data or the machine.
         FileNotFoundError: no data where `data_path` says.
         VolumeError: unusable volumes, all named.
         CheckpointError: a checkpoint is missing, damaged, or of another model.
-        RunInUseError: another process is writing to the run to go on with.
+        RunInUseError: another process is writing to the run to continue.
     """
     # Data before the folder: a wrong path leaves nothing behind.
     with team.first_before_others():

@@ -77,13 +77,9 @@ def peak_memory_gb(device: torch.device) -> float:
 def write_pictures(
     folder: Path, settings: Settings, history: History, result: ValidationResult | None
 ) -> None:
-    """Write the curves, and the grid of validation slices where this epoch has one.
+    """Write the curves of a history, and the grid of the epoch it ends with, where one is due.
 
-    Args:
-        folder: of the run.
-        settings: of the run.
-        history: up to this epoch.
-        result: this epoch's validation, if it has one.
+    `result` is the validation of this epoch, if it has one.
     """
     epoch = history[-1]["epoch"]
     write_curves(folder / "curves.png", history, f"{folder.name}, epoch {epoch}")

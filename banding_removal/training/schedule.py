@@ -35,9 +35,9 @@ def settings_of_step(
     """The settings of one step.
 
     Args:
-        settings: of the run.
+        settings: full learning rates and weights, and how they change during the run.
         epochs: completed before the step, with the completed part of the current one.
-        step: of the run, counted from 1.
+        step: its number in the run, counted from 1.
         backoff_factor: multiplies the learning rates and the weights against banding.
     """
     epoch = int(epochs) + 1

@@ -54,7 +54,7 @@ def train_step(
     Args:
         players: both are updated, and their gradients cleared.
         groups: `settings.num_groups` groups of batches.
-        settings: of this step.
+        settings: the learning rates and the weights of the losses in this step.
 
     Returns:
         The mean of each metric over the groups of this process, and the gradients' norms.
@@ -90,7 +90,7 @@ def predictor_step(
     Args:
         players: only the predictor gets gradients.
         group: one batch, or the two of a pair.
-        settings: of this step.
+        settings: the weights of the losses in this step.
         average: average all gradients over the processes; true for the last group of a step.
 
     Returns:
@@ -176,8 +176,8 @@ def adversary_step(
 
     Args:
         players: only the adversary gets gradients.
-        reconstructions: of act 1.
-        settings: of this step.
+        reconstructions: what `predictor_step` has returned.
+        settings: the weight of the gradient penalty in this step.
         average: average all gradients over the processes; true for the last group of a step.
 
     Returns:

@@ -74,7 +74,7 @@ MOST_SLICES = 8
 ENDS = {
     "read": "read",
     "refused": "refused with the file named",
-    "apart": "refused after HDF5 hung or crashed in a subprocess",
+    "refused in the subprocess": "refused after HDF5 hung or crashed in a subprocess",
     **{end: end for end in ("other exception", "crash", "hang")},
 }
 
@@ -322,8 +322,8 @@ def run_kind(kind: str, count: int, seed: int, material: Material) -> Row:
                 ended = "hang" if child.exitcode == -signal.SIGPROF else "crash"
                 words, memory = f"the process ended with {child.exitcode}", 0
             lost = ended in ("crash", "hang")
-            named = lost and _refused_apart(kind, next_case, seed, material)
-            row.counts["apart" if named else ended] += 1
+            named = lost and _refused_in_subprocess(kind, next_case, seed, material)
+            row.counts["refused in the subprocess" if named else ended] += 1
             row.memory = max(row.memory, memory)
             if ended not in ("read", "refused") and not named:
                 row.findings.append(
@@ -335,7 +335,7 @@ def run_kind(kind: str, count: int, seed: int, material: Material) -> Row:
     return row
 
 
-def _refused_apart(kind: str, number: int, seed: int, material: Material) -> bool:
+def _refused_in_subprocess(kind: str, number: int, seed: int, material: Material) -> bool:
     """Whether a file that crashes or hangs its reader is refused by the one in a subprocess."""
     if not kind.startswith(("volume", "reconstruction")):
         return False

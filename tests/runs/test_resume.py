@@ -8,7 +8,6 @@ import torch
 from banding_removal.command_line import settings_of
 from banding_removal.config.settings import Settings
 from banding_removal.errors import CheckpointError
-from banding_removal.runs import resume
 from banding_removal.runs.checkpoint import (
     find_checkpoint,
     list_checkpoints,
@@ -18,6 +17,7 @@ from banding_removal.runs.checkpoint import (
 from banding_removal.runs.lock import RunLock
 from banding_removal.runs.resume import completed_run, decide_start
 from banding_removal.training.loop import train
+from tests.support.checkpoints import checkpoint_of, tiny_predictor
 from tests.support.old_settings import as_saved_before_renames
 from tests.support.runs import assert_same_weights
 
@@ -89,12 +89,13 @@ def test_the_checkpoint_that_a_run_begins_from_is_read_once(
     folder = train(settings)
     as_interrupted(folder, settings)
     read: list[Path] = []
+    read_bytes = Path.read_bytes
 
-    def counted(path: Path) -> object:
+    def counted(path: Path) -> bytes:
         read.append(path)
-        return load_checkpoint(path)
+        return read_bytes(path)
 
-    monkeypatch.setattr(resume, "load_checkpoint", counted)
+    monkeypatch.setattr(Path, "read_bytes", counted)
     if how == "resume":
         settings = replace(settings, resume=folder)
     elif how == "init_from":
@@ -104,6 +105,28 @@ def test_the_checkpoint_that_a_run_begins_from_is_read_once(
     assert read == [folder / "checkpoints" / "epoch001.pt"] == [start.path]
     assert start.everything == (how != "init_from")
     assert start.folder == (folder if start.everything else None)
+
+
+def test_a_run_is_resumed_from_its_folder_or_its_newest_checkpoint(tmp_path: Path) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere.pt"
+    older, newest = (
+        save_checkpoint(run, checkpoint_of(tiny_predictor(), epoch), keep=0) for epoch in (1, 2)
+    )
+    elsewhere.write_bytes(newest.read_bytes())
+    (tmp_path / "empty").mkdir()
+    with RunLock() as lock:
+        for named in (run, newest):
+            start = decide_start(Settings(resume=named), lock)
+            assert (start.folder, start.path, start.everything) == (run, newest, True)
+        for named, says in (
+            (older, "has gone on to epoch002.pt"),
+            (elsewhere, "does not lie in the checkpoints folder"),
+            (tmp_path / "empty", "holds no checkpoints"),
+            (tmp_path / "nowhere", "does not exist"),
+        ):
+            with pytest.raises(CheckpointError, match=says):
+                decide_start(Settings(resume=named), lock)
+    assert not list((tmp_path / "empty").iterdir())
 
 
 def test_what_was_written_while_waiting_for_the_lock_is_read(

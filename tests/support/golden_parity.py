@@ -50,8 +50,11 @@ COMPARISONS: dict[str, Callable[[], Iterator[Parity]]] = {
     **{name: partial(adversaries_parity, name) for name in PUBLISHED},
     "ensemble": ensemble_parity,
     **{
-        f"adversarial loss, {members} member(s)": partial(adversarial_loss_parity, members)
+        f"adversarial loss, {members} member(s){', one pass' if one_pass else ''}": partial(
+            adversarial_loss_parity, members, one_pass=one_pass
+        )
         for members in (1, 2)
+        for one_pass in (False, True)
     },
     **{
         f"varnet, {case}, {dtype}": partial(varnet_parity, case, dtype)

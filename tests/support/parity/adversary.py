@@ -70,12 +70,17 @@ def _logit_and_gradient(
     return logit, x.grad
 
 
-def adversarial_loss_parity(members: int) -> Iterator[Parity]:
+def adversarial_loss_parity(members: int, *, one_pass: bool) -> Iterator[Parity]:
     """Both players' terms and gradients, in float64 and float32.
 
     The golden cases have one adversary. Of n equal ones the terms are those of one, and each one's
     gradient is the n-th part, if the penalty's weight is divided by n^2: its gradient is that of
     the sum of the logits, n times as large.
+
+    Args:
+        members: number n of adversaries.
+        one_pass: one forward pass of the adversary gives both players' terms (`both_terms`);
+            False: each term has its own.
     """
     golden = load("adv_loss")
     cases = load_json("adv_loss")
@@ -86,7 +91,9 @@ def adversarial_loss_parity(members: int) -> Iterator[Parity]:
             for other in cases
             if other["dtype"] == "float64" and _setting(other) == _setting(case)
         )
-        for quantity, compared in _case_rows(case, exact, golden, members).items():
+        for quantity, compared in _case_rows(
+            case, exact, golden, members, one_pass=one_pass
+        ).items():
             worst_of.setdefault(f"{quantity}, {case['dtype']}", []).append(compared)
     assert len(worst_of) == 2 * 9
     yield from (worst(rows) for rows in worst_of.values())
@@ -102,6 +109,8 @@ def _case_rows(
     exact: dict[str, Any],
     golden: dict[str, np.ndarray],
     members: int,
+    *,
+    one_pass: bool,
 ) -> dict[str, Parity]:
     dtype = case["dtype"]
     adversary = golden_adversary(case["adversary"], dtype, members=members)
@@ -112,8 +121,11 @@ def _case_rows(
     )
     image = torch.tensor(golden["prediction"].astype(dtype), requires_grad=True)
     rotated = torch.tensor([float(case["rotated"])])
-    term = objective.predictor_term(image, rotated)
-    losses = objective.adversary_loss(image, rotated)
+    if one_pass:
+        term, losses = objective.both_terms(image, rotated, objective.reg_param)
+    else:
+        term = objective.predictor_term(image, rotated)
+        losses = objective.adversary_loss(image, rotated)
     (case["strength"] * term).backward()
     losses.loss.backward()
     assert image.grad is not None

@@ -2,13 +2,16 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from banding_removal.data.dataset import Draw, SliceDataset
+
+T = TypeVar("T")
 
 
 class EpochSampler(Sampler[list[Draw]]):
@@ -124,15 +127,20 @@ class EpochSampler(Sampler[list[Draw]]):
 
 
 def shares_by_volume(dataset: SliceDataset, ranks: int) -> list[list[int]]:
-    """Indices of slices for each of `ranks` processes: whole volumes, about equally many slices.
-
-    Volumes are assigned from the largest to the smallest, each to the process with the fewest
-    slices.
-    """
+    """Indices of slices for each of `ranks` processes: whole volumes, about equally many slices."""
     by_volume: dict[int, list[int]] = defaultdict(list)
     for index, (volume, _) in enumerate(dataset.places):
         by_volume[volume].append(index)
-    shares: list[list[int]] = [[] for _ in range(ranks)]
-    for indices in sorted(by_volume.values(), key=len, reverse=True):
-        min(shares, key=len).extend(indices)
-    return [sorted(share) for share in shares]
+    shares = balanced_shares([*by_volume.values()], len, ranks)
+    return [sorted(itertools.chain.from_iterable(share)) for share in shares]
+
+
+def balanced_shares(items: Sequence[T], size: Callable[[T], int], ranks: int) -> list[list[T]]:
+    """The items for each of `ranks` processes, about equally much in total.
+
+    Items are assigned from the largest to the smallest, each to the process with the least so far.
+    """
+    shares: list[list[T]] = [[] for _ in range(ranks)]
+    for item in sorted(items, key=size, reverse=True):
+        min(shares, key=lambda share: sum(map(size, share))).append(item)
+    return shares

@@ -14,6 +14,7 @@ from banding_removal.config.settings import Settings
 from banding_removal.data.dataset import SliceDataset
 from banding_removal.data.index import read_volumes
 from banding_removal.data.notes import warn_of_notes
+from banding_removal.data.sampler import balanced_shares
 from banding_removal.data.volume import SUFFIX, Volume, VolumeError, volume_paths
 from banding_removal.errors import ConfigError
 from banding_removal.reconstruction.files import Origin, differences, remove_leftovers
@@ -115,19 +116,13 @@ def dataset_of(volume: Volume, trained: Settings) -> SliceDataset:
 
 
 def shares_by_size(jobs: Sequence[Job], ranks: int) -> list[list[Job]]:
-    """Divide jobs among `ranks` processes, with about the same amount of k-space each.
-
-    The largest job goes first; each goes to the process with the least so far.
-    """
+    """Jobs for each of `ranks` processes, with about the same amount of k-space each."""
 
     def size(job: Job) -> int:
         volume = job.volume
         return volume.slices * (volume.coils or 1) * volume.height * volume.width
 
-    shares: list[list[Job]] = [[] for _ in range(ranks)]
-    for job in sorted(jobs, key=size, reverse=True):
-        min(shares, key=lambda share: sum(map(size, share))).append(job)
-    return shares
+    return balanced_shares(jobs, size, ranks)
 
 
 def _usable(

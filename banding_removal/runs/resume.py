@@ -161,6 +161,8 @@ def _same_run(folder: Path, settings: Settings) -> Start | None:
 
 def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT}
+    if kept.pop("split_pairs") and kept["nproc"] is not None:
+        kept["nproc"] //= 2  # two processes that share a pair take the steps of one
     if kept["init_from"] is not None:
         kept["init_from"] = str(Path(kept["init_from"]))  # logs/pretrain/ is logs/pretrain
     return kept

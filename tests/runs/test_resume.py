@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from banding_removal.command_line import settings_of
+from banding_removal.config.overrides import plain
 from banding_removal.config.settings import Settings
 from banding_removal.errors import CheckpointError
 from banding_removal.runs.checkpoint import (
@@ -177,3 +178,14 @@ def test_a_path_to_the_same_weights_is_the_same_setting(settings: Settings) -> N
     folder = train(settings)
     assert completed_run(replace(settings, init_from=f"{before}/")) == folder
     assert completed_run(replace(settings, init_from=None)) is None
+
+
+def test_a_run_whose_pairs_two_processes_shared_goes_on_in_one(settings: Settings) -> None:
+    settings = replace(settings, paired=True, epochs=2)
+    shared = replace(settings, nproc=2, split_pairs=True)
+    checkpoint = replace(checkpoint_of(tiny_predictor(), 1), settings=plain(shared))
+    path = save_checkpoint(settings.logs / settings.name, checkpoint, keep=0)
+    for nproc, goes_on in ((1, True), (2, False)):
+        with RunLock() as lock:
+            start = decide_start(replace(settings, nproc=nproc), lock)
+            assert start.path == (path if goes_on else None)

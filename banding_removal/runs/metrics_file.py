@@ -44,12 +44,28 @@ class MetricsWriter:
         line = {"kind": kind, "epoch": epoch, "step": step, **row}
         with naming_file(self._path):
             if not self._path.exists():  # removed or moved: the open file has no name
-                self.close()
-                self._open(step - 1)
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()  # a run that is killed keeps what it wrote
-            for key, value in values.items():
-                self._board.add_scalar(f"{kind}/{key}", value, step)
+                self._reopen(step)
+            self._write_line(line)
+            try:
+                self._add_scalars(kind, values, step)
+            except FileNotFoundError:  # removed a moment ago: TensorBoard opens its file by name
+                is_gone = not self._path.exists()
+                self._reopen(step)
+                if is_gone:
+                    self._write_line(line)
+                self._add_scalars(kind, values, step)
+
+    def _write_line(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()  # a run that is killed keeps what it wrote
+
+    def _add_scalars(self, kind: str, values: Mapping[str, float], step: int) -> None:
+        for key, value in values.items():
+            self._board.add_scalar(f"{kind}/{key}", value, step)
+
+    def _reopen(self, step: int) -> None:
+        self.close()
+        self._open(step - 1)
 
     def close(self) -> None:
         """Close the files. An error is only logged: it must not hide the one that ends the run."""

@@ -20,7 +20,7 @@ from banding_removal.training.step import (
 )
 from benchmarks.step_sizes import SIZES, make_batch
 from benchmarks.step_variants import prepare
-from benchmarks.tests.test_step import batch_of_two, both_acts, both_formulations
+from benchmarks.tests.formulations import batch_of_two, both_acts, both_formulations
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU = torch.device("cuda")

@@ -11,6 +11,7 @@ import pytest
 
 from banding_removal.config.settings import Settings
 from banding_removal.errors import RunInUseError
+from banding_removal.processes import stuck
 from banding_removal.processes.launch import _signals_passed_on, launch
 from banding_removal.processes.signals import Stopped
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
@@ -59,6 +60,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     step: int,
     workers: int,
 ) -> None:
+    monkeypatch.setattr(stuck, "GRACE_S", 600.0)  # the start may be slow, and ends by itself
     settings = replace(settings, workers=workers, dropout=0.1)
     through = train(replace(settings, name="through"))
     with monkeypatch.context() as patch:

@@ -12,6 +12,7 @@ from banding_removal.config.overrides import describe, differences, from_words, 
 from banding_removal.config.recipes import with_recipe
 from banding_removal.config.settings import Settings
 from banding_removal.errors import ConfigError
+from banding_removal.processes.console import unfailing_console
 from banding_removal.processes.exit_status import USER_ERRORS, RankError, describe_error, exit_code
 from banding_removal.processes.launch import launch
 from banding_removal.processes.signals import Stopped
@@ -31,13 +32,14 @@ def user_errors() -> Iterator[None]:
     own (`processes/exit_status.py`). Any other exception is a bug and keeps its traceback.
     """
     _open_missing_streams()
-    try:
-        yield
-    except (*USER_ERRORS, RankError, Stopped, KeyboardInterrupt) as error:
-        words = describe_error(error)
-        if words is not None:
-            print(f"\n{words}", file=sys.stderr)  # noqa: T201
-        sys.exit(exit_code(error))
+    with unfailing_console():
+        try:
+            yield
+        except (*USER_ERRORS, RankError, Stopped, KeyboardInterrupt) as error:
+            words = describe_error(error)
+            if words is not None:
+                print(f"\n{words}", file=sys.stderr)  # noqa: T201
+            sys.exit(exit_code(error))
 
 
 def _open_missing_streams() -> None:

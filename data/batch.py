@@ -5,9 +5,11 @@ to move between processes and to the device; there, `masked_kspace` fills in the
 """
 
 import logging
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
+from multiprocessing.connection import Listener
 from typing import Any
 
 import numpy as np
@@ -118,18 +120,36 @@ class Batch:
 def _share(tensor: Tensor) -> str | None:
     """Move a tensor to shared memory; returns why that failed, or None."""
     try:
+        if torch.multiprocessing.get_sharing_strategy() == "file_descriptor":
+            _check_sockets()
         tensor.share_memory_()
+    except OSError as error:
+        return f"TMPDIR={tempfile.tempdir}: {error}"
     except RuntimeError as error:  # torch's only kind, here from shm_open or fallocate
         # without the name of the file, which differs from one process to the next
         return str(error).splitlines()[0].rpartition(": ")[2]
     return None
 
 
+@cache
+def _check_sockets() -> None:
+    """Check that a socket can be opened among the temporary files.
+
+    A worker hands over shared memory through one. If it cannot open that, its batch is lost, and
+    the trainer waits for ever.
+
+    Raises:
+        OSError: the folder's path is too long (over about 70 characters), or there is none.
+    """
+    Listener(family="AF_UNIX").close()
+
+
 @cache  # once in the process that gets the batches
 def _warn_of_shared_memory(reason: str) -> None:
     log.warning(
-        "shared memory is too small (%s): batches go through a pipe, which is slower. A container "
-        "gets more with --shm-size=8g; workers=0 needs none",
+        "shared memory is too small or cannot be used (%s): batches go through a pipe, which is "
+        "slower. A container gets more with --shm-size=8g; TMPDIR may be at fault, too; workers=0 "
+        "needs none",
         reason,
     )
 

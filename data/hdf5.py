@@ -105,7 +105,9 @@ class NotTextError(ValueError):
 
 
 def read_text(file: h5py.File, key: str) -> bytes:
-    """The content of a dataset that is one string, a row of bytes, or nothing.
+    """The content of a dataset that is one string, a row or column of bytes, or nothing.
+
+    Characters of 16 bits, as MATLAB stores them, become UTF-16-LE.
 
     Raises:
         NotTextError: it is something else.
@@ -115,7 +117,8 @@ def read_text(file: h5py.File, key: str) -> bytes:
     is_string = h5py.check_string_dtype(dataset.dtype) is not None
     if is_string and not dataset.size:
         return b""  # without elements
-    is_row = dataset.ndim == 1 and dataset.dtype.kind in "iu" and dataset.dtype.itemsize == 1
+    is_row = dataset.ndim > 0 and dataset.size == max(dataset.shape)
+    is_row = is_row and dataset.dtype.kind in "iu" and dataset.dtype.itemsize <= 2
     if not is_row and not (is_string and dataset.size == 1):
         raise NotTextError(f"{key} is {dataset.dtype} {dataset.shape}, not a byte string")
     check_stored(dataset)
@@ -123,7 +126,7 @@ def read_text(file: h5py.File, key: str) -> bytes:
     if size > MAX_TEXT:
         raise ValueError(f"{key} has {size} bytes, more than {MAX_TEXT}")
     if is_row:
-        return bytes(dataset[()].tobytes())
+        return bytes(dataset.astype(dataset.dtype.newbyteorder("<"))[()].tobytes())
     value = dataset[()] if dataset.shape == () else dataset[(0,) * dataset.ndim]
     text = value.encode() if isinstance(value, str) else bytes(value)
     if len(text) > MAX_TEXT:

@@ -25,11 +25,12 @@ class StoredMask:
     problem: str = ""  # why not
 
 
-def read_mask(file: h5py.File, rows: int, width: int) -> StoredMask | None:
+def read_mask(file: h5py.File, lines: int, width: int) -> StoredMask | None:
     """The stored mask; None if there is none.
 
-    Shapes such as (1, W), (H, W) or (1, 1, W, 1) are taken if all rows are equal. What is something
-    else has a problem: it matters only if k-space needs a mask.
+    Shapes such as (1, W), (H, W) or (1, 1, W, 1) are taken if all rows are equal, up to the shape
+    of k-space, which has so many `lines`. What is something else has a problem: it matters only if
+    k-space needs a mask.
 
     Raises:
         ValueError: the file refers to another one, or does not store what it declares.
@@ -43,8 +44,8 @@ def read_mask(file: h5py.File, rows: int, width: int) -> StoredMask | None:
     if (
         not shape
         or shape[-1] != width
-        or not 0 < mask.size <= rows * width
-        or mask.dtype.kind not in "biuf"
+        or not 0 < mask.size <= lines * width
+        or mask.dtype.kind not in "biufc"
     ):
         return StoredMask(
             columns=None,
@@ -52,14 +53,14 @@ def read_mask(file: h5py.File, rows: int, width: int) -> StoredMask | None:
             f"of {width} columns",
         )
     check_stored(mask)
-    lines: BoolArray = mask[()].astype(bool).reshape(-1, width)
-    if (lines != lines[0]).any():
+    rows: BoolArray = mask[()].astype(bool).reshape(-1, width)
+    if (rows != rows[0]).any():
         return StoredMask(
             columns=None,
             problem=f"mask, shape {mask.shape}, is not the same in all rows: only whole columns of "
             "k-space (phase-encode lines) can be left out",
         )
-    return StoredMask(columns=lines[0])
+    return StoredMask(columns=rows[0])
 
 
 def measured_columns(

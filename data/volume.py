@@ -146,7 +146,7 @@ def _read_fields(file: h5py.File) -> dict[str, Any]:
     if target is not None:
         data_range, found = _data_range(target, _attribute(number_attribute, file, "max", notes))
         notes += found
-    mask = read_mask(file, slices * height, width)
+    mask = read_mask(file, kspace.size // width, width)
     found_in_slice = check_slice(kspace, target, header, mask)
     measured = found_in_slice.measured
     notes += found_in_slice.notes

@@ -20,6 +20,7 @@ from banding_removal.errors import ConfigError
 _UNREADABLE = (YAMLError, ValueError, TypeError, IndexError, OverflowError, RecursionError)
 # Of a setting that may be null.
 NULLS = ("null", "Null", "NULL", "~", "None")
+QUOTED = {str, Path, int, float}
 
 SettingsT = TypeVar("SettingsT")
 
@@ -50,11 +51,11 @@ def from_words(defaults: SettingsT, words: Sequence[str]) -> SettingsT:
     if isinstance(defaults, Settings):
         refuse_old_words(words)
     hints = dict(_typed_fields(defaults))
-    words = [_as_yaml(word, hints) for word in words]
+    as_yaml = {word: _as_yaml(word, hints) for word in words}
     try:
-        settings = _merged(defaults, words)
+        settings = _merged(defaults, [as_yaml[word] for word in words])
     except (OmegaConfBaseException, *_UNREADABLE) as error:
-        raise ConfigError(_reason(defaults, words, error, hints)) from error
+        raise ConfigError(_reason(defaults, as_yaml, error, hints)) from error
     if not isinstance(settings, type(defaults)):
         raise TypeError(f"expected {type(defaults).__name__}, got {type(settings).__name__}")
     return _expand_paths(settings)
@@ -66,24 +67,29 @@ def _merged(defaults: object, words: list[str]) -> Any:
 
 
 def _as_yaml(word: str, hints: dict[str, Any]) -> str:
-    """A word with its value as YAML: in quotes where the setting is a text or a path."""
+    """A word with its value as YAML: in quotes where the setting is one text, path or number.
+
+    To YAML, the number 010 is 8, and 1:30 is 90; texts are converted as Python does it.
+    """
     key, _, value = word.partition("=")
     hint, value = hints.get(key), value.strip()
     types = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     if value in NULLS and NoneType in types:
         return f"{key}=null"
-    if value == "null" or value.startswith(("'", '"')) or not {str, Path} & {*types}:
+    if value == "null" or value.startswith(("'", '"')) or not QUOTED & {*types}:
         return word
     value = value.replace("${", r"\${")  # for OmegaConf, that would be another setting's value
     return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
-def _reason(defaults: object, words: list[str], error: Exception, hints: dict[str, Any]) -> str:
-    """Why words cannot be merged into the defaults, with the word and what it should be."""
+def _reason(
+    defaults: object, words: dict[str, str], error: Exception, hints: dict[str, Any]
+) -> str:
+    """Why words (as YAML by what was typed) cannot be merged into the defaults; names the word."""
     where = ""
-    for word in words:
+    for word, as_yaml in words.items():
         try:
-            _merged(defaults, [word])
+            _merged(defaults, [as_yaml])
         except ConfigError:  # of its value alone, or it needs another word
             continue
         except (OmegaConfBaseException, *_UNREADABLE) as found:

@@ -23,6 +23,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from banding_removal.errors import ConfigError
+from banding_removal.processes.console import unfailing_console
 from banding_removal.processes.exit_status import (
     FAILED,
     REQUEUE,
@@ -33,7 +34,7 @@ from banding_removal.processes.exit_status import (
 from banding_removal.processes.gpus import check_gpus, gpu_of, name_of_gpu
 from banding_removal.processes.place import Place, place_in
 from banding_removal.processes.rendezvous import identity_of, meet, wait_for_all
-from banding_removal.processes.signals import SIGNALS, StoppedEarly
+from banding_removal.processes.signals import StoppedEarly, set_handlers
 from banding_removal.processes.stuck import Others, ending_waits, leave
 from banding_removal.processes.team import Team
 from banding_removal.processes.watchdog import Watchdog
@@ -120,8 +121,9 @@ def _start(function: Callable[[SettingsT, Team], T], settings: SettingsT, count:
         max_restarts=0,
         start_method="spawn",
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
-        # Without SIGTERM and SIGINT: torch's handler kills after 30 s what may still be saving.
-        signals_to_handle="SIGHUP,SIGQUIT",
+        # Without SIGTERM, SIGINT and SIGHUP: torch's handler kills after 30 s what may still be
+        # saving, and sets itself over nohup.
+        signals_to_handle="SIGQUIT",
     )
     with _signals_passed_on() as received:
         try:
@@ -142,7 +144,7 @@ def _signals_passed_on() -> Iterator[list[str]]:
                 os.kill(child.pid, number)
                 os.kill(child.pid, signal.SIGCONT)  # a stopped process would not react
 
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    before = set_handlers(pass_on)
     try:
         yield received
     finally:
@@ -168,7 +170,8 @@ def _join(function: Callable[[SettingsT, Team], T], settings: SettingsT) -> T:
     place = place_in(os.environ)
     assert place is not None, "torch's launcher describes it"
     try:
-        return _run_at(place, function, settings)
+        with unfailing_console():
+            return _run_at(place, function, settings)
     except (ConfigError, StoppedEarly) as error:  # before the watchdog
         print(f"\n{describe_error(error)}", file=sys.stderr)  # noqa: T201
         leave(exit_code(error))

@@ -26,6 +26,11 @@ OWN = {
     "address": "MASTER_ADDR",
     "port": "MASTER_PORT",
 }
+# Ranks among processes of launchers that are not read, and of Slurm and torchrun by themselves.
+OTHER_RANKS = (
+    *("SLURM_PROCID", "LOCAL_RANK", "PMIX_RANK", "PALS_RANKID", "JSM_NAMESPACE_RANK"),
+    *("FLUX_TASK_RANK", "ALPS_APP_PE"),
+)
 # Step ids from here on are not steps of srun: interactive shells of salloc, batch scripts.
 NO_STEP = 0xFFFFFFF0
 # Below the ports that Linux gives to outgoing connections.
@@ -72,8 +77,26 @@ def place_in(environment: Mapping[str, str]) -> Place | None:
                 log.warning("WORLD_SIZE=1: every task of %s runs on its own", scheduler.name)
             return None
         if scheduler is None and "WORLD_SIZE" not in environment:
+            _check_alone(environment)
             return None
     return _checked(environment, scheduler)
+
+
+def _check_alone(environment: Mapping[str, str]) -> None:
+    """Refuse a process that is not the first of several, of which nothing else is known.
+
+    Raises:
+        ConfigError: each of them would run on its own.
+    """
+    if environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS"):
+        return  # Slurm says that it is one of one
+    for name in OTHER_RANKS:
+        if environment.get(name, "0").strip() not in ("", "0"):
+            raise ConfigError(
+                f"{name}={environment[name]}: this is one of several processes, but RANK and "
+                "WORLD_SIZE are not set. Set them, MASTER_ADDR and MASTER_PORT as well, or "
+                "WORLD_SIZE=1 for a process on its own"
+            )
 
 
 def _checked(environment: Mapping[str, str], scheduler: _Scheduler | None) -> Place:
@@ -91,6 +114,10 @@ def _checked(environment: Mapping[str, str], scheduler: _Scheduler | None) -> Pl
         key: name if name in environment else variables.get(key, name) for key, name in OWN.items()
     }
     numbers, problems = _numbers_of(found, names)
+    for key in ("rank", "size"):
+        own, other = environment.get(OWN[key]), theirs.get(key)
+        if None not in (own, other) and own != other:
+            problems.append(f"{OWN[key]}={own} contradicts {variables[key]}={other}")
     address = (found["address"] or "").strip()
     if not address:
         missing = "not set" if found["address"] is None else "empty"
@@ -147,6 +174,8 @@ def _numbers_of(
 def _unknown_host(address: str, port: int, name: str) -> list[str]:
     try:
         socket.getaddrinfo(address, port)
+    except UnicodeError:  # an empty part, or one of more than 63 characters
+        return [f"{name}={address[:100]} is not the name of a host"]
     except OSError as error:
         if error.errno in (socket.EAI_NONAME, errno.ENOENT):
             return [f"{name}={address} is a host that is not known here"]

@@ -8,16 +8,31 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from types import FrameType
+from typing import Any
 
-# Schedulers send SIGTERM or SIGUSR1 before they end a job; SIGINT is Ctrl-C.
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# Schedulers send SIGTERM or SIGUSR1 before they end a job; SIGINT is Ctrl-C; SIGHUP comes when a
+# terminal is closed.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 # A launcher passes Ctrl-C on to processes that have already got it from the terminal.
 SAME_INTERRUPT_S = 1.0
 WORKER_GRACE_S = 120  # between SIGTERM and a worker's end
+
+
+def set_handlers(
+    handler: Callable[[int, FrameType | None], None],
+) -> dict[signal.Signals, Any]:
+    """Handle all of `SIGNALS`, but SIGHUP only where nohup or `trap '' HUP` does not ignore it.
+
+    Returns:
+        The handlers before.
+    """
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    numbers = [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
+    return {number: signal.signal(number, handler) for number in numbers}
 
 
 class Stopped(Exception):  # noqa: N818  # an ending, not an error
@@ -86,14 +101,14 @@ class StopRequest:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Handle SIGTERM, SIGUSR1 and SIGINT in the body; a second SIGINT interrupts at once.
+        """Handle `SIGNALS` in the body; a second SIGINT interrupts at once.
 
         Outside the main thread, where Python does not handle signals, this does nothing.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        before = set_handlers(self._receive)
         try:
             yield
         finally:
@@ -138,7 +153,7 @@ def ignore_signals_in_worker(trainer: int, worker: int) -> None:  # noqa: ARG001
             torch would take the process that adopted it for its trainer.
         worker: number of the worker, which torch passes.
     """
-    for number in (signal.SIGUSR1, signal.SIGINT):
+    for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE_S) and None)
     if os.getppid() != trainer:

@@ -128,6 +128,7 @@ class Watchdog:
         """The thread: heartbeats, failures, stop requests, once a second."""
         beats = 0
         last_heard = {rank: ("", time.monotonic()) for rank in range(self.size)}
+        before = time.monotonic()
         me = f"process {os.getpid()} on {socket.gethostname()}"
         try:
             while not self._ended.wait(HEARTBEAT_S if beats else 0):
@@ -135,6 +136,12 @@ class Watchdog:
                 self._thread_store.set(f"beat{self.rank}", f"{me} {self.stop.doing.value} {beats}")
                 self._end_if_another_failed()
                 self._share_stop_request()
+                now = time.monotonic()
+                if now - before > LOST_AFTER_S / 2:
+                    # This process itself was stopped (Ctrl-Z, a suspended job), perhaps with the
+                    # others, which go on a little later.
+                    last_heard = {rank: (beat, now) for rank, (beat, _) in last_heard.items()}
+                before = now
                 self._check_heartbeats(last_heard)
         except dist.DistError as error:
             # At a normal end, rank 0, which serves the store, may be the first to go.

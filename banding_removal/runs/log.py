@@ -1,11 +1,10 @@
 """What a run reports in words: console and log.txt."""
 
 import logging
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from io import TextIOWrapper
 from logging.handlers import MemoryHandler, WatchedFileHandler
 from pathlib import Path
@@ -73,19 +72,6 @@ class _LogFile(WatchedFileHandler):
         print(f"cannot write {self.baseFilename}: {error}", file=sys.stderr)  # noqa: T201
 
 
-def _report_console(record: logging.LogRecord) -> None:
-    """Report, once, that the console cannot be written, such as a pipe that was closed."""
-    error = sys.exc_info()[1]
-    if not isinstance(error, OSError):
-        logging.Handler().handleError(record)
-        return
-    with suppress(OSError):
-        # From now on it leads nowhere. Otherwise, Python would fail when it flushes it at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    with suppress(OSError):
-        print(f"cannot write to the console: {error}; log.txt goes on", file=sys.stderr)  # noqa: T201
-
-
 @contextmanager
 def early_records(rank: int = 0) -> Iterator[list[logging.LogRecord]]:
     """Collect log records until there is a folder; `logging_to` then writes them first.
@@ -131,7 +117,6 @@ def logging_to(
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(logging.Formatter("%(message)s"))
-    console.handleError = _report_console  # type: ignore[method-assign]
     if rank == 0:
         root.addHandler(console)
     root.addHandler(file)
@@ -145,9 +130,6 @@ def logging_to(
         for record in early:
             root.handle(record)
         with logging_redirect_tqdm(loggers=[root]) if rank == 0 else nullcontext():
-            for handler in root.handlers:  # tqdm has replaced that of the console
-                if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
-                    handler.handleError = _report_console  # type: ignore[method-assign]
             yield
         log.info("the run is complete")
     except Stopped as stopped:

@@ -37,6 +37,19 @@ def test_words_override_fields_of_every_type() -> None:
     assert settings.val_filter.acquisitions == ("CORPD_FBK",)
 
 
+def test_numbers_are_read_as_they_are_written_and_not_as_yaml_does() -> None:
+    settings = from_words(Settings(), ["seed=010", "workers=08", "lr=01e-3", "lr_drop_every=007"])
+    assert (settings.seed, settings.workers, settings.lr, settings.lr_drop_every) == (
+        10,
+        8,
+        1e-3,
+        7,
+    )
+    for word in ("epochs=1:30", "epochs=0x10", "epochs=0o10", "lr=1:30", "epochs=1.0"):
+        with pytest.raises(ConfigError, match=re.escape(f"{word!r} cannot be read")):
+            from_words(Settings(), [word])
+
+
 def test_the_defaults_are_not_changed_by_overrides() -> None:
     defaults = Settings()
     before = plain(defaults)

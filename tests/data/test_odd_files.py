@@ -69,13 +69,25 @@ def test_a_mask_beside_full_kspace_is_not_used(tmp_path: Path, mask: np.ndarray)
 
 
 @pytest.mark.parametrize(
-    "shape", [(SIZE,), (1, SIZE), (SIZE, SIZE), (1, 1, SIZE), (SIZE, 1), (1, 1, SIZE, 1)]
+    "shape",
+    [
+        *((SIZE,), (1, SIZE), (SIZE, SIZE), (1, 1, SIZE), (SIZE, 1), (1, 1, SIZE, 1)),
+        *((4, SIZE, SIZE), (3, 4, SIZE, SIZE)),
+    ],
 )
 def test_a_mask_of_equal_rows_is_the_scanners(tmp_path: Path, shape: tuple[int, ...]) -> None:
     mask = OWN_MASK.reshape(shape) if shape[-1] == 1 else np.broadcast_to(OWN_MASK, shape)
     volume = read(tmp_path, kspace=phantom_kspace() * OWN_MASK, mask=mask, target=None)
     assert volume.measured == "".join("01"[int(c)] for c in OWN_MASK)
     assert volume.notes == ()
+
+
+@pytest.mark.parametrize(
+    "mask", [0.999 * OWN_MASK, OWN_MASK * np.complex64(1), OWN_MASK * np.uint16(65535)]
+)
+def test_a_mask_is_of_any_type_of_number(tmp_path: Path, mask: np.ndarray) -> None:
+    volume = read(tmp_path, kspace=phantom_kspace() * OWN_MASK, mask=mask, target=None)
+    assert volume.measured == "".join("01"[int(c)] for c in OWN_MASK)
 
 
 @pytest.mark.parametrize(
@@ -632,6 +644,9 @@ HEADERS: dict[str, tuple[Any, list[str]]] = {
     "Python number": (XML.replace("1.494", "NP.FLOAT32(1.5)").encode(), ["unclear_header"]),
     "cut off": (XML[:-40].encode(), ["unclear_header"]),
     "bytes": (np.frombuffer(header(), np.uint8), []),
+    "a column of bytes": (np.frombuffer(header(), np.uint8)[:, None], []),
+    "characters of MATLAB": (np.frombuffer(header(), np.uint8).astype(np.uint16)[:, None], []),
+    "characters of MATLAB, big-endian": (np.frombuffer(header(), np.uint8).astype(">u2"), []),
     "number": (5, ["unclear_header"]),
     "not XML": (b"{'systemModel': 'Aera'}", ["unclear_header"]),
 }

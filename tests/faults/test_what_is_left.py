@@ -18,6 +18,7 @@ from banding_removal.config.settings import Settings
 from banding_removal.data.operators import rss
 from banding_removal.errors import RunInUseError
 from banding_removal.model.predictor import Predictor
+from banding_removal.processes.console import unfailing_console
 from banding_removal.processes.signals import StopRequest
 from banding_removal.runs.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
 from banding_removal.runs.lock import RunLock
@@ -71,7 +72,7 @@ def test_a_console_that_cannot_be_written_ends_no_run_and_is_named_once(
 ) -> None:
     with Path("/dev/full").open("w") as full:
         monkeypatch.setattr(sys, "stdout", full)
-        with logging_to(tmp_path / "run"):
+        with unfailing_console(), logging_to(tmp_path / "run"):
             for _ in range(3):
                 logging.getLogger(__name__).info("said in vain")
         print("nor is this a failure")

@@ -70,6 +70,8 @@ def test_open_mpi_and_pmi_are_read_and_come_before_the_step_that_started_mpiruns
         {},
         {"LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"},
         {"WORLD_SIZE": "1"},
+        {"WORLD_SIZE": "1", "PMIX_RANK": "1"},
+        {"PMIX_RANK": "0", "SLURM_PROCID": ""},
         {**SRUN, "WORLD_SIZE": "1"},  # the tasks are runs of their own
         {**SRUN, "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "16"},  # a shell of salloc
         {"SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"},  # an older one
@@ -98,6 +100,10 @@ def test_a_job_of_several_tasks_without_srun_is_warned_of(caplog: pytest.LogCapt
         (without(TORCHRUN, "MASTER_ADDR"), ["MASTER_ADDR is not set"]),
         ({**TORCHRUN, "MASTER_ADDR": ""}, ["MASTER_ADDR is empty"]),
         ({**TORCHRUN, "MASTER_ADDR": "node.invalid"}, ["MASTER_ADDR=node.invalid is a host that"]),
+        (
+            {**TORCHRUN, "MASTER_ADDR": "node..cluster"},
+            ["=node..cluster is not the name of a host"],
+        ),
         ({**TORCHRUN, "MASTER_PORT": "http"}, ["MASTER_PORT must be a whole number, not 'http'"]),
         ({**TORCHRUN, "MASTER_PORT": "0"}, ["MASTER_PORT=0 is not a port"]),
         ({**TORCHRUN, "MASTER_PORT": "70000"}, ["MASTER_PORT=70000 is not a port"]),
@@ -115,6 +121,12 @@ def test_a_job_of_several_tasks_without_srun_is_warned_of(caplog: pytest.LogCapt
         ({**SRUN, "SLURM_PTY_PORT": "4711"}, ["one of 16 tasks", "--ntasks=1"]),
         (without(SRUN, "SLURM_PROCID"), ["SLURM_PROCID is not set"]),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, ["Open MPI", "OMPI_COMM_WORLD_RANK is not set"]),
+        ({**OPEN_MPI, "WORLD_SIZE": "4"}, ["WORLD_SIZE=4 contradicts OMPI_COMM_WORLD_SIZE=2"]),
+        ({**SRUN, "RANK": "0"}, ["RANK=0 contradicts SLURM_PROCID=15"]),
+        ({"SLURM_PROCID": "1"}, ["SLURM_PROCID=1: this is one of several"]),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_ID": "0"}, ["SLURM_PROCID=1: this is one of several"]),
+        ({"LOCAL_RANK": "1"}, ["LOCAL_RANK=1: this is one of several"]),
+        ({"PALS_RANKID": "3"}, ["PALS_RANKID=3: this is one of several"]),
         ({"OMPI_COMM_WORLD_RANK": "1"}, ["Open MPI", "OMPI_COMM_WORLD_SIZE is not set"]),
         ({"MV2_COMM_WORLD_SIZE": "2", "MV2_COMM_WORLD_RANK": "1"}, ["MVAPICH", "MASTER_ADDR is"]),
         ({"PMI_SIZE": "2", "PMI_RANK": "1"}, ["MASTER_ADDR is not set", "MASTER_PORT is not set"]),

@@ -11,7 +11,8 @@ import pytest
 
 from banding_removal.config.settings import Settings
 from banding_removal.errors import RunInUseError
-from banding_removal.processes.launch import launch
+from banding_removal.processes import stuck
+from banding_removal.processes.launch import _signals_passed_on, launch
 from banding_removal.processes.signals import Stopped
 from banding_removal.runs.checkpoint import find_checkpoint, load_checkpoint
 from banding_removal.training import loop
@@ -59,6 +60,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     step: int,
     workers: int,
 ) -> None:
+    monkeypatch.setattr(stuck, "GRACE_S", 600.0)  # the start may be slow, and ends by itself
     settings = replace(settings, workers=workers, dropout=0.1)
     through = train(replace(settings, name="through"))
     with monkeypatch.context() as patch:
@@ -74,6 +76,23 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     rows = [row for row in read_metrics(folder) if row["kind"] == "train"]
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert not list((folder / "checkpoints").glob("*_step000003*"))
+
+
+def test_a_closed_terminal_stops_a_run_unless_it_is_to_ignore_that(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signal_at(monkeypatch, "train_step", 2, signal.SIGHUP)
+    with pytest.raises(Stopped, match="SIGHUP after step 2"):
+        launch(train, settings)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        signal_at(monkeypatch, "train_step", 2, signal.SIGHUP)
+        launch(train, replace(settings, epochs=1, name="nohup"))
+        with _signals_passed_on() as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not received
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_warm_up_that_is_stopped_is_repeated(

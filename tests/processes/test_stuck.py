@@ -98,8 +98,12 @@ def asked(doing: Doing, seconds: float) -> StopRequest:
 
 def test_what_waits_in_vain_and_what_does_not() -> None:
     alone, others, long = Others(), Others(), 1000.0
-    for doing in (Doing.STARTING, Doing.WORKING, Doing.SAVING):
+    for doing in (Doing.WORKING, Doing.SAVING):
         assert not waits_in_vain(asked(doing, long), alone)
+    starting = asked(Doing.STARTING, long)  # reads thousands of files, perhaps
+    assert waits_in_vain(starting, alone) == "the start"
+    starting.has_worked = True
+    assert not waits_in_vain(starting, alone)
     assert waits_in_vain(asked(Doing.LOADING, long), alone)
     assert not waits_in_vain(asked(Doing.LOADING, 0.1), alone)  # a batch may come yet
     assert waits_in_vain(asked(Doing.EXCHANGING, long), alone)

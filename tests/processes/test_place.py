@@ -6,7 +6,8 @@ import pytest
 
 from banding_removal.errors import ConfigError
 from banding_removal.processes.nodelist import hostnames
-from banding_removal.processes.place import FIRST_PORT, PORTS, place_in
+from banding_removal.processes.place import place_in
+from banding_removal.processes.schedulers import FIRST_PORT, PORTS
 
 TORCHRUN = {
     **{"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},

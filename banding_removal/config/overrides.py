@@ -85,7 +85,14 @@ def _as_yaml(word: str, hints: dict[str, Any]) -> str:
 def _reason(
     defaults: object, words: dict[str, str], error: Exception, hints: dict[str, Any]
 ) -> str:
-    """Why words (as YAML by what was typed) cannot be merged into the defaults; names the word."""
+    """Why words cannot be merged into the defaults, with the word and what it should be.
+
+    Args:
+        defaults: of the settings.
+        words: as they were typed, each with its form as YAML.
+        error: what merging them raised.
+        hints: types of the settings.
+    """
     where = ""
     for word, as_yaml in words.items():
         try:

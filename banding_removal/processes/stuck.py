@@ -6,7 +6,7 @@ waiting for its loading processes. So a second thread learns of the signal from 
 interpreter writes to at once (signal.set_wakeup_fd), and ends the process if the wait is in vain:
 
 * for loading processes, or for other processes none of which is at work: after `GRACE_S`;
-* for the start, as long as there is nothing to save: a first index of many files takes long;
+* before there is anything to save, for instance while many files are indexed: after `GRACE_S`;
 * for a process that has been silent for `SILENT_S`, whatever this one was doing;
 * never while this process, or the one that it waits for, writes a checkpoint, trains a step or
   validates: that ends by itself and then stops, however long it takes.

@@ -75,6 +75,7 @@ _ADAM: dict[str, Any] = {"optimizer": "adam", "lr": 3e-4}
 STAGE_1 = replace(PRETRAINING, name="stage_1", epochs=12, **ONE_CORE)
 _DIRECT = replace(STAGE_2, **DIRECT, **ONE_CORE, epochs=10, epoch_fraction=1.0)
 _PAIRS: dict[str, Any] = {"epoch_fraction": 0.5}  # two orientations a step, half the steps
+_PAPER = {**PAPER, "rollbacks": None}  # as published, to its end, even if images get worse
 _VIEW = {"adversary_view": "low_signal", "adversary_strength": 0.03}
 FROM_SCRATCH = ("bfloat16",)  # these are stage 1 once more, in another way
 RECIPES = {
@@ -85,10 +86,10 @@ RECIPES = {
     "to_none": replace(_DIRECT, streak_below=0.0),
     "even": replace(_DIRECT, streak_background=0.5),
     "adam": replace(_DIRECT, optimizer="adam", lr=2e-3),
-    "paper": replace(_DIRECT, **PAPER, **_ADAM),
+    "paper": replace(_DIRECT, **_PAPER, **_ADAM),
     # The published recipe, with as little as possible changed.
-    "paper_view": replace(_DIRECT, **PAPER | _VIEW),
-    "paper_view_pretrained": replace(_DIRECT, **PAPER | _VIEW | {"adversary_pretrain_steps": 200}),
+    "paper_view": replace(_DIRECT, **_PAPER | _VIEW),
+    "paper_view_pretrained": replace(_DIRECT, **_PAPER | _VIEW | {"adversary_pretrain_steps": 200}),
     "adversary": replace(_DIRECT, **ADVERSARY, **_PAIRS),
     # That without one of its parts.
     "adversary_alone": replace(_DIRECT, **ADVERSARY | {"streak_weight": 0.0}, **_PAIRS),

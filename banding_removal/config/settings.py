@@ -104,7 +104,8 @@ class Settings:
     # which runs them again: less memory, the same results, a third more time for each of them.
     recompute: int = bounded(0, at_least=0)
     clip_grad_norm: float | None = bounded(None, above=0)  # of the whole gradient; null: no limit
-    rollbacks: int = bounded(5, at_least=0)  # returns to the last good state; then an error
+    # Returns to the last good state; then an error. null: none, but worse images are only logged.
+    rollbacks: int | None = bounded(5, at_least=0)
     # Factor of the learning rates and of the weights against banding, at each rollback.
     rollback_factor: float = bounded(0.5, above=0, at_most=1)
 

@@ -165,7 +165,8 @@ class Run:
 
         Raises:
             Stopped: a signal in any process has asked for it; the state before validation is saved.
-            FailingRun: a reconstruction is not finite, or something other than banding changed.
+            FailingRun: a reconstruction is not finite; or something other than banding changed, and
+                the settings allow rollbacks.
         """
         settings, epoch = self.settings, self.progress.epoch + 1
         if epoch % settings.validate_every != 0 and epoch != settings.epochs:
@@ -176,7 +177,12 @@ class Run:
             raise FailingRun(str(error), in_validation=True) from error
         if self.progress.start:
             rate = self.players.learning_rates()["lr"] / settings.lr
-            check_validation(self.progress.start, result.metrics, rate=rate)
+            try:
+                check_validation(self.progress.start, result.metrics, rate=rate)
+            except FailingRun as error:
+                if settings.rollbacks is not None:
+                    raise
+                log.warning("worse at step %d: %s (rollbacks=null)", self.progress.step, error)
         return result
 
     def validate_initial(self, validator: Validator) -> None:
@@ -230,8 +236,8 @@ class Run:
         settings, progress = self.settings, self.progress
         why = "; ".join(dict.fromkeys(self.team.gather(str(error))))
         failed_at, before = progress.step, len(progress.events)
-        if before >= settings.rollbacks:
-            often = f"after {before} rollbacks" if before else "(rollbacks=0)"
+        if settings.rollbacks is None or before >= settings.rollbacks:
+            often = f"after {before} rollbacks" if before else "(no rollbacks)"
             raise RunFailedError(f"the run is failing {often}, at step {failed_at}: {why}")
         event = {"step": failed_at, "epoch": progress.epoch + 1, "why": why}
         events = [*progress.events, event]

@@ -108,12 +108,13 @@ def test_a_run_that_always_fails_ends_with_the_slice_named(
     assert end.step < 5
 
 
+@pytest.mark.parametrize("rollbacks", [0, None])
 def test_without_rollbacks_the_first_failure_is_the_end(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, rollbacks: int | None
 ) -> None:
     spoil(monkeypatch, {3}, lambda loss: loss * float("nan"))
-    with pytest.raises(RunFailedError, match=r"failing \(rollbacks=0\), at step 2"):
-        train(replace(settings, rollbacks=0))
+    with pytest.raises(RunFailedError, match=r"failing \(no rollbacks\), at step 2"):
+        train(replace(settings, rollbacks=rollbacks))
 
 
 def test_a_loss_that_explodes_is_noticed_in_stage_one_and_lowers_the_rate(
@@ -202,6 +203,19 @@ def test_a_failing_validation_undoes_all_since_the_one_before(
     end = load_checkpoint(find_checkpoint(train(often)))
     assert (end.epoch, end.step) == (6, 36)
     assert [(event["step"], event["back_to"]) for event in end.events] == [(24, 12)] * 2
+
+
+def test_a_run_that_never_goes_back_warns_of_worse_images_and_goes_on(
+    stage_2: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(*_: Any, **__: Any) -> None:
+        raise FailingRun("texture is written", in_validation=True)
+
+    monkeypatch.setattr(run, "check_validation", check)
+    folder = train(replace(stage_2, rollbacks=None))
+    end = load_checkpoint(find_checkpoint(folder))
+    assert (end.epoch, end.events) == (3, [])
+    assert log_of(folder).count("texture is written (rollbacks=null)") == 3
 
 
 def test_a_run_that_went_back_resumes_as_gently(

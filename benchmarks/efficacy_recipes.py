@@ -87,6 +87,7 @@ RECIPES = {
     "even": replace(_DIRECT, streak_background=0.5),
     "adam": replace(_DIRECT, optimizer="adam", lr=2e-3),
     "paper": replace(_DIRECT, **_PAPER, **_ADAM),
+    "paper_8": replace(_DIRECT, **_PAPER, **_ADAM, accumulate=8),  # a step as on eight GPUs
     # The published recipe, with as little as possible changed.
     "paper_view": replace(_DIRECT, **_PAPER | _VIEW),
     "paper_view_pretrained": replace(_DIRECT, **_PAPER | _VIEW | {"adversary_pretrain_steps": 200}),

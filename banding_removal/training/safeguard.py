@@ -2,8 +2,8 @@
 
 Adversarial training fails in a few known ways, all of which show in the metrics long before anybody
 looks at a picture: a NaN or exploding loss, streaks in the other direction (overshooting), texture
-written over what was smooth, lost detail. An adversary that stays at chance is only logged: nothing
-gets worse by it.
+written over what was smooth, lost detail. An adversary that stays at chance is only logged: if it
+adds texture, a validation shows that.
 """
 
 import copy

@@ -62,7 +62,8 @@ class Efficacy:
     probe: bool = True
     template: Path | None = None  # of size=brain: see benchmarks/brain.py
     jobs: int = 2  # seeds side by side, each on one core; also volumes
-    minutes: float | None = None  # after these, runs save their state and stop; null: no limit
+    # After these, which begin with the making of data, runs save their state and stop; null: never.
+    minutes: float | None = None
     device: str = "cpu"  # to train, reconstruct and probe on
     child: bool = False  # the benchmark's own processes
 
@@ -169,6 +170,7 @@ def main(words: list[str]) -> None:
     if settings.child:
         run_seed(settings, settings.seeds[0])
         return
+    begun = time.monotonic()
     size = SIZES[settings.size]
     for name in ("phantom", "varied", settings.volumes):
         seed = SEEDS[name]
@@ -188,8 +190,6 @@ def main(words: list[str]) -> None:
             raise ConfigError("size=brain needs template=...: see benchmarks/brain.py")
         else:
             write_brains(folder, size.phantom, settings.template, **counts, seed=seed)
-
-    begun = time.monotonic()
 
     def start(seed: int) -> int:
         log = settings.folder / f"{settings.size}-{seed}.log"

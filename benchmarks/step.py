@@ -5,7 +5,7 @@
     python -m benchmarks.step size=paper device=cuda steps=10 slices=4
 
 `ours` is the project's own code in float32, with or without recomputation and bfloat16; `plain` the
-formulation in benchmarks/plain.py, also in bfloat16, with channels last, or with its predictor
+formulation in benchmarks/plain.py, also in bfloat16, with channels last, or with its U-Nets
 compiled. Of either, `graphs` starts the kernels of a step by one call (benchmarks/graphs.py: needs
 a GPU). `fastmri` the public VarNet with as many cascades, channels and poolings (its U-Nets have
 a level more, of twice the width: the table gives the weights), and `varnet` the project's own code
@@ -91,7 +91,7 @@ def measure(benchmark: Benchmark) -> Row:
         seconds.append(_now(device) - start)
         if benchmark.child == "breakdown":
             return {"parameters": parameters, "groups": profiled(step, device)}
-    peak = _peak(device, in_graphs="graphs" in variant or "reduce-overhead" in variant)
+    peak = _peak(device, in_graphs="graphs" in variant)
     memory = {"peak_mb": peak / MB, "step_mb": (peak - before) / MB}
     last = {"metrics": found} if isinstance(found, dict) else {}  # of the last step
     return {"parameters": parameters, "seconds": seconds[1:], **memory, **last}

@@ -1,4 +1,6 @@
+import itertools
 import json
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -221,9 +223,17 @@ def test_pytorchs_layers_compute_what_our_fused_ones_do() -> None:
     assert metrics[0] == pytest.approx(metrics[1], rel=0.05)
 
 
+def test_what_is_compiled_are_the_u_nets(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(plain.UNet, "compile", lambda self, **_: compiled.append(self))
+    _, predictor = prepare("plain-compile", "pretrain", SIZES["tiny"], CPU)
+    assert isinstance(predictor, plain.PlainPredictor)
+    assert compiled == [x.unet.unet for x in (predictor.sensitivity, *predictor.cascades)]
+
+
 @pytest.mark.parametrize("stage", ["pretrain", "inference"])
 @pytest.mark.parametrize(
-    "variant", ["plain-bf16-graphs", "ours-graphs", "plain-bf16-reduce-overhead"]
+    "variant", ["plain-bf16-graphs", "ours-graphs", "plain-bf16-compile-graphs"]
 )
 def test_graphs_say_that_they_need_a_gpu(variant: str, stage: str) -> None:
     with pytest.raises(UnavailableError, match="CUDA graphs need a GPU"):
@@ -241,6 +251,22 @@ def test_a_difference_of_two_acts_is_that_of_their_results_and_gradients() -> No
         found = graphs.difference(lambda: act(1, 0), partial(act, factor, offset), [layer])
         assert found == pytest.approx(expected)
         assert layer.weight.grad is None
+
+
+def test_a_graph_may_differ_as_much_as_two_runs_of_the_step_do() -> None:
+    layer = nn.Linear(1, 1, bias=False)
+    losses = itertools.cycle([1.0, 1.1])
+
+    def act(value: float | None = None) -> dict[str, Tensor]:
+        return {"loss": torch.tensor(value or next(losses))}
+
+    found = graphs.compare(act, partial(act, 1.25), [layer], 0.01)
+    assert found == pytest.approx({"graph_difference": 0.25, "own_difference": 0.1})
+    next(losses)
+    with pytest.raises(RuntimeError, match=r"from the step by 0\.35; the step from itself by 0\.1"):
+        graphs.compare(act, partial(act, 1.35), [layer], 0.01)
+    with pytest.raises(RuntimeError, match="by nan"):
+        graphs.compare(act, partial(act, math.nan), [layer], 0.01)
 
 
 def test_a_gpu_is_as_busy_as_its_kernels_take_of_a_step(

@@ -269,17 +269,33 @@ def test_a_graph_may_differ_as_much_as_two_runs_of_the_step_do() -> None:
         graphs.compare(act, partial(act, math.nan), [layer], 0.01)
 
 
+@pytest.mark.parametrize(("variant", "convolution"), [("plain", "67%"), ("plain-graphs", "-")])
 def test_a_gpu_is_as_busy_as_its_kernels_take_of_a_step(
-    capsys: pytest.CaptureFixture[str],
+    variant: str, convolution: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    common = {"size": "paper", "stage": "pretrain", "variant": "plain", "device": "cuda"}
+    common = {"size": "paper", "stage": "pretrain", "variant": variant, "device": "cuda"}
     common |= {"slices": "1", "machine": "a GPU", "threads": "1", "torch": "2"}
     sizes = {"parameters": 1, "step_mb": 1.0, "peak_mb": 1.0}
     timing = {**common, **sizes, "kind": "timing", "seconds": [2.0, 4.0, 4.0]}
     groups = dict.fromkeys(GROUPS, 0.0) | {CONVOLUTION: 2.0, OTHER: 1.0}
     print_tables([timing, {**common, "kind": "breakdown", "groups": groups}])
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("pretrain"))
-    assert line.split()[-2:] == ["67%", "75%"]
+    assert line.split()[-2:] == [convolution, "75%"]
+
+
+def test_a_run_that_takes_too_long_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark = Benchmark(size="tiny", variants=("plain",), stages=("pretrain",), limit=0.1)
+    assert main(benchmark) == 1
+    assert capsys.readouterr().out == "left out: pretrain plain: not done after 0.1 s (limit)\n"
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_a_gpu_whose_kernels_are_not_recorded_is_not_taken_for_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)  # there is no GPU here
+    with pytest.raises(RuntimeError, match="recorded no kernel"):
+        profiled(lambda: torch.ones(2) + 1, torch.device("cuda"))
 
 
 def test_the_public_network_is_measured_with_our_code() -> None:

@@ -56,6 +56,7 @@ class Efficacy:
     size: str = "96"
     seeds: tuple[int, ...] = (0,)
     recipes: tuple[str, ...] = ("control", "direct")
+    epochs: int | None = None  # of each run, instead of its own; best with a folder of its own
     varied: bool = True  # stage 2 on twice as many volumes that vary, for the same number of steps
     volumes: Literal["chosen", "final"] = "chosen"
     volume_count: int = 8  # to measure on
@@ -75,8 +76,9 @@ class Efficacy:
             raise ConfigError(f"size {self.size}: none of {', '.join(SIZES)}")
         if self.varied and SIZES[self.size].brain:
             raise ConfigError("size=brain needs varied=false: only the phantom varies")
-        if min(self.jobs, self.volume_count, len(self.seeds)) < 1:
-            raise ConfigError("jobs, volume_count and the number of seeds must be positive")
+        counts = (self.jobs, self.volume_count, len(self.seeds))
+        if min(*counts, 1 if self.epochs is None else self.epochs) < 1:
+            raise ConfigError("jobs, volume_count, epochs and the number of seeds must be positive")
 
 
 def run_seed(settings: Efficacy, seed: int) -> None:
@@ -87,6 +89,8 @@ def run_seed(settings: Efficacy, seed: int) -> None:
     logs = settings.folder / f"{settings.size}-{seed}"
     workers = 0 if settings.device == "cpu" else 4
     where: dict[str, Any] = {"logs": logs, "device": settings.device, "workers": workers}
+    if settings.epochs is not None:
+        where["epochs"] = settings.epochs
     same, varied = (settings.folder / f"{name}-{settings.size}" for name in ("phantom", "varied"))
 
     before = _trained(replace(stage_1(settings.size, seed), **where, data_path=same))

@@ -56,13 +56,15 @@ class Efficacy:
     size: str = "96"
     seeds: tuple[int, ...] = (0,)
     recipes: tuple[str, ...] = ("control", "direct")
+    epochs: int | None = None  # of each run, instead of its own; best with a folder of its own
     varied: bool = True  # stage 2 on twice as many volumes that vary, for the same number of steps
     volumes: Literal["chosen", "final"] = "chosen"
     volume_count: int = 8  # to measure on
     probe: bool = True
     template: Path | None = None  # of size=brain: see benchmarks/brain.py
     jobs: int = 2  # seeds side by side, each on one core; also volumes
-    minutes: float | None = None  # after these, runs save their state and stop; null: no limit
+    # After these, which begin with the making of data, runs save their state and stop; null: never.
+    minutes: float | None = None
     device: str = "cpu"  # to train, reconstruct and probe on
     child: bool = False  # the benchmark's own processes
 
@@ -74,8 +76,9 @@ class Efficacy:
             raise ConfigError(f"size {self.size}: none of {', '.join(SIZES)}")
         if self.varied and SIZES[self.size].brain:
             raise ConfigError("size=brain needs varied=false: only the phantom varies")
-        if min(self.jobs, self.volume_count, len(self.seeds)) < 1:
-            raise ConfigError("jobs, volume_count and the number of seeds must be positive")
+        counts = (self.jobs, self.volume_count, len(self.seeds))
+        if min(*counts, 1 if self.epochs is None else self.epochs) < 1:
+            raise ConfigError("jobs, volume_count, epochs and the number of seeds must be positive")
 
 
 def run_seed(settings: Efficacy, seed: int) -> None:
@@ -86,6 +89,8 @@ def run_seed(settings: Efficacy, seed: int) -> None:
     logs = settings.folder / f"{settings.size}-{seed}"
     workers = 0 if settings.device == "cpu" else 4
     where: dict[str, Any] = {"logs": logs, "device": settings.device, "workers": workers}
+    if settings.epochs is not None:
+        where["epochs"] = settings.epochs
     same, varied = (settings.folder / f"{name}-{settings.size}" for name in ("phantom", "varied"))
 
     before = _trained(replace(stage_1(settings.size, seed), **where, data_path=same))
@@ -169,6 +174,7 @@ def main(words: list[str]) -> None:
     if settings.child:
         run_seed(settings, settings.seeds[0])
         return
+    begun = time.monotonic()
     size = SIZES[settings.size]
     for name in ("phantom", "varied", settings.volumes):
         seed = SEEDS[name]
@@ -188,8 +194,6 @@ def main(words: list[str]) -> None:
             raise ConfigError("size=brain needs template=...: see benchmarks/brain.py")
         else:
             write_brains(folder, size.phantom, settings.template, **counts, seed=seed)
-
-    begun = time.monotonic()
 
     def start(seed: int) -> int:
         log = settings.folder / f"{settings.size}-{seed}.log"

@@ -80,3 +80,27 @@ def difference(one: Act, other: Act, networks: Sequence[nn.Module]) -> float:
         float((a - b).norm() / a.norm().clamp(min=math.ulp(0.0)))
         for a, b in zip(*found, strict=True)
     )
+
+
+def compare(
+    act: Act, graph: Act, networks: Sequence[nn.Module], tolerance: float
+) -> dict[str, float]:
+    """How much a graph differs from the act that it records, and the act from itself.
+
+    A GPU adds in any order, so that no two runs are the same.
+
+    Args:
+        act: what was recorded.
+        graph: what `graphed` made of it.
+        networks: without gradients now.
+        tolerance: for the graph, beside three times the difference of two runs of the act.
+
+    Raises:
+        RuntimeError: the graph differs by more than that.
+    """
+    noise, apart = (difference(act, other, networks) for other in (act, graph))
+    if not apart < tolerance + 3 * noise:
+        raise RuntimeError(
+            f"the graph differs from the step by {apart:.2g}; the step from itself by {noise:.2g}"
+        )
+    return {"graph_difference": apart, "own_difference": noise}

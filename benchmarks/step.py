@@ -5,7 +5,7 @@
     python -m benchmarks.step size=paper device=cuda steps=10 slices=4
 
 `ours` is the project's own code in float32, with or without recomputation and bfloat16; `plain` the
-formulation in benchmarks/plain.py, also in bfloat16, with channels last, or with its predictor
+formulation in benchmarks/plain.py, also in bfloat16, with channels last, or with its U-Nets
 compiled. Of either, `graphs` starts the kernels of a step by one call (benchmarks/graphs.py: needs
 a GPU). `fastmri` the public VarNet with as many cascades, channels and poolings (its U-Nets have
 a level more, of twice the width: the table gives the weights), and `varnet` the project's own code
@@ -59,6 +59,7 @@ class Benchmark:
     slices: int = 1  # in a step; inference takes as many at once
     device: str = "auto"
     breakdown: bool = True  # also profile a step of each
+    limit: float | None = None  # seconds, after which a run is ended and left out; null: none
     out: Path | None = None  # JSON lines, one for each run; what is in there is not run again
     child: Literal["timing", "breakdown"] | None = None  # the benchmark's own processes
 
@@ -91,7 +92,7 @@ def measure(benchmark: Benchmark) -> Row:
         seconds.append(_now(device) - start)
         if benchmark.child == "breakdown":
             return {"parameters": parameters, "groups": profiled(step, device)}
-    peak = _peak(device, in_graphs="graphs" in variant or "reduce-overhead" in variant)
+    peak = _peak(device, in_graphs="graphs" in variant)
     memory = {"peak_mb": peak / MB, "step_mb": (peak - before) / MB}
     last = {"metrics": found} if isinstance(found, dict) else {}  # of the last step
     return {"parameters": parameters, "seconds": seconds[1:], **memory, **last}
@@ -137,20 +138,24 @@ def run_child(job: Benchmark) -> Row:
 
     Raises:
         UnavailableError: the variant cannot run here.
-        RuntimeError: the process failed; the end of what it said.
+        RuntimeError: the process failed (the end of what it said), or took too long.
     """
     words = [
         *(f"size={job.size}", f"variants=[{job.variants[0]}]", f"stages=[{job.stages[0]}]"),
         *(f"steps={job.steps}", f"threads={job.threads}", f"device={job.device}"),
         *(f"slices={job.slices}", f"child={job.child}"),
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.step", *words],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": str(job.threads)},
-        capture_output=True,
-        text=True,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.step", *words],
+            cwd=REPOSITORY,
+            env={**os.environ, "OMP_NUM_THREADS": str(job.threads)},
+            capture_output=True,
+            text=True,
+            timeout=job.limit,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"not done after {job.limit:g} s (limit)") from error
     if done.returncode != 0:
         raise RuntimeError(f"exit status {done.returncode}: {done.stderr.strip()[-2000:]}")
     row: Row = json.loads(done.stdout.splitlines()[-1])
@@ -289,7 +294,8 @@ def _figures(rows: list[Row], stage: str, variant: str) -> Row:
     for row in mine:
         if row["kind"] == "breakdown":
             total = sum(row["groups"].values())
-            figures["groups"] = {name: value / total for name, value in row["groups"].items()}
+            if "graphs" not in variant:  # whose kernels belong to no operator
+                figures["groups"] = {name: value / total for name, value in row["groups"].items()}
             if row["device"] != "cpu":
                 figures["busy"] = total / figures["seconds"]
     return figures

@@ -72,7 +72,9 @@ def test_reconstructions_are_those_of_the_cpu(on_gpu: Settings) -> None:
     for path in written:
         with h5py.File(path) as mine, h5py.File(on_gpu.logs / "cpu" / path.name) as other:
             image, expected = mine["reconstruction"][()], other["reconstruction"][()]
-        np.testing.assert_allclose(image, expected, rtol=0, atol=1e-3 * expected.max())
+        # PyTorch's float32 convolutions are TF32 on a GPU: 10 bits of the mantissa. Rounding their
+        # inputs like that on a CPU moves a pixel by up to 0.0015 of the maximum.
+        np.testing.assert_allclose(image, expected, rtol=0, atol=4e-3 * expected.max())
 
 
 def test_memory_does_not_grow_from_step_to_step(on_gpu: Settings) -> None:

@@ -1,12 +1,16 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from banding_removal.config.recipes import DIRECT
+from banding_removal.data.phantom.files import write_dataset
 from banding_removal.errors import ConfigError
 from benchmarks import efficacy, efficacy_report, maps, probe_regions, provoked_failures
 from benchmarks.efficacy import BEFORE, Efficacy
+from benchmarks.efficacy_recipes import SIZES
 from benchmarks.efficacy_report import AIMS, Report, pairs_of, read_rows
 
 
@@ -15,7 +19,7 @@ def test_seeds_are_trained_and_judged_once_and_reported(
 ) -> None:
     folder = tmp_path / "efficacy"
     words = [f"folder={folder}", "size=tiny", "volume_count=2", "probe=false", "volumes=final"]
-    words += ["recipes=[control,direct]", "seeds=[0]"]
+    words += ["recipes=[control,direct]", "seeds=[0]", "epochs=2"]
     efficacy.main(words)
     rows = folder / "rows" / "tiny-0.jsonl"
     first = rows.read_text()
@@ -26,6 +30,7 @@ def test_seeds_are_trained_and_judged_once_and_reported(
     ]
     steps = {json.loads(line)["recipe"]: json.loads(line)["steps"] for line in first.splitlines()}
     assert steps["control"] == steps["direct"]  # equal compute
+    assert steps["control"] == steps[BEFORE] == 2 * 2 * SIZES["tiny"].phantom.slices
     efficacy.main(words)
     assert rows.read_text() == first
     assert "seed 0: complete" in capsys.readouterr().out
@@ -76,9 +81,27 @@ def test_seeds_stop_in_time_and_go_on(tmp_path: Path, capsys: pytest.CaptureFixt
     assert len((folder / "rows" / "tiny-0.jsonl").read_text().splitlines()) == 2
 
 
+def test_making_the_data_counts_towards_the_minutes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    def slow(*args: Any, **named: Any) -> list[Path]:
+        clock[0] += 1000
+        return write_dataset(*args, **named)
+
+    monkeypatch.setattr(efficacy, "write_dataset", slow)
+    monkeypatch.setattr(efficacy, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    with pytest.raises(SystemExit):
+        efficacy.main([f"folder={tmp_path}", "size=tiny", "volume_count=1", "minutes=10"])
+    assert "stopped, to go on with the same command" in capsys.readouterr().out
+
+
 def test_what_is_not_known_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="none of control"):
         Efficacy(recipes=("magic",))
+    with pytest.raises(ConfigError, match="must be positive"):
+        Efficacy(epochs=0)
     with pytest.raises(ConfigError, match="size 7"):
         Efficacy(size="7")
     with pytest.raises(ConfigError, match="name runs"):

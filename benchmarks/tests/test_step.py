@@ -1,4 +1,6 @@
+import itertools
 import json
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -221,9 +223,17 @@ def test_pytorchs_layers_compute_what_our_fused_ones_do() -> None:
     assert metrics[0] == pytest.approx(metrics[1], rel=0.05)
 
 
+def test_what_is_compiled_are_the_u_nets(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(plain.UNet, "compile", lambda self, **_: compiled.append(self))
+    _, predictor = prepare("plain-compile", "pretrain", SIZES["tiny"], CPU)
+    assert isinstance(predictor, plain.PlainPredictor)
+    assert compiled == [x.unet.unet for x in (predictor.sensitivity, *predictor.cascades)]
+
+
 @pytest.mark.parametrize("stage", ["pretrain", "inference"])
 @pytest.mark.parametrize(
-    "variant", ["plain-bf16-graphs", "ours-graphs", "plain-bf16-reduce-overhead"]
+    "variant", ["plain-bf16-graphs", "ours-graphs", "plain-bf16-compile-graphs"]
 )
 def test_graphs_say_that_they_need_a_gpu(variant: str, stage: str) -> None:
     with pytest.raises(UnavailableError, match="CUDA graphs need a GPU"):
@@ -243,17 +253,49 @@ def test_a_difference_of_two_acts_is_that_of_their_results_and_gradients() -> No
         assert layer.weight.grad is None
 
 
+def test_a_graph_may_differ_as_much_as_two_runs_of_the_step_do() -> None:
+    layer = nn.Linear(1, 1, bias=False)
+    losses = itertools.cycle([1.0, 1.1])
+
+    def act(value: float | None = None) -> dict[str, Tensor]:
+        return {"loss": torch.tensor(value or next(losses))}
+
+    found = graphs.compare(act, partial(act, 1.25), [layer], 0.01)
+    assert found == pytest.approx({"graph_difference": 0.25, "own_difference": 0.1})
+    next(losses)
+    with pytest.raises(RuntimeError, match=r"from the step by 0\.35; the step from itself by 0\.1"):
+        graphs.compare(act, partial(act, 1.35), [layer], 0.01)
+    with pytest.raises(RuntimeError, match="by nan"):
+        graphs.compare(act, partial(act, math.nan), [layer], 0.01)
+
+
+@pytest.mark.parametrize(("variant", "convolution"), [("plain", "67%"), ("plain-graphs", "-")])
 def test_a_gpu_is_as_busy_as_its_kernels_take_of_a_step(
-    capsys: pytest.CaptureFixture[str],
+    variant: str, convolution: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    common = {"size": "paper", "stage": "pretrain", "variant": "plain", "device": "cuda"}
+    common = {"size": "paper", "stage": "pretrain", "variant": variant, "device": "cuda"}
     common |= {"slices": "1", "machine": "a GPU", "threads": "1", "torch": "2"}
     sizes = {"parameters": 1, "step_mb": 1.0, "peak_mb": 1.0}
     timing = {**common, **sizes, "kind": "timing", "seconds": [2.0, 4.0, 4.0]}
     groups = dict.fromkeys(GROUPS, 0.0) | {CONVOLUTION: 2.0, OTHER: 1.0}
     print_tables([timing, {**common, "kind": "breakdown", "groups": groups}])
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("pretrain"))
-    assert line.split()[-2:] == ["67%", "75%"]
+    assert line.split()[-2:] == [convolution, "75%"]
+
+
+def test_a_run_that_takes_too_long_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark = Benchmark(size="tiny", variants=("plain",), stages=("pretrain",), limit=0.1)
+    assert main(benchmark) == 1
+    assert capsys.readouterr().out == "left out: pretrain plain: not done after 0.1 s (limit)\n"
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_a_gpu_whose_kernels_are_not_recorded_is_not_taken_for_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)  # there is no GPU here
+    with pytest.raises(RuntimeError, match="recorded no kernel"):
+        profiled(lambda: torch.ones(2) + 1, torch.device("cuda"))
 
 
 def test_the_public_network_is_measured_with_our_code() -> None:

@@ -68,6 +68,7 @@ def test_bfloat16_is_float32_but_for_rounding() -> None:
         assert figures[1][name] == pytest.approx(figures[0][name], rel=0.05), name
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_both_acts_do_not_wait_for_the_gpu(
     layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
